@@ -1,0 +1,212 @@
+//! What the agent must not forget: its config, what it owns, what it started, and events nobody has stored yet.
+//!
+//! On disk: magic (8 bytes), version (u16, big endian), SHA-256 of the payload, payload (postcard). A ledger of a newer
+//! version or with a wrong checksum is refused whole: half a memory is worse than none, and the coordinator sends the
+//! config again. Golden bytes of every released version stay in `golden/`.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use keelson_protocol::config::NodeConfig;
+use keelson_protocol::health::AgentEvent;
+use keelson_protocol::{BootId, Incarnation, MachineId, SecretBytes};
+use serde::{Deserialize, Serialize};
+
+use crate::digest::Digest;
+use crate::event::Invocation;
+
+const MAGIC: &[u8; 8] = b"KEELSONL";
+const VERSION: u16 = 1;
+const HEAD_BYTES: usize = 8 + 2 + 32;
+/// Largest ledger, in bytes: the largest config and a full buffer of long events, twice.
+const LEDGER_BYTES_MAX: usize = 32 * 1024 * 1024;
+
+/// The agent's memory over restarts and reboots.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ledger {
+    /// The machine that it belongs to.
+    pub machine: MachineId,
+    /// Which machine of that id.
+    pub incarnation: Incarnation,
+    /// The last accepted config.
+    pub config: Option<NodeConfig>,
+    /// Every unit that the agent may have made and not yet removed.
+    pub units: BTreeMap<String, UnitRecord>,
+    /// Every file that the agent may have made and not yet removed.
+    pub files: BTreeSet<String>,
+    /// Digest of the specification that each held certificate was issued for.
+    pub certificates: BTreeMap<String, Digest>,
+    /// Events that the coordinator has not stored yet, oldest first.
+    pub events: VecDeque<AgentEvent>,
+    /// Number of the next event.
+    pub event_next: u64,
+    /// How many events were dropped since the coordinator was last told.
+    pub events_dropped: u64,
+}
+
+/// What is known of a unit that the agent made.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnitRecord {
+    /// The last start that was ordered. Written before the order.
+    pub start: Option<StartRecord>,
+    /// Inputs that a oneshot has ended with success for.
+    pub done: Option<Digest>,
+}
+
+/// A start that was ordered.
+///
+/// A run of the unit has these inputs exactly when it is of the same boot and not the run `before`. So a crash between
+/// this record and the order, or between the order and its result, is resolved by looking at the unit alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StartRecord {
+    /// In which boot.
+    pub boot: BootId,
+    /// Digest of the inputs.
+    pub inputs: Digest,
+    /// The run that was to be replaced.
+    pub before: Option<Invocation>,
+    /// How often the unit was started again during this boot.
+    pub restarts: u32,
+}
+
+/// Why bytes are no ledger that this agent can use.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LedgerError {
+    /// Too short, too long, or without our magic.
+    #[error("the file is no ledger ({bytes} bytes)")]
+    NoLedger {
+        /// Its size in bytes.
+        bytes: usize,
+    },
+    /// Written by a newer agent.
+    #[error("the ledger has version {got}, this agent understands up to {known}")]
+    Newer {
+        /// Version in the file.
+        got: u16,
+        /// Newest version understood.
+        known: u16,
+    },
+    /// The content is not what was written.
+    #[error("the ledger's checksum is wrong: the file was damaged")]
+    Checksum,
+    /// The checksum is right, and yet the content cannot be decoded.
+    #[error("the ledger cannot be decoded")]
+    Malformed,
+}
+
+impl Ledger {
+    /// An empty memory of a machine.
+    #[must_use]
+    pub fn empty(machine: MachineId, incarnation: Incarnation) -> Self {
+        Self {
+            machine,
+            incarnation,
+            config: None,
+            units: BTreeMap::new(),
+            files: BTreeSet::new(),
+            certificates: BTreeMap::new(),
+            events: VecDeque::new(),
+            event_next: 1,
+            events_dropped: 0,
+        }
+    }
+
+    /// The form on disk. Secret, because configs hold secrets.
+    #[must_use]
+    pub fn encode(&self) -> SecretBytes {
+        let payload = postcard::to_stdvec(self).expect("a ledger has no type that postcard cannot write");
+        let mut bytes = Vec::with_capacity(HEAD_BYTES + payload.len());
+        bytes.extend_from_slice(MAGIC);
+        bytes.extend_from_slice(&VERSION.to_be_bytes());
+        bytes.extend_from_slice(Digest::of(&payload).as_bytes());
+        bytes.extend_from_slice(&payload);
+        SecretBytes::new(bytes)
+    }
+
+    /// Reads the form on disk.
+    ///
+    /// # Errors
+    /// [`LedgerError`] says what is wrong; the file is then to be kept aside, not deleted.
+    pub fn decode(bytes: &[u8]) -> Result<Self, LedgerError> {
+        let no_ledger = LedgerError::NoLedger { bytes: bytes.len() };
+        if bytes.len() > LEDGER_BYTES_MAX {
+            return Err(no_ledger);
+        }
+        let (head, payload) = bytes.split_at_checked(HEAD_BYTES).ok_or(no_ledger.clone())?;
+        if !head.starts_with(MAGIC) {
+            return Err(no_ledger);
+        }
+        let got = u16::from_be_bytes([head[8], head[9]]);
+        if got > VERSION {
+            return Err(LedgerError::Newer { got, known: VERSION });
+        }
+        if Digest::of(payload).as_bytes() != &head[10..] {
+            return Err(LedgerError::Checksum);
+        }
+        let (ledger, rest) =
+            postcard::take_from_bytes::<Self>(payload).map_err(|_| LedgerError::Malformed)?;
+        if !rest.is_empty() {
+            return Err(LedgerError::Malformed);
+        }
+        Ok(ledger)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use keelson_protocol::WallTime;
+    use keelson_protocol::health::EventKind;
+
+    fn sample() -> Ledger {
+        let mut ledger = Ledger::empty(MachineId::new("demo-worker-1").unwrap(), Incarnation(3));
+        ledger.files.insert("/var/lib/keelson/x".to_owned());
+        ledger.certificates.insert("kubelet".to_owned(), Digest::of(b"spec"));
+        let start = StartRecord {
+            boot: BootId(7),
+            inputs: Digest::of(b"inputs"),
+            before: Some(Invocation(9)),
+            restarts: 2,
+        };
+        ledger.units.insert("a.service".to_owned(), UnitRecord { start: Some(start), done: None });
+        ledger.events.push_back(AgentEvent {
+            sequence: 1,
+            at: WallTime(5),
+            kind: EventKind::AgentStarted,
+            subject: "agent".to_owned(),
+            cause: "boot".to_owned(),
+            outcome: "ok".to_owned(),
+        });
+        ledger.event_next = 2;
+        ledger
+    }
+
+    #[test]
+    fn decode_reverses_encode() {
+        assert_eq!(Ledger::decode(sample().encode().expose_secret()), Ok(sample()));
+    }
+
+    #[test]
+    fn every_damage_is_refused() {
+        let good = sample().encode().expose_secret().to_vec();
+        for position in 0..good.len() {
+            let mut bad = good.clone();
+            bad[position] ^= 0x20;
+            assert!(Ledger::decode(&bad).is_err(), "flip at {position}");
+            assert!(Ledger::decode(&good[..position]).is_err(), "cut at {position}");
+        }
+        let mut newer = good;
+        newer[9] = 2;
+        assert_eq!(Ledger::decode(&newer), Err(LedgerError::Newer { got: 2, known: 1 }));
+    }
+
+    #[test]
+    fn bytes_of_version_1_stay_readable() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/golden/ledger-v1.hex");
+        let hex: String =
+            sample().encode().expose_secret().iter().map(|byte| format!("{byte:02x}")).collect();
+        if std::env::var_os("KEELSON_GOLDEN_WRITE").is_some() {
+            std::fs::write(path, format!("{hex}\n")).unwrap();
+        }
+        assert_eq!(std::fs::read_to_string(path).unwrap().trim(), hex);
+    }
+}

@@ -1,0 +1,326 @@
+//! Units: started when what they need is there, restarted when their inputs change, repaired when they fall.
+//!
+//! The state of a unit is [`Phase`]; [`UnitRun::step`] is its one transition function. Below it stands systemd's own
+//! `Restart=always`, which brings a fallen program back after a second even without the agent; above it the budget,
+//! which stops what is futile.
+
+use std::time::Duration;
+
+use keelson_protocol::MonoTime;
+use keelson_protocol::config::{Need, NodeConfig, UnitKind, UnitSpec};
+use keelson_protocol::health::EventKind;
+
+use crate::action::{Step, StepKey};
+use crate::core::AgentCore;
+use crate::desired::Desired;
+use crate::digest::Digest;
+use crate::event::{Active, Invocation};
+use crate::ledger::StartRecord;
+use crate::looks::Class;
+use crate::probes::Said;
+use crate::unit_text;
+
+mod step;
+
+pub(crate) use step::{Facts, Order, Phase, Reading, UnitRun};
+
+/// Most repairs of one unit in [`REPAIRS_WINDOW`]: more means that starting again is no remedy, and a person or the
+/// coordinator must look. Ten, because on a machine without CPU to spare upstream programs that lose a leader lease
+/// exit again and again and do recover.
+pub(crate) const REPAIRS_MAX: usize = 10;
+/// The time over which repairs are counted.
+pub(crate) const REPAIRS_WINDOW: Duration = Duration::from_secs(600);
+/// How often in a row systemd may bring a unit back before the agent holds it down and waits longer each time.
+pub(crate) const SYSTEMD_TRIES_MAX: u32 = 3;
+/// A unit that is healthy for this long has recovered: its next failure is a first one again.
+pub(crate) const STABLE_AFTER: Duration = Duration::from_secs(60);
+/// Longest time from start to healthy; doubled with every failure in a row. An API server that migrates its storage or
+/// an etcd member that catches up takes minutes.
+pub(crate) const START_MAX: Duration = Duration::from_secs(300);
+/// A process that lives and does not answer for this long is hung.
+pub(crate) const HUNG_AFTER: Duration = Duration::from_secs(30);
+/// So many bad answers in a row make a healthy unit unhealthy: one may be lost.
+pub(crate) const BAD_ANSWERS_MAX: u32 = 3;
+
+/// Health of a unit that starts is asked this often at first, because others wait for it.
+const PROBE_STARTING: Duration = Duration::from_millis(250);
+/// And for so long.
+const STARTING_QUICK: Duration = Duration::from_secs(30);
+/// Later, and when something is wrong.
+const PROBE_TROUBLED: Duration = Duration::from_secs(1);
+/// Health of a healthy unit.
+const PROBE_HEALTHY: Duration = Duration::from_secs(5);
+/// What a unit waits for is asked this often, because boot time counts.
+const PROBE_NEED: Duration = Duration::from_millis(200);
+/// And for so long; then once a second, because the wait may last a night.
+const NEED_QUICK: Duration = Duration::from_secs(60);
+
+impl AgentCore {
+    pub(crate) fn reconcile_units(&mut self, config: &NodeConfig, desired: &Desired) {
+        self.stop_stale_units(config);
+        for spec in &config.units {
+            let key = StepKey::Unit(spec.name.clone());
+            if self.is_in_flight(&key) {
+                continue;
+            }
+            let Some(mut run) = self.units.remove(&spec.name) else { continue };
+            let facts = self.facts(config, desired, spec);
+            let before = run.phase.clone();
+            let order = run.step(&facts);
+            if !before.same_state(&run.phase) {
+                run.since = self.now.wall;
+            }
+            if run.has_fallen_since(&before) {
+                // Perhaps because a file of it is gone; then that is put right before it is started.
+                self.look_again(Class::Files);
+            }
+            self.tell(spec, &mut run, &facts, desired.inputs[&spec.name]);
+            self.want_probes(spec, &run, &facts);
+            if let Some(at) = run.wake {
+                self.wake_at(at);
+            }
+            // The step's backoff holds the order back; the transition waits for it.
+            if let Some(order) = order
+                && self.free(&key)
+            {
+                self.carry_out(desired, spec, &mut run, order);
+            }
+            self.units.insert(spec.name.clone(), run);
+        }
+    }
+
+    /// Everything that the transition of a unit depends on.
+    fn facts(&self, config: &NodeConfig, desired: &Desired, spec: &UnitSpec) -> Facts {
+        let wanted = desired.inputs[&spec.name];
+        let record = self.ledger.units.get(&spec.name);
+        let start = record.and_then(|record| record.start).filter(|start| start.boot == self.me.boot);
+        let done = record.and_then(|record| record.done) == Some(wanted);
+        let started = start.is_some_and(|start| start.inputs == wanted);
+        let current = |run: Option<Invocation>| {
+            let replaced =
+                |start: StartRecord| start.before.is_none() || run.is_none() || start.before != run;
+            start.is_some_and(|start| start.inputs == wanted && replaced(start))
+        };
+        let reading = match self.units_seen.get(&spec.name) {
+            _ if done && spec.kind == UnitKind::Oneshot => Reading::Finished,
+            None => Reading::Unknown,
+            Some(seen) => match seen.active {
+                Active::Settling => Reading::Settling,
+                Active::Stopped => Reading::Stopped { why: seen.ended.clone() },
+                Active::AutoRestart => Reading::AutoRestart { why: seen.ended.clone() },
+                Active::Exited if current(seen.invocation) => Reading::Finished,
+                Active::Running | Active::Exited => {
+                    Reading::Running { invocation: seen.invocation, current: current(seen.invocation) }
+                }
+            },
+        };
+        let needs = self.needs(spec);
+        Facts {
+            reading,
+            started,
+            ready: self.ready(config, desired, spec),
+            needs,
+            health: match &spec.health {
+                None => Said::Good,
+                Some(probe) => self.probes.said(probe),
+            },
+            now: self.now.mono,
+        }
+    }
+
+    /// Whether everything that a unit reads is in place.
+    fn ready(&self, config: &NodeConfig, desired: &Desired, spec: &UnitSpec) -> Result<(), String> {
+        if let Some(stale) = self.stale_units(config).first() {
+            return Err(format!("{stale} of the config before to stop"));
+        }
+        if let Some(path) = self.files.on_its_way(desired) {
+            return Err(format!("file {path}"));
+        }
+        let unit_file = unit_text::path(&spec.name);
+        for input in spec.restart_on.iter().chain([&unit_file]) {
+            if let Some(wanted) = desired.files.get(input) {
+                if !self.files.is_as_wanted(input, wanted) {
+                    return Err(format!("file {input}"));
+                }
+            } else if !self.holds_certificate(desired, input) {
+                return Err(format!("certificate {input}"));
+            }
+        }
+        if self.files.reload_due || self.is_in_flight(&StepKey::Reload) {
+            return Err("systemd to read the unit files".to_owned());
+        }
+        Ok(())
+    }
+
+    /// Whether everything that a unit needs holds; else the first that does not.
+    fn needs(&self, spec: &UnitSpec) -> Result<(), String> {
+        for need in &spec.needs {
+            match need {
+                Need::Unit(name) => {
+                    let healthy = self.units.get(name).is_some_and(|run| run.phase.is_healthy());
+                    if !healthy {
+                        return Err(name.clone());
+                    }
+                }
+                Need::Probe(probe) => match self.probes.said(probe) {
+                    Said::Good => {}
+                    Said::Nothing => return Err(probe.name.clone()),
+                    Said::Bad { why, .. } => return Err(format!("{}: {why}", probe.name)),
+                },
+            }
+        }
+        Ok(())
+    }
+
+    /// Carries over what the transition wants known.
+    fn tell(&mut self, spec: &UnitSpec, run: &mut UnitRun, facts: &Facts, wanted: Digest) {
+        for (kind, cause, outcome) in std::mem::take(&mut run.notes) {
+            self.note(kind, &spec.name, &cause, &outcome);
+        }
+        if std::mem::take(&mut run.count_restart) {
+            self.count_restart(&spec.name);
+        }
+        if let (true, Some(probe)) = (std::mem::take(&mut run.forget_health), &spec.health) {
+            self.probes.forget(probe);
+        }
+        let record = self.ledger.units.get_mut(&spec.name).filter(|record| record.done != Some(wanted));
+        if let (Some(record), UnitKind::Oneshot, Reading::Finished) = (record, spec.kind, &facts.reading) {
+            record.done = Some(wanted);
+            self.persist_now();
+        }
+    }
+
+    fn count_restart(&mut self, name: &str) {
+        if let Some(start) = self.ledger.units.get_mut(name).and_then(|record| record.start.as_mut()) {
+            start.restarts += 1;
+            self.persist_soon();
+        }
+    }
+
+    /// How often the unit was started again during this boot.
+    pub(crate) fn restarts(&self, name: &str) -> u32 {
+        let start = self.ledger.units.get(name).and_then(|record| record.start);
+        start.filter(|start| start.boot == self.me.boot).map_or(0, |start| start.restarts)
+    }
+
+    fn want_probes(&mut self, spec: &UnitSpec, run: &UnitRun, facts: &Facts) {
+        let now = self.now.mono;
+        if let (Some(probe), Reading::Running { current: true, .. }) = (&spec.health, &facts.reading) {
+            let every = match (&run.phase, &facts.health) {
+                (Phase::Healthy { .. }, Said::Good | Said::Nothing) => PROBE_HEALTHY,
+                (Phase::Starting { since }, _) if now.since(*since) < STARTING_QUICK => PROBE_STARTING,
+                _ => PROBE_TROUBLED,
+            };
+            self.probes.want(probe, every);
+        }
+        let waiting_since = match &run.phase {
+            Phase::Waiting { since, .. }
+            | Phase::Down { since, .. }
+            | Phase::GivenUp { since, .. }
+            | Phase::Unhealthy { since, .. } => *since,
+            Phase::Unseen | Phase::Starting { .. } | Phase::Healthy { .. } => return,
+        };
+        if facts.ready.is_err() {
+            return;
+        }
+        let every = if now.since(waiting_since) < NEED_QUICK { PROBE_NEED } else { PROBE_TROUBLED };
+        for need in &spec.needs {
+            if let Need::Probe(probe) = need {
+                self.probes.want(probe, every);
+            }
+        }
+    }
+
+    fn carry_out(&mut self, desired: &Desired, spec: &UnitSpec, run: &mut UnitRun, order: Order) {
+        let unit = spec.name.clone();
+        let mode = unit_text::directory_mode(spec);
+        let directories = spec.state_directories.iter().map(|path| (path.clone(), mode)).collect();
+        let seen = self.units_seen.get(&unit).and_then(|seen| seen.invocation);
+        let step = match order {
+            Order::Stop => Step::Stop { unit },
+            Order::Start { .. } => Step::Start { unit, directories },
+            Order::Restart { .. } => Step::Restart { unit, directories },
+        };
+        if !matches!(order, Order::Stop) {
+            let restarts = self.restarts(&spec.name);
+            let record = self.ledger.units.entry(spec.name.clone()).or_default();
+            record.start = Some(StartRecord {
+                boot: self.me.boot,
+                inputs: desired.inputs[&spec.name],
+                before: seen,
+                restarts,
+            });
+            // A crash from here on is resolved by comparing the run with this record.
+            self.persist_now();
+            if let Some(probe) = &spec.health {
+                self.probes.forget(probe);
+            }
+        }
+        run.ordered(order, self.now.mono);
+        if std::mem::take(&mut run.count_restart) {
+            self.count_restart(&spec.name);
+        }
+        self.run(step);
+    }
+
+    pub(crate) fn unit_done(&mut self, name: &str, result: Result<(), String>) {
+        self.look_again(Class::Units);
+        if result.is_err() {
+            self.look_again(Class::Files);
+        }
+        self.units_seen.remove(name);
+        let Some(mut run) = self.units.remove(name) else { return };
+        if let Some((kind, cause, outcome)) = run.done(&result, self.now.mono) {
+            self.note(kind, name, &cause, &outcome);
+        }
+        self.units.insert(name.to_owned(), run);
+    }
+
+    /// A new config: units whose inputs changed begin with a clean record.
+    pub(crate) fn units_changed(&mut self, before: Option<&Desired>) {
+        let Some(desired) = &self.desired else { return };
+        for (name, run) in &mut self.units {
+            let old = before.and_then(|before| before.inputs.get(name));
+            if old != desired.inputs.get(name) {
+                run.inputs_changed();
+            }
+        }
+    }
+
+    /// Units of earlier configs that are not gone yet.
+    pub(crate) fn stale_units(&self, config: &NodeConfig) -> Vec<String> {
+        self.ledger.units.keys().filter(|name| config.unit(name).is_none()).cloned().collect()
+    }
+
+    pub(crate) fn is_known_stopped(&self, name: &str) -> bool {
+        self.units_seen.get(name).is_some_and(|seen| seen.active == Active::Stopped)
+    }
+
+    fn stop_stale_units(&mut self, config: &NodeConfig) {
+        for name in self.stale_units(config) {
+            let seen = self.units_seen.get(&name).map(|seen| seen.active);
+            let up = seen.is_some_and(|active| !matches!(active, Active::Stopped));
+            if up && self.free(&StepKey::Unit(name.clone())) {
+                self.run(Step::Stop { unit: name });
+            }
+        }
+    }
+
+    /// The file of a unit of an earlier config was removed: nothing of it is left.
+    pub(crate) fn forget_stale_unit(&mut self, name: &str) {
+        let wanted = self.ledger.config.as_ref().is_some_and(|config| config.unit(name).is_some());
+        if !wanted {
+            self.ledger.units.remove(name);
+            self.units_seen.remove(name);
+        }
+    }
+
+    /// Whether a unit is on its way up, so that it is worth looking often.
+    pub(crate) fn units_starting(&self) -> bool {
+        let quick = |since: MonoTime| self.now.mono.since(since) < STARTING_QUICK;
+        self.units.values().any(|run| matches!(run.phase, Phase::Starting { since } if quick(since)))
+    }
+}
+
+/// A note about a unit: kind, cause, outcome.
+pub(crate) type Note = (EventKind, String, String);

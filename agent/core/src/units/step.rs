@@ -1,0 +1,516 @@
+//! The one transition function of a unit: (phase, facts) to (phase, order), with notes for the journal.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use keelson_protocol::health::EventKind;
+use keelson_protocol::{MonoTime, WallTime};
+
+use super::{
+    BAD_ANSWERS_MAX, HUNG_AFTER, Note, REPAIRS_MAX, REPAIRS_WINDOW, STABLE_AFTER, START_MAX,
+    SYSTEMD_TRIES_MAX,
+};
+use crate::event::Invocation;
+use crate::probes::Said;
+use crate::retry::Backoff;
+
+/// systemd brings a program back after one second; the agent steps in when that has not happened a moment later.
+const SYSTEMD_GRACE: Duration = Duration::from_secs(2);
+/// The longest wait for a start doubles this often at most.
+const START_DOUBLINGS_MAX: u32 = 3;
+
+/// Where a unit stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// Nobody has looked yet.
+    Unseen,
+    /// It is to be started with its present inputs, and something is missing for that.
+    Waiting { since: MonoTime, on: String },
+    /// Started, and not healthy yet.
+    Starting { since: MonoTime },
+    /// Running and healthy; for a oneshot: done.
+    Healthy { since: MonoTime },
+    /// Running, and its probe says that it does not work.
+    Unhealthy { since: MonoTime, why: String },
+    /// Not running; started again at `retry_at` when what it needs is there.
+    Down { since: MonoTime, retry_at: MonoTime, why: String },
+    /// Not running, and its budget of repairs is used up until `until`.
+    GivenUp { since: MonoTime, until: MonoTime, why: String },
+}
+
+impl Phase {
+    pub(crate) fn is_healthy(&self) -> bool {
+        matches!(self, Self::Healthy { .. })
+    }
+
+    pub(crate) fn same_state(&self, other: &Self) -> bool {
+        std::mem::discriminant(self) == std::mem::discriminant(other)
+    }
+}
+
+/// What was last seen of a unit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Reading {
+    /// Nothing, or only what is out of date.
+    Unknown,
+    /// On its way up or down.
+    Settling,
+    /// Not running.
+    Stopped { why: String },
+    /// Not running, and systemd will start it soon.
+    AutoRestart { why: String },
+    /// Running; `current` tells whether with the inputs that are wanted now.
+    Running { invocation: Option<Invocation>, current: bool },
+    /// A oneshot that ended with success for the inputs that are wanted now.
+    Finished,
+}
+
+/// Everything that a transition depends on.
+#[derive(Debug)]
+pub(crate) struct Facts {
+    pub(crate) reading: Reading,
+    /// Whether a start with the wanted inputs was ordered in this boot.
+    pub(crate) started: bool,
+    /// Whether its files and certificates are in place; else what is not.
+    pub(crate) ready: Result<(), String>,
+    /// Whether what it needs holds; else what does not.
+    pub(crate) needs: Result<(), String>,
+    /// What its health probe last said.
+    pub(crate) health: Said,
+    pub(crate) now: MonoTime,
+}
+
+impl Facts {
+    fn may_start(&self) -> Result<&(), &String> {
+        self.ready.as_ref().and(self.needs.as_ref())
+    }
+}
+
+/// What is to be done with a unit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Order {
+    /// Start it.
+    Start(Reason),
+    /// Stop it when it runs, and start it.
+    Restart(Reason),
+    /// Hold it down: systemd would start it again at once.
+    Stop,
+}
+
+/// Why a unit is started.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Reason {
+    /// It is new, or its inputs changed.
+    Wanted(&'static str),
+    /// It fell; costs a part of the budget.
+    Repair(String),
+}
+
+/// What the agent remembers of a unit while it runs.
+#[derive(Debug)]
+pub(crate) struct UnitRun {
+    pub(crate) phase: Phase,
+    /// Since when it has been in that phase.
+    pub(crate) since: WallTime,
+    /// What is to be told.
+    pub(crate) notes: Vec<Note>,
+    /// A restart happened and is to be counted in the ledger.
+    pub(crate) count_restart: bool,
+    /// The health probe's answers are those of an earlier run.
+    pub(crate) forget_health: bool,
+    /// When the phase wants to be looked at again.
+    pub(crate) wake: Option<MonoTime>,
+    /// It was healthy with its present inputs.
+    pub(crate) was_healthy: bool,
+    /// It lives, does not work, and its budget of repairs is used up.
+    pub(crate) withheld: bool,
+    /// The run that was last seen.
+    run: Option<Invocation>,
+    /// A start was ordered whose run was not seen yet.
+    awaited: bool,
+    /// Health is to be told when it comes.
+    announce: bool,
+    in_flight: Option<Order>,
+    /// Why the last start was refused: told once, however often it is tried.
+    refused: Option<String>,
+    failures: Backoff,
+    repairs: VecDeque<MonoTime>,
+    /// What it needs did not hold since it fell.
+    needs_failed: bool,
+}
+
+impl UnitRun {
+    pub(crate) fn new(wall: WallTime) -> Self {
+        Self {
+            phase: Phase::Unseen,
+            since: wall,
+            notes: Vec::new(),
+            count_restart: false,
+            forget_health: false,
+            wake: None,
+            was_healthy: false,
+            withheld: false,
+            run: None,
+            awaited: false,
+            announce: false,
+            in_flight: None,
+            refused: None,
+            failures: Backoff::default(),
+            repairs: VecDeque::new(),
+            needs_failed: false,
+        }
+    }
+
+    /// Whether it runs no more since `before`.
+    pub(crate) fn has_fallen_since(&self, before: &Phase) -> bool {
+        matches!(self.phase, Phase::Down { .. }) && !before.same_state(&self.phase)
+    }
+
+    /// The transition. The order counts only once [`Self::ordered`] is called.
+    pub(crate) fn step(&mut self, facts: &Facts) -> Option<Order> {
+        self.wake = None;
+        while self.repairs.front().is_some_and(|at| facts.now.since(*at) >= REPAIRS_WINDOW) {
+            self.repairs.pop_front();
+        }
+        match &facts.reading {
+            Reading::Unknown => None,
+            Reading::Settling => self.settling(facts),
+            Reading::Finished => {
+                self.healthy(facts.now);
+                None
+            }
+            Reading::Running { current: false, .. } => {
+                self.begin(facts, Order::Restart(Reason::Wanted("its inputs changed")))
+            }
+            Reading::AutoRestart { .. } if !facts.started => {
+                self.begin(facts, Order::Restart(Reason::Wanted("its inputs changed")))
+            }
+            Reading::Stopped { .. } if !facts.started => {
+                self.begin(facts, Order::Start(Reason::Wanted("everything it needs is there")))
+            }
+            Reading::Running { current: true, invocation } => self.running(facts, *invocation),
+            Reading::AutoRestart { why } => self.fallen(facts, why, Below::Restarts),
+            Reading::Stopped { why } => self.fallen(facts, why, Below::Rests),
+        }
+    }
+
+    /// `order` is on its way.
+    pub(crate) fn ordered(&mut self, order: Order, now: MonoTime) {
+        match &order {
+            Order::Stop => {}
+            Order::Start(reason) | Order::Restart(reason) => {
+                if let Reason::Repair(_) = reason {
+                    self.repairs.push_back(now);
+                    self.count_restart = true;
+                    if let Order::Restart(_) = order {
+                        self.failures.failures += 1;
+                    }
+                }
+                self.phase = Phase::Starting { since: now };
+                self.awaited = true;
+                self.announce = true;
+                self.withheld = false;
+                self.needs_failed = false;
+            }
+        }
+        self.in_flight = Some(order);
+    }
+
+    /// What came of the order in flight.
+    pub(crate) fn done(&mut self, result: &Result<(), String>, now: MonoTime) -> Option<Note> {
+        let reason = match self.in_flight.take()? {
+            Order::Stop => return None,
+            Order::Start(reason) | Order::Restart(reason) => reason,
+        };
+        let news = result.as_ref().err() != self.refused.as_ref();
+        self.refused = result.as_ref().err().cloned();
+        let outcome = match result {
+            Ok(()) => "started".to_owned(),
+            Err(why) => {
+                let why = format!("could not be started: {why}");
+                self.awaited = false;
+                self.phase = Phase::Down { since: now, retry_at: now, why: why.clone() };
+                why
+            }
+        };
+        match reason {
+            Reason::Repair(cause) => {
+                (result.is_ok() || news).then_some((EventKind::Repaired, cause, outcome))
+            }
+            Reason::Wanted(cause) => {
+                result.is_ok().then(|| (EventKind::UnitStarted, cause.to_owned(), outcome))
+            }
+        }
+    }
+
+    /// New inputs: what happened with the old ones does not count against them.
+    pub(crate) fn inputs_changed(&mut self) {
+        self.failures = Backoff::default();
+        self.repairs.clear();
+        self.was_healthy = false;
+        self.withheld = false;
+        self.needs_failed = false;
+    }
+
+    fn note(&mut self, kind: EventKind, cause: impl Into<String>, outcome: impl Into<String>) {
+        self.notes.push((kind, cause.into(), outcome.into()));
+    }
+
+    fn begin(&mut self, facts: &Facts, order: Order) -> Option<Order> {
+        match facts.may_start() {
+            Ok(()) => Some(order),
+            Err(on) => {
+                let since = match &self.phase {
+                    Phase::Waiting { since, .. } => *since,
+                    _ => facts.now,
+                };
+                self.phase = Phase::Waiting { since, on: on.clone() };
+                None
+            }
+        }
+    }
+
+    fn settling(&mut self, facts: &Facts) -> Option<Order> {
+        match self.phase {
+            Phase::Unseen => {
+                self.phase = Phase::Starting { since: facts.now };
+                None
+            }
+            Phase::Starting { since } if facts.now.since(since) > self.start_max() => {
+                let seconds = facts.now.since(since).as_secs();
+                self.repair_living(facts, format!("it has been starting for {seconds} s"))
+            }
+            _ => None,
+        }
+    }
+
+    fn running(&mut self, facts: &Facts, invocation: Option<Invocation>) -> Option<Order> {
+        if self.run != invocation {
+            self.noticed(facts, invocation);
+            return None;
+        }
+        let now = facts.now;
+        match (&self.phase, &facts.health) {
+            (Phase::Healthy { since }, Said::Good | Said::Nothing) => {
+                if now.since(*since) >= STABLE_AFTER {
+                    self.failures = Backoff::default();
+                }
+            }
+            (_, Said::Good) => self.healthy(now),
+            (Phase::Healthy { .. }, Said::Bad { why, in_row }) => {
+                if *in_row >= BAD_ANSWERS_MAX {
+                    self.unhealthy(now, why.clone());
+                }
+            }
+            (Phase::Starting { since }, said) => {
+                if now.since(*since) > self.start_max() {
+                    let why = match said {
+                        Said::Bad { why, .. } => why.clone(),
+                        Said::Good | Said::Nothing => "its probe has not answered".to_owned(),
+                    };
+                    self.unhealthy(now, why);
+                }
+            }
+            (Phase::Unhealthy { since, .. }, Said::Bad { why, .. }) => {
+                let (since, why) = (*since, why.clone());
+                return self.hung(facts, since, why);
+            }
+            (Phase::Unhealthy { .. }, Said::Nothing) => {}
+            // It was started by somebody else.
+            (Phase::Unseen | Phase::Waiting { .. } | Phase::Down { .. } | Phase::GivenUp { .. }, _) => {
+                self.phase = Phase::Starting { since: now };
+            }
+        }
+        None
+    }
+
+    /// Another run than the last time: ours, one from before the agent started, or one that systemd began.
+    fn noticed(&mut self, facts: &Facts, invocation: Option<Invocation>) {
+        let now = facts.now;
+        self.run = invocation;
+        self.forget_health = true;
+        self.wake = Some(now);
+        if std::mem::take(&mut self.awaited) {
+            return;
+        }
+        let fell = match &self.phase {
+            Phase::Unseen => None,
+            Phase::Down { why, .. } | Phase::GivenUp { why, .. } => Some(why.clone()),
+            Phase::Waiting { .. }
+            | Phase::Starting { .. }
+            | Phase::Healthy { .. }
+            | Phase::Unhealthy { .. } => {
+                let why = "its process was replaced by another";
+                self.failures.failures += 1;
+                self.note(EventKind::UnitFailed, why, "systemd or a person started it again");
+                Some(why.to_owned())
+            }
+        };
+        if let Some(why) = fell {
+            self.repairs.push_back(now);
+            self.count_restart = true;
+            self.announce = true;
+            self.note(EventKind::Repaired, why, "started again by systemd");
+        }
+        self.phase = Phase::Starting { since: now };
+    }
+
+    fn healthy(&mut self, now: MonoTime) {
+        if let Phase::Healthy { .. } = self.phase {
+            return;
+        }
+        let took = match &self.phase {
+            Phase::Starting { since } | Phase::Unhealthy { since, .. } => now.since(*since),
+            _ => Duration::ZERO,
+        };
+        let was_unhealthy = matches!(self.phase, Phase::Unhealthy { .. });
+        if std::mem::take(&mut self.announce) || was_unhealthy {
+            let cause = if was_unhealthy { "it works again" } else { "it works" };
+            self.note(EventKind::UnitHealthy, cause, format!("after {:.1} s", took.as_secs_f32()));
+        }
+        self.phase = Phase::Healthy { since: now };
+        self.was_healthy = true;
+        self.withheld = false;
+        self.needs_failed = false;
+    }
+
+    fn unhealthy(&mut self, now: MonoTime, why: String) {
+        self.note(EventKind::UnitFailed, why.clone(), "it runs and does not answer as it should");
+        self.phase = Phase::Unhealthy { since: now, why };
+    }
+
+    fn hung(&mut self, facts: &Facts, since: MonoTime, why: String) -> Option<Order> {
+        let patience = HUNG_AFTER.max(self.failures.delay());
+        self.phase = Phase::Unhealthy { since, why: why.clone() };
+        if facts.now.since(since) < patience {
+            self.wake = Some(since.plus(patience));
+            return None;
+        }
+        let seconds = facts.now.since(since).as_secs();
+        self.repair_living(facts, format!("it has not worked for {seconds} s: {why}"))
+    }
+
+    /// Restarts what lives and does not work, unless that cannot help or was done too often.
+    fn repair_living(&mut self, facts: &Facts, cause: String) -> Option<Order> {
+        if let Err(on) = facts.may_start() {
+            if let Phase::Unhealthy { why, .. } = &mut self.phase {
+                *why = format!("{cause}; not restarted, because it waits for {on}");
+            }
+            return None;
+        }
+        if self.repairs.len() < REPAIRS_MAX {
+            return Some(Order::Restart(Reason::Repair(cause)));
+        }
+        let until = self.budget_returns(facts.now);
+        self.wake = Some(until);
+        if !std::mem::replace(&mut self.withheld, true) {
+            self.note(EventKind::RepairWithheld, cause, withheld_outcome(facts.now, until));
+        }
+        None
+    }
+
+    fn fallen(&mut self, facts: &Facts, why: &str, below: Below) -> Option<Order> {
+        let now = facts.now;
+        self.awaited = false;
+        match &self.phase {
+            Phase::Unseen => {
+                let grace = if below == Below::Restarts { SYSTEMD_GRACE } else { Duration::ZERO };
+                let why = format!("it was not running when the agent started: {why}");
+                self.phase = Phase::Down { since: now, retry_at: now.plus(grace), why };
+            }
+            Phase::Waiting { .. }
+            | Phase::Starting { .. }
+            | Phase::Healthy { .. }
+            | Phase::Unhealthy { .. } => {
+                self.failures.failures += 1;
+                let mut delay = self.failures.delay();
+                if below == Below::Restarts && self.failures.failures <= SYSTEMD_TRIES_MAX {
+                    delay += SYSTEMD_GRACE;
+                }
+                self.note(EventKind::UnitFailed, why, format!("started again within {} s", delay.as_secs()));
+                self.phase = Phase::Down { since: now, retry_at: now.plus(delay), why: why.to_owned() };
+            }
+            Phase::Down { .. } | Phase::GivenUp { .. } => {}
+        }
+        let hold =
+            (below == Below::Restarts && self.failures.failures > SYSTEMD_TRIES_MAX).then_some(Order::Stop);
+        match self.phase.clone() {
+            Phase::Down { retry_at, since, why } => {
+                hold.or_else(|| self.start_again(facts, since, retry_at, why))
+            }
+            Phase::GivenUp { until, .. } if below == Below::Restarts => {
+                self.wake = Some(until);
+                Some(Order::Stop)
+            }
+            Phase::GivenUp { until, why, .. } => self.try_once_more(facts, until, why),
+            _ => None,
+        }
+    }
+
+    fn start_again(
+        &mut self,
+        facts: &Facts,
+        since: MonoTime,
+        retry_at: MonoTime,
+        why: String,
+    ) -> Option<Order> {
+        if facts.now < retry_at {
+            self.wake = Some(retry_at);
+            return None;
+        }
+        if let Err(on) = facts.may_start() {
+            self.needs_failed = true;
+            let ended = why.split("; waits for ").next().unwrap_or_default();
+            self.phase = Phase::Down { since, retry_at, why: format!("{ended}; waits for {on}") };
+            return None;
+        }
+        if self.repairs.len() < REPAIRS_MAX {
+            return Some(Order::Start(Reason::Repair(why)));
+        }
+        let until = self.budget_returns(facts.now);
+        self.wake = Some(until);
+        let minutes = REPAIRS_WINDOW.as_secs() / 60;
+        let why = format!("{why}; started again {REPAIRS_MAX} times in {minutes} minutes, to no avail");
+        self.note(EventKind::RepairWithheld, why.clone(), withheld_outcome(facts.now, until));
+        self.needs_failed = false;
+        self.phase = Phase::GivenUp { since: facts.now, until, why };
+        None
+    }
+
+    /// When the window allows, or when something that it needs has come back: the world is another one then.
+    fn try_once_more(&mut self, facts: &Facts, until: MonoTime, why: String) -> Option<Order> {
+        if facts.may_start().is_err() {
+            self.needs_failed = true;
+            return None;
+        }
+        if self.needs_failed {
+            self.repairs.clear();
+            self.failures = Backoff::default();
+        } else if facts.now < until {
+            self.wake = Some(until);
+            return None;
+        }
+        Some(Order::Start(Reason::Repair(why)))
+    }
+
+    fn budget_returns(&self, now: MonoTime) -> MonoTime {
+        self.repairs.front().map_or(now, |first| first.plus(REPAIRS_WINDOW))
+    }
+
+    fn start_max(&self) -> Duration {
+        START_MAX * 2u32.pow(self.failures.failures.min(START_DOUBLINGS_MAX))
+    }
+}
+
+/// What systemd does with a unit that ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Below {
+    /// It starts it again soon.
+    Restarts,
+    /// Nothing.
+    Rests,
+}
+
+fn withheld_outcome(now: MonoTime, until: MonoTime) -> String {
+    format!("left as it is; tried again in {} s", until.since(now).as_secs())
+}

@@ -1,0 +1,95 @@
+//! Whatever moment the agent is killed at, and whatever steps fail: the machine still becomes what the config wants,
+//! and then rests.
+
+mod support;
+
+use keelson_protocol::Generation;
+use proptest::prelude::*;
+use support::*;
+
+/// A disturbance after so many actions and events.
+#[derive(Debug, Clone, Copy)]
+enum Blow {
+    Kill,
+    Reboot,
+    Disconnect,
+    NextConfig,
+    Crash,
+}
+
+fn blows() -> impl Strategy<Value = Vec<(u64, Blow)>> {
+    let blow = prop_oneof![
+        5 => Just(Blow::Kill),
+        1 => Just(Blow::Reboot),
+        1 => Just(Blow::Disconnect),
+        2 => Just(Blow::NextConfig),
+        1 => Just(Blow::Crash),
+    ];
+    prop::collection::vec((0_u64..80, blow), 0..12)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_machine_converges_and_rests(blows in blows(), failing in 0_u64..7) {
+        let (mut world, mut config) = (world(), worker(1));
+        if failing > 1 {
+            world.fails = Box::new(move |step| step.is_multiple_of(failing));
+        }
+        world.offer(&config);
+        for (ticks, blow) in blows {
+            world.run_ticks(ticks);
+            match blow {
+                Blow::Kill => world.kill_agent(),
+                Blow::Reboot => world.reboot(),
+                Blow::Disconnect => world.disconnect(),
+                Blow::NextConfig => {
+                    let generation = config.generation.next();
+                    config = varied(generation);
+                }
+                Blow::Crash => {
+                    let running = world.units.iter().find(|(_, unit)| unit.running.is_some());
+                    if let Some(name) = running.map(|(name, _)| name.clone()) {
+                        world.crash(&name);
+                    }
+                }
+            }
+            if !world.connected {
+                world.connect();
+            }
+            // The coordinator sends the whole config whenever it likes.
+            world.offer(&config);
+        }
+        world.fails = Box::new(|_| false);
+        world.run_until_ready(1_500_000);
+        world.run_for(5_000);
+        world.assert_converged(&config);
+        let starts = world.starts();
+        world.run_for(200_000);
+        prop_assert_eq!(world.starts(), starts, "it does not rest: {:#?}", &world.log);
+        world.assert_converged(&config);
+        let sequences: Vec<u64> = world.stored_events.iter().map(|event| event.sequence).collect();
+        prop_assert_eq!(&sequences, &(1..=sequences.len() as u64).collect::<Vec<_>>());
+    }
+}
+
+/// Configs that differ in everything that can differ.
+fn varied(generation: Generation) -> keelson_protocol::config::NodeConfig {
+    let mut config = worker(generation.0);
+    let n = generation.0;
+    config.files[0] = file("/var/lib/keelson/containerd.toml", &format!("version = {}", n / 2));
+    config.files[2] = file("/var/lib/keelson/other", &format!("{n}"));
+    if n % 2 == 0 {
+        config.units[0].command.push(format!("--v={}", n / 4));
+        config.routes.clear();
+    }
+    if n % 3 == 0 {
+        config.units.remove(0);
+        config.certificates.clear();
+    }
+    if n % 5 == 0 {
+        config.balancer = None;
+    }
+    config
+}

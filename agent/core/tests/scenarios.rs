@@ -1,0 +1,395 @@
+//! Scenarios of one machine, in virtual time.
+
+mod support;
+
+use keelson_protocol::Generation;
+use keelson_protocol::health::{EventKind, NodeState, UnitState};
+use support::*;
+
+fn state_of(world: &World, unit: &str) -> UnitState {
+    let units = world.core.status().units;
+    units.into_iter().find(|status| status.name == unit).unwrap().state
+}
+
+fn position(world: &World, entry: &str) -> usize {
+    world
+        .log
+        .iter()
+        .position(|line| line == entry)
+        .unwrap_or_else(|| panic!("no {entry} in {:#?}", world.log))
+}
+
+#[test]
+fn a_fresh_machine_becomes_ready_in_order_and_fast() {
+    let (mut world, config) = (world(), worker(1));
+    assert_eq!(world.core.state(), NodeState::Idle);
+    world.offer(&config);
+    let took = world.run_until_ready(60_000);
+    world.assert_converged(&config);
+    // 150 ms of the oneshot, 300 of the runtime and 900 of the kubelet are the programs' own.
+    assert!(took < 1_350 + 1_200, "{took} ms\n{}", world.log.join("\n"));
+    let order = [
+        "write /var/lib/keelson/kubelet.yaml",
+        "reload",
+        "start prepare.service",
+        "start containerd.service",
+    ];
+    let positions: Vec<usize> = order.iter().map(|entry| position(&world, entry)).collect();
+    assert!(positions.is_sorted(), "{:#?}", world.log);
+    assert!(position(&world, "install kubelet") < position(&world, "start kubelet.service"));
+    assert_eq!(world.log.iter().filter(|line| *line == "reload").count(), 1, "{:#?}", world.log);
+    world.run_for(5_000);
+    assert_eq!(world.report().state, NodeState::Ready);
+    // The answer takes 3 ms, the question none: half of that is the error of the method.
+    assert_eq!(world.report().clock_offset_ms, Some(-499));
+    let last = world.heartbeats.last().unwrap();
+    assert_eq!(
+        (last.state, last.generation, last.report),
+        (NodeState::Ready, Generation(1), world.report().sequence)
+    );
+}
+
+#[test]
+fn a_ready_machine_rests() {
+    let (mut world, config) = ready();
+    world.run_for(3_000);
+    let (starts, log) = (world.starts(), world.log.len());
+    let ticks = world.ticks;
+    world.run_for(600_000);
+    assert_eq!((world.starts(), world.log.len()), (starts, log), "{:#?}", world.log);
+    world.assert_converged(&config);
+    assert!((world.ticks - ticks) / 600 < 12, "{} actions and events a second", (world.ticks - ticks) / 600);
+    let reports = world
+        .received
+        .iter()
+        .filter(|message| matches!(message, keelson_protocol::message::ToCoordinator::Health(_)));
+    assert!(reports.count() < 30);
+}
+
+#[test]
+fn a_unit_waits_for_what_it_needs_and_says_so() {
+    let (mut world, config) = (world(), worker(1));
+    world.silent.insert("API server at 10.0.0.2:6443".to_owned());
+    world.offer(&config);
+    world.run_for(30_000);
+    let on = "API server at 10.0.0.2:6443: connection refused".to_owned();
+    assert_eq!(state_of(&world, "kubelet.service"), UnitState::Waiting { on });
+    assert_eq!(world.core.state(), NodeState::Applying);
+    world.silent.clear();
+    // 200 ms between questions, 900 ms of the kubelet itself, 250 ms between questions for its health.
+    assert!(world.run_until_ready(5_000) < 1_700);
+}
+
+#[test]
+fn no_certificate_no_start() {
+    let (mut world, config) = (world(), worker(1));
+    world.signing = false;
+    world.offer(&config);
+    world.run_for(90_000);
+    assert_eq!(
+        state_of(&world, "kubelet.service"),
+        UnitState::Waiting { on: "certificate kubelet".to_owned() }
+    );
+    world.signing = true;
+    world.run_until_ready(40_000);
+}
+
+#[test]
+fn drift_is_undone_and_told() {
+    let (mut world, config) = ready();
+    let starts = world.starts();
+    world.files.get_mut("/var/lib/keelson/kubelet.yaml").unwrap().0 = b"evil".to_vec();
+    world.files.get_mut("/var/lib/keelson/other").unwrap().1 = 0o666;
+    world.files.remove("/run/systemd/system/kubelet.service");
+    world.routes.clear();
+    world.run_for(35_000);
+    world.assert_converged(&config);
+    assert_eq!(world.starts(), starts, "nothing was restarted for it");
+    let mut repaired = world.events_of(EventKind::Repaired);
+    repaired.sort();
+    assert_eq!(
+        repaired,
+        [
+            "/run/systemd/system/kubelet.service: it was missing -> written again",
+            "/var/lib/keelson/kubelet.yaml: its content was changed -> written again",
+            "/var/lib/keelson/other: its mode was 666 instead of 600 -> written again",
+            "routes: 1 routes were missing or wrong, 0 were too many -> set again",
+        ]
+    );
+}
+
+#[test]
+fn a_crash_is_seen_and_told() {
+    let (mut world, config) = ready();
+    world.crash("containerd.service");
+    world.run_for(500);
+    world.run_for(1_500);
+    world.run_until_ready(5_000);
+    world.run_for(2_000);
+    world.assert_converged(&config);
+    assert_eq!(
+        world.events_of(EventKind::Repaired),
+        ["containerd.service: it was killed by signal 9 -> started again by systemd"]
+    );
+    assert_eq!(world.core.status().units[1].restarts, 1);
+}
+
+#[test]
+fn a_unit_stopped_by_hand_is_started_again() {
+    let (mut world, _) = ready();
+    world.stop_by_hand("kubelet.service");
+    world.run_for(2_500);
+    assert_eq!(world.core.state(), NodeState::Degraded);
+    world.run_until_ready(10_000);
+    world.run_for(2_000);
+    assert_eq!(world.events_of(EventKind::Repaired), ["kubelet.service: it was stopped -> started"]);
+}
+
+#[test]
+fn a_unit_whose_file_was_removed_gets_it_back_first() {
+    let (mut world, config) = ready();
+    world.run_for(1_000);
+    world.files.remove("/run/systemd/system/kubelet.service");
+    world.forget_unit("kubelet.service");
+    world.run_for(2_000);
+    world.run_until_ready(10_000);
+    world.run_for(2_000);
+    world.assert_converged(&config);
+    assert_eq!(world.events_of(EventKind::ActionFailed), [] as [&str; 0]);
+}
+
+#[test]
+fn a_crash_loop_is_slowed_down_given_up_and_tried_again() {
+    let (mut world, _) = ready();
+    world.behaviours.get_mut("kubelet.service").unwrap().crashes_after_ms = Some(100);
+    world.crash("kubelet.service");
+    world.run_for(590_000);
+    assert_eq!(world.core.state(), NodeState::Failed);
+    assert!(matches!(state_of(&world, "kubelet.service"), UnitState::GivenUp { .. }));
+    let starts = world.units["kubelet.service"].starts;
+    // Ten repairs, and what systemd does by itself in the first seconds.
+    assert!((10..=18).contains(&starts), "{starts} starts");
+    assert_eq!(world.events_of(EventKind::RepairWithheld).len(), 1);
+    world.behaviours.get_mut("kubelet.service").unwrap().crashes_after_ms = None;
+    world.run_until_ready(600_000);
+}
+
+#[test]
+fn a_given_up_unit_is_tried_when_what_it_needs_comes_back() {
+    let (mut world, _) = ready();
+    world.behaviours.get_mut("kubelet.service").unwrap().crashes_after_ms = Some(100);
+    world.crash("kubelet.service");
+    world.run_for(500_000);
+    assert_eq!(world.core.state(), NodeState::Failed);
+    world.silent.insert("API server at 10.0.0.2:6443".to_owned());
+    world.run_for(10_000);
+    world.behaviours.get_mut("kubelet.service").unwrap().crashes_after_ms = None;
+    world.silent.clear();
+    assert!(world.run_until_ready(10_000) < 5_000);
+}
+
+#[test]
+fn a_hung_program_is_restarted() {
+    let (mut world, _) = ready();
+    world.behaviours.get_mut("kubelet.service").unwrap().hung = true;
+    world.run_for(20_000);
+    assert_eq!(state_of(&world, "kubelet.service"), UnitState::Unhealthy { why: "no answer".to_owned() });
+    assert_eq!(world.core.state(), NodeState::Degraded);
+    world.run_for(25_000);
+    assert!(world.log.contains(&"restart kubelet.service".to_owned()), "{:#?}", world.log);
+    world.behaviours.get_mut("kubelet.service").unwrap().hung = false;
+    world.run_until_ready(10_000);
+    world.run_for(2_000);
+    assert_eq!(
+        world.events_of(EventKind::Repaired),
+        ["kubelet.service: it has not worked for 30 s: no answer -> started"]
+    );
+}
+
+#[test]
+fn a_program_that_waits_for_another_machine_is_not_restarted() {
+    let (mut world, _) = ready();
+    world.behaviours.get_mut("kubelet.service").unwrap().hung = true;
+    world.silent.insert("API server at 10.0.0.2:6443".to_owned());
+    world.run_for(600_000);
+    assert!(!world.log.contains(&"restart kubelet.service".to_owned()));
+    assert!(matches!(state_of(&world, "kubelet.service"), UnitState::Unhealthy { .. }));
+}
+
+#[test]
+fn an_agent_restart_touches_nothing() {
+    let (mut world, config) = ready();
+    world.run_for(5_000);
+    for connected in [true, false] {
+        if !connected {
+            world.disconnect();
+        }
+        let (starts, events) = (world.starts(), world.events_of(EventKind::UnitHealthy).len());
+        world.log.clear();
+        world.kill_agent();
+        world.run_until_ready(5_000);
+        world.run_for(120_000);
+        world.assert_converged(&config);
+        assert_eq!(world.starts(), starts);
+        assert_eq!(world.log, ["-- the agent is killed", "balance", "reload"].map(str::to_owned));
+        assert_eq!(world.events_of(EventKind::UnitHealthy).len(), events, "what is healthy is no news");
+    }
+}
+
+#[test]
+fn a_reboot_brings_everything_back_without_a_coordinator() {
+    let (mut world, config) = ready();
+    world.disconnect();
+    world.reboot();
+    world.run_until_ready(30_000);
+    world.assert_converged(&config);
+    assert!(
+        !world.log[position(&world, "-- reboot")..].contains(&"start prepare.service".to_owned()),
+        "done once"
+    );
+}
+
+#[test]
+fn a_new_config_restarts_exactly_what_it_must() {
+    let (mut world, config) = ready();
+    let mut next = config.clone();
+    next.generation = Generation(2);
+    next.files[1] = file("/var/lib/keelson/kubelet.yaml", "a: 2");
+    next.files.remove(2);
+    world.log.clear();
+    world.offer(&next);
+    world.run_until_ready(10_000);
+    world.run_for(5_000);
+    world.assert_converged(&next);
+    assert_eq!(
+        world.log,
+        ["write /var/lib/keelson/kubelet.yaml", "remove /var/lib/keelson/other", "restart kubelet.service"]
+            .map(str::to_owned)
+    );
+}
+
+#[test]
+fn a_unit_that_left_the_config_is_stopped_and_removed() {
+    let (mut world, config) = ready();
+    let mut next = config.clone();
+    next.generation = Generation(2);
+    next.units.remove(0);
+    next.certificates.clear();
+    next.routes.clear();
+    next.balancer = None;
+    world.log.clear();
+    world.offer(&next);
+    world.run_until_ready(10_000);
+    world.run_for(5_000);
+    world.assert_converged(&next);
+    assert!(!world.files.contains_key("/var/lib/keelson/pki/kubelet.key"));
+    assert_eq!(
+        world.log.iter().filter(|line| line.contains("kubelet.service")).collect::<Vec<_>>(),
+        ["stop kubelet.service", "remove /run/systemd/system/kubelet.service"]
+    );
+}
+
+#[test]
+fn old_foreign_and_contradicting_configs_are_refused() {
+    let (mut world, config) = ready();
+    let mut foreign = worker(9);
+    foreign.incarnation = keelson_protocol::Incarnation(2);
+    let mut contradicting = config.clone();
+    contradicting.files[0] = file("/var/lib/keelson/containerd.toml", "other");
+    let mut next = worker(2);
+    next.files[2] = file("/var/lib/keelson/other", "y");
+    world.offer(&next);
+    world.run_until_ready(10_000);
+    contradicting.generation = Generation(2);
+    for refused in [&config, &config, &foreign, &contradicting, &next] {
+        world.offer(refused);
+    }
+    world.run_for(5_000);
+    world.assert_converged(&next);
+    assert_eq!(
+        world.events_of(EventKind::ConfigRefused),
+        [
+            "generation 1: it is older than generation 2, which is applied -> the machine keeps what it has",
+            "generation 9: it is for demo-worker-1 incarnation 2, this is demo-worker-1 incarnation 1 -> the machine keeps what it has",
+            "generation 2: another config of the same generation is applied -> the machine keeps what it has",
+        ]
+    );
+}
+
+#[test]
+fn a_oneshot_runs_once_for_each_input() {
+    let (mut world, config) = ready();
+    world.run_for(10_000);
+    world.kill_agent();
+    world.run_for(10_000);
+    assert_eq!(world.units["prepare.service"].starts, 1);
+    let mut next = config;
+    next.generation = Generation(2);
+    next.units[2].command.push("--more".to_owned());
+    world.offer(&next);
+    world.run_for(10_000);
+    assert_eq!(world.units["prepare.service"].starts, 2);
+}
+
+#[test]
+fn certificates_are_renewed_in_place_at_two_thirds() {
+    let (mut world, config) = (world(), worker(1));
+    world.certificate_life = std::time::Duration::from_secs(300);
+    world.offer(&config);
+    world.run_until_ready(10_000);
+    let (installed, starts) =
+        (world.log.iter().filter(|line| *line == "install kubelet").count(), world.starts());
+    world.run_for(190_000);
+    assert_eq!(world.log.iter().filter(|line| *line == "install kubelet").count(), installed);
+    world.run_for(20_000);
+    assert_eq!(world.log.iter().filter(|line| *line == "install kubelet").count(), installed + 1);
+    assert_eq!(world.starts(), starts, "programs read certificates again by themselves");
+    assert_eq!(world.core.state(), NodeState::Ready);
+}
+
+#[test]
+fn the_link_certificate_is_renewed_at_two_thirds() {
+    let (mut world, _) = ready();
+    world.link_validity.not_after = world.link_validity.not_before.plus(std::time::Duration::from_secs(600));
+    world.connect();
+    world.run_for(390_000);
+    assert!(!world.log.contains(&"install link".to_owned()));
+    world.run_for(20_000);
+    assert_eq!(world.log.iter().filter(|line| *line == "install link").count(), 1);
+}
+
+#[test]
+fn events_wait_for_the_coordinator_over_kills_of_the_agent() {
+    let (mut world, _) = ready();
+    world.run_for(5_000);
+    world.disconnect();
+    world.stop_by_hand("kubelet.service");
+    world.run_for(30_000);
+    world.kill_agent();
+    world.run_for(5_000);
+    let stored = world.stored_events.len();
+    world.connect();
+    world.run_for(5_000);
+    assert!(world.stored_events.len() > stored);
+    let sequences: Vec<u64> = world.stored_events.iter().map(|event| event.sequence).collect();
+    assert_eq!(sequences, (1..=sequences.len() as u64).collect::<Vec<_>>());
+    assert_eq!(world.core.status().events_waiting, 0);
+}
+
+#[test]
+fn a_full_disk_stops_no_repair_and_loses_no_event() {
+    let (mut world, config) = ready();
+    world.run_for(5_000);
+    let stored = world.stored_events.len();
+    world.disk_full = true;
+    world.stop_by_hand("kubelet.service");
+    world.run_for(60_000);
+    world.run_until_ready(10_000);
+    let sent = &world.stored_events[stored..];
+    assert!(sent.is_empty(), "an event that is not on disk is not sent: {sent:#?}");
+    world.disk_full = false;
+    world.run_for(20_000);
+    world.assert_converged(&config);
+    assert_eq!(world.events_of(EventKind::ActionFailed), ["ledger: no room -> tried again every 10 s"]);
+    assert_eq!(world.events_of(EventKind::Repaired), ["kubelet.service: it was stopped -> started"]);
+}

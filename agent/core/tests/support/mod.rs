@@ -1,0 +1,704 @@
+//! A machine in virtual time: systemd, a disk, programs that answer or not, and a coordinator that signs everything.
+//!
+//! Every action of the core is carried out one at a time, so that a test can kill the agent between any two of them.
+
+#![allow(dead_code, unreachable_pub, reason = "each test file uses its own part of this one")]
+#![allow(clippy::unwrap_used, reason = "all of this is test code")]
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+use keelson_agent_core::{
+    Action, Active, AgentCore, CertificateSeen, Digest, Event, FileSeen, Invocation, Ledger, LedgerFound,
+    LinkNews, Look, Me, Observation, Query, Seed, Start, Step, StepOutput, UNIT_DIRECTORY, UnitSeen,
+    Validity,
+};
+use keelson_protocol::config::*;
+use keelson_protocol::health::*;
+use keelson_protocol::message::{ToAgent, ToCoordinator};
+use keelson_protocol::{BootId, Generation, Incarnation, MachineId, MonoTime, SecretBytes, WallTime};
+
+/// How long any action takes.
+const ACTION_MS: u64 = 3;
+/// How long a oneshot runs.
+const ONESHOT_MS: u64 = 150;
+/// `RestartSec` of our units.
+const RESTART_MS: u64 = 1_000;
+
+/// A unit as the fake systemd has it.
+#[derive(Debug, Default)]
+pub struct FakeUnit {
+    /// Content of its file when systemd last read it.
+    loaded: Option<Digest>,
+    pub running: Option<Invocation>,
+    /// Digests of its own file and of all files when it was started.
+    pub started_with: BTreeMap<String, Digest>,
+    auto_restart_at: Option<u64>,
+    oneshot_ends_at: Option<u64>,
+    exited: bool,
+    ended: String,
+    pub starts: u32,
+}
+
+/// How a program behaves.
+#[derive(Debug, Clone, Default)]
+pub struct Behaviour {
+    /// It ends so long after each start.
+    pub crashes_after_ms: Option<u64>,
+    /// It answers its probe so long after each start.
+    pub healthy_after_ms: u64,
+    /// It lives and does not answer.
+    pub hung: bool,
+    pub oneshot: bool,
+}
+
+pub struct World {
+    pub now: u64,
+    pub core: AgentCore,
+    pub disk: Option<SecretBytes>,
+    pub disk_full: bool,
+    pub files: BTreeMap<String, (Vec<u8>, u32)>,
+    pub units: BTreeMap<String, FakeUnit>,
+    pub behaviours: BTreeMap<String, Behaviour>,
+    /// Probes by their name that do not answer.
+    pub silent: BTreeSet<String>,
+    started_at: BTreeMap<String, u64>,
+    pub certificates: BTreeMap<String, Validity>,
+    pub routes: BTreeSet<RouteSpec>,
+    pub balancer: Option<BalancerSpec>,
+    pub boot: u128,
+    next_invocation: u128,
+    pub connected: bool,
+    pub certificate_life: Duration,
+    pub signing: bool,
+    pub stores_events: bool,
+    pub received: Vec<ToCoordinator>,
+    pub heartbeats: Vec<Heartbeat>,
+    pub stored_events: Vec<AgentEvent>,
+    answers: VecDeque<(u64, Event)>,
+    actions: VecDeque<Action>,
+    /// What was done, in words.
+    pub log: Vec<String>,
+    /// Steps fail when this says so: it is given the number of the step.
+    pub fails: Box<dyn FnMut(u64) -> bool>,
+    steps: u64,
+    /// Actions and events so far.
+    pub ticks: u64,
+    pub link_validity: Validity,
+}
+
+pub fn machine() -> MachineId {
+    MachineId::new("demo-worker-1").unwrap()
+}
+
+fn wall_of(now: u64) -> WallTime {
+    WallTime(1_700_000_000_000 + i64::try_from(now).unwrap())
+}
+
+impl World {
+    pub fn new() -> Self {
+        let link_validity = Validity { not_before: wall_of(0), not_after: wall_of(86_400_000) };
+        let mut world = Self {
+            now: 1_000,
+            core: restore(LedgerFound::Absent, 1, 1_000),
+            disk: None,
+            disk_full: false,
+            files: BTreeMap::new(),
+            units: BTreeMap::new(),
+            behaviours: BTreeMap::new(),
+            silent: BTreeSet::new(),
+            started_at: BTreeMap::new(),
+            certificates: BTreeMap::new(),
+            routes: BTreeSet::new(),
+            balancer: None,
+            boot: 1,
+            next_invocation: 1,
+            connected: false,
+            certificate_life: Duration::from_secs(86_400),
+            signing: true,
+            stores_events: true,
+            received: Vec::new(),
+            heartbeats: Vec::new(),
+            stored_events: Vec::new(),
+            answers: VecDeque::new(),
+            actions: VecDeque::new(),
+            log: Vec::new(),
+            fails: Box::new(|_| false),
+            steps: 0,
+            ticks: 0,
+            link_validity,
+        };
+        world.give(Event::Woke);
+        world.connect();
+        world
+    }
+
+    pub fn connect(&mut self) {
+        self.connected = true;
+        self.give(Event::Link(LinkNews::Identity(self.link_validity)));
+        self.give(Event::Link(LinkNews::Connected { coordinator: "10.0.0.1:7443".to_owned() }));
+    }
+
+    pub fn disconnect(&mut self) {
+        self.connected = false;
+        let why = "the coordinator has gone".to_owned();
+        self.give(Event::Link(LinkNews::Disconnected { why, retry_in: Duration::from_secs(1) }));
+    }
+
+    pub fn offer(&mut self, config: &NodeConfig) {
+        self.give(Event::Message(Box::new(ToAgent::Config(Box::new(config.clone())))));
+    }
+
+    fn give(&mut self, event: Event) {
+        let actions = self.core.handle(MonoTime(self.now), wall_of(self.now), event);
+        self.actions.extend(actions);
+    }
+
+    fn answer(&mut self, event: Event) {
+        self.answers.push_back((self.now + ACTION_MS, event));
+    }
+
+    /// Kills the agent: everything that it had in mind or on its way is lost, everything else goes on.
+    pub fn kill_agent(&mut self) {
+        self.actions.clear();
+        self.answers.clear();
+        self.log.push("-- the agent is killed".to_owned());
+        let ledger = match &self.disk {
+            None => LedgerFound::Absent,
+            Some(bytes) => LedgerFound::Intact(Box::new(Ledger::decode(bytes.expose_secret()).unwrap())),
+        };
+        // The balancer lives in the agent.
+        self.balancer = None;
+        self.core = restore(ledger, self.boot, self.now);
+        self.give(Event::Woke);
+        if self.connected {
+            self.connect();
+        }
+    }
+
+    /// Cuts the power: all programs and all of /run are gone.
+    pub fn reboot(&mut self) {
+        self.log.push("-- reboot".to_owned());
+        self.boot += 1;
+        self.units.clear();
+        self.routes.clear();
+        self.files.retain(|path, _| !path.starts_with("/run/"));
+        self.kill_agent();
+    }
+
+    /// Plays until `ms` have passed.
+    pub fn run_for(&mut self, ms: u64) {
+        let end = self.now + ms;
+        while self.tick(end) {}
+        self.now = end;
+    }
+
+    /// Plays so many actions and events, at most.
+    pub fn run_ticks(&mut self, count: u64) {
+        for _ in 0..count {
+            self.tick(self.now + 60_000);
+        }
+    }
+
+    /// Plays until the machine is ready, at most for `ms`; the time it took.
+    pub fn run_until_ready(&mut self, ms: u64) -> u64 {
+        let (begin, end) = (self.now, self.now + ms);
+        while self.core.state() != NodeState::Ready {
+            assert!(
+                self.tick(end),
+                "not ready after {ms} ms: {:#?}\n{}",
+                self.core.status(),
+                self.log.join("\n")
+            );
+        }
+        self.now - begin
+    }
+
+    /// One action or one event; false when the next one lies beyond `end`.
+    fn tick(&mut self, end: u64) -> bool {
+        self.ticks += 1;
+        assert!(self.ticks < 3_000_000, "the core does not come to rest: {:#?}", self.core.status());
+        if let Some(action) = self.actions.pop_front() {
+            self.carry_out(action);
+            return true;
+        }
+        let wake = self.core.next_wake().0.max(self.now);
+        let answer = self.answers.front().map_or(u64::MAX, |(at, _)| *at);
+        let systemd = self.next_of_systemd();
+        let next = wake.min(answer).min(systemd);
+        if next > end {
+            return false;
+        }
+        self.now = self.now.max(next);
+        if systemd <= answer.min(wake) {
+            self.play_systemd();
+        } else if answer <= wake {
+            let (_, event) = self.answers.pop_front().unwrap();
+            self.give(event);
+        } else {
+            // A core that wants to be woken at once, again and again, would never let time pass.
+            self.now = self.now.max(wake) + 1;
+            self.give(Event::Woke);
+        }
+        true
+    }
+
+    fn carry_out(&mut self, action: Action) {
+        match action {
+            Action::Persist(bytes) => {
+                let result = if self.disk_full { Err("no room".to_owned()) } else { Ok(()) };
+                if result.is_ok() {
+                    self.disk = Some(bytes);
+                }
+                self.give(Event::Persisted(result));
+            }
+            Action::Run(step) => self.run_step(step),
+            Action::Look(Look { id, query }) => {
+                let observation = Ok(self.look(query));
+                self.answer(Event::Observed { id, observation });
+            }
+            Action::Probe { id, probe } => {
+                let result = self.probe(&probe);
+                self.answer(Event::Probed { id, result });
+            }
+            Action::Send(message) if self.connected => self.coordinate(message),
+            Action::Heartbeat(heartbeat) if self.connected => self.heartbeats.push(heartbeat),
+            Action::Send(_) | Action::Heartbeat(_) => {}
+        }
+    }
+
+    fn coordinate(&mut self, message: ToCoordinator) {
+        match &message {
+            ToCoordinator::SignCertificate { name, signing_request, .. } if self.signing => {
+                let (name, chain) = (name.clone(), vec![signing_request.clone()]);
+                self.answer(Event::Message(Box::new(ToAgent::Certificate { name, chain })));
+            }
+            ToCoordinator::RenewLink { signing_request } if self.signing => {
+                let chain = vec![signing_request.clone()];
+                self.answer(Event::Message(Box::new(ToAgent::LinkRenewed { chain })));
+            }
+            ToCoordinator::Events(events) => {
+                let last = self.stored_events.last().map_or(0, |event| event.sequence);
+                for event in events {
+                    match self.stored_events.iter().find(|stored| stored.sequence == event.sequence) {
+                        Some(stored) => assert_eq!(stored, event, "a number was used twice"),
+                        None => self.stored_events.push(event.clone()),
+                    }
+                }
+                assert!(
+                    events[0].sequence <= last + 1 || !self.stores_events || last == 0,
+                    "events were lost"
+                );
+                if self.stores_events {
+                    let through = events.last().unwrap().sequence;
+                    self.answer(Event::Message(Box::new(ToAgent::EventsStored { through })));
+                }
+            }
+            ToCoordinator::TimeRequest { asked_at } => {
+                // The coordinator's clock is 500 ms ahead.
+                let now = wall_of(self.now).plus(Duration::from_millis(500));
+                self.answer(Event::Message(Box::new(ToAgent::Time { asked_at: *asked_at, now })));
+            }
+            _ => {}
+        }
+        self.received.push(message);
+    }
+
+    fn look(&self, query: Query) -> Observation {
+        match query {
+            Query::Units(names) => Observation::Units(
+                names.into_iter().map(|name| (name.clone(), self.unit_seen(&name))).collect(),
+            ),
+            Query::Files(paths) => Observation::Files(
+                paths
+                    .into_iter()
+                    .map(|path| {
+                        let seen = self.files.get(&path).map_or(FileSeen::Absent, |(content, mode)| {
+                            FileSeen::Present { digest: Digest::of(content), mode: *mode }
+                        });
+                        (path, seen)
+                    })
+                    .collect(),
+            ),
+            Query::Certificates(pairs) => Observation::Certificates(
+                pairs
+                    .into_iter()
+                    .map(|pair| {
+                        let missing = CertificateSeen::Missing { why: "it is not there".to_owned() };
+                        let held = self
+                            .certificates
+                            .get(&pair.name)
+                            .filter(|_| self.files.contains_key(&pair.key_path));
+                        (pair.name, held.map_or(missing, |validity| CertificateSeen::Held(*validity)))
+                    })
+                    .collect(),
+            ),
+            Query::Routes => Observation::Routes(self.routes.clone()),
+            Query::Pressure => Observation::Pressure(Pressure {
+                disk_used_percent: 10,
+                inodes_used_percent: 1,
+                memory_available_percent: 60,
+            }),
+        }
+    }
+
+    fn unit_seen(&self, name: &str) -> UnitSeen {
+        let Some(unit) = self.units.get(name) else {
+            return UnitSeen { active: Active::Stopped, invocation: None, ended: "unknown".to_owned() };
+        };
+        let active = match unit {
+            FakeUnit { auto_restart_at: Some(_), .. } => Active::AutoRestart,
+            FakeUnit { oneshot_ends_at: Some(_), .. } => Active::Settling,
+            FakeUnit { exited: true, .. } => Active::Exited,
+            FakeUnit { running: Some(_), .. } => Active::Running,
+            _ => Active::Stopped,
+        };
+        let invocation = unit.running.filter(|_| matches!(active, Active::Running | Active::Exited));
+        UnitSeen { active, invocation, ended: unit.ended.clone() }
+    }
+
+    fn probe(&self, probe: &ProbeSpec) -> Result<(), String> {
+        if self.silent.contains(&probe.name) {
+            return Err("connection refused".to_owned());
+        }
+        // The probe of a unit has its name; all others ask something elsewhere.
+        let Some(behaviour) = self.behaviours.get(&probe.name) else { return Ok(()) };
+        let running = self.units.get(&probe.name).is_some_and(|unit| unit.running.is_some());
+        let since = self.started_at.get(&probe.name).copied().unwrap_or(u64::MAX);
+        let up = running && !behaviour.hung && self.now >= since.saturating_add(behaviour.healthy_after_ms);
+        if up { Ok(()) } else { Err("no answer".to_owned()) }
+    }
+
+    fn run_step(&mut self, step: Step) {
+        self.steps += 1;
+        let key = step.key();
+        // A step that is told to have failed may have happened all the same.
+        let fails = (self.fails)(self.steps);
+        let happens = !fails || self.steps.is_multiple_of(2);
+        let mut result = if happens { self.effect(step) } else { Ok(StepOutput::Done) };
+        if fails {
+            result = Err("injected".to_owned());
+        }
+        self.answer(Event::StepDone { key, result });
+    }
+
+    fn effect(&mut self, step: Step) -> Result<StepOutput, String> {
+        match step {
+            Step::WriteFiles(writes) => {
+                for write in writes {
+                    assert_eq!(Digest::of(write.content.expose_secret()), write.digest);
+                    self.log.push(format!("write {}", write.path));
+                    self.files.insert(write.path, (write.content.expose_secret().to_vec(), write.mode));
+                }
+                return Ok(StepOutput::Written { failed: Vec::new() });
+            }
+            Step::RemoveFiles(paths) => {
+                for path in paths {
+                    self.log.push(format!("remove {path}"));
+                    self.files.remove(&path);
+                }
+            }
+            Step::Reload => self.reload(),
+            Step::Start { unit, .. } => {
+                self.log.push(format!("start {unit}"));
+                let up = self
+                    .units
+                    .get(&unit)
+                    .is_some_and(|unit| unit.running.is_some() && unit.auto_restart_at.is_none());
+                if !up {
+                    self.start(&unit)?;
+                }
+            }
+            Step::Restart { unit, .. } => {
+                self.log.push(format!("restart {unit}"));
+                self.start(&unit)?;
+            }
+            Step::Stop { unit } => {
+                self.log.push(format!("stop {unit}"));
+                self.stop_by_hand(&unit);
+            }
+            Step::MakeKey { certificate } => return Ok(StepOutput::SigningRequest(certificate.into_bytes())),
+            Step::InstallCertificate { files, .. } => {
+                self.log.push(format!("install {}", files.name));
+                self.files.insert(files.certificate_path, (b"chain".to_vec(), 0o644));
+                self.files.insert(files.key_path, (b"key".to_vec(), 0o600));
+                let validity = self.validity();
+                self.certificates.insert(files.name, validity);
+                return Ok(StepOutput::Installed(validity));
+            }
+            Step::MakeLinkKey => return Ok(StepOutput::SigningRequest(b"link".to_vec())),
+            Step::InstallLink { .. } => {
+                self.link_validity = self.validity();
+                self.log.push("install link".to_owned());
+                return Ok(StepOutput::Installed(self.link_validity));
+            }
+            Step::ChangeRoutes { add, remove } => {
+                self.log.push(format!("routes +{} -{}", add.len(), remove.len()));
+                self.routes.retain(|route| !remove.contains(route));
+                self.routes.retain(|route| !add.iter().any(|new| new.destination == route.destination));
+                self.routes.extend(add);
+            }
+            Step::Balance(spec) => {
+                self.log.push("balance".to_owned());
+                self.balancer = spec;
+            }
+        }
+        Ok(StepOutput::Done)
+    }
+
+    fn validity(&self) -> Validity {
+        let now = wall_of(self.now);
+        Validity { not_before: now, not_after: now.plus(self.certificate_life) }
+    }
+
+    fn reload(&mut self) {
+        self.log.push("reload".to_owned());
+        let on_disk: BTreeMap<String, Digest> = self
+            .files
+            .iter()
+            .filter_map(|(path, (content, _))| {
+                Some((path.strip_prefix(UNIT_DIRECTORY)?, Digest::of(content)))
+            })
+            .map(|(name, digest)| (name.trim_start_matches('/').to_owned(), digest))
+            .collect();
+        self.units.retain(|name, unit| on_disk.contains_key(name) || unit.running.is_some());
+        for (name, digest) in on_disk {
+            self.units.entry(name).or_default().loaded = Some(digest);
+        }
+    }
+
+    fn start(&mut self, name: &str) -> Result<(), String> {
+        let files =
+            self.files.iter().map(|(path, (content, _))| (path.clone(), Digest::of(content))).collect();
+        let behaviour = self.behaviours.get(name).cloned().unwrap_or_default();
+        let now = self.now;
+        let unit = self.units.get_mut(name).filter(|unit| unit.loaded.is_some());
+        let unit = unit.ok_or_else(|| format!("Unit {name} not found."))?;
+        unit.running = Some(Invocation(self.next_invocation));
+        self.next_invocation += 1;
+        unit.started_with = files;
+        unit.auto_restart_at = None;
+        unit.exited = false;
+        unit.starts += 1;
+        unit.oneshot_ends_at = behaviour.oneshot.then_some(now + ONESHOT_MS);
+        self.started_at.insert(name.to_owned(), now);
+        Ok(())
+    }
+
+    /// What `systemctl stop` does.
+    pub fn stop_by_hand(&mut self, name: &str) {
+        if let Some(unit) = self.units.get_mut(name) {
+            unit.running = None;
+            unit.auto_restart_at = None;
+            unit.oneshot_ends_at = None;
+            unit.exited = false;
+            unit.ended = "it was stopped".to_owned();
+        }
+    }
+
+    /// Stops a unit and lets systemd read its files again.
+    pub fn forget_unit(&mut self, name: &str) {
+        self.stop_by_hand(name);
+        self.units.remove(name);
+    }
+
+    /// The program of a unit ends; systemd will start it again.
+    pub fn crash(&mut self, name: &str) {
+        let restart_at = self.now + RESTART_MS;
+        let oneshot = self.behaviours.get(name).is_some_and(|behaviour| behaviour.oneshot);
+        let unit = self.units.get_mut(name).unwrap();
+        unit.running = None;
+        unit.exited = false;
+        unit.ended = "it was killed by signal 9".to_owned();
+        unit.auto_restart_at = (!oneshot).then_some(restart_at);
+    }
+
+    fn crash_due(&self, name: &str) -> u64 {
+        let after = self.behaviours.get(name).and_then(|behaviour| behaviour.crashes_after_ms);
+        let running = self.units[name].running.is_some() && !self.units[name].exited;
+        match (after, self.started_at.get(name)) {
+            (Some(after), Some(since)) if running => since + after,
+            _ => u64::MAX,
+        }
+    }
+
+    fn next_of_systemd(&self) -> u64 {
+        let of = |(name, unit): (&String, &FakeUnit)| {
+            let timers = [unit.auto_restart_at, unit.oneshot_ends_at].into_iter().flatten().min();
+            timers.unwrap_or(u64::MAX).min(self.crash_due(name))
+        };
+        self.units.iter().map(of).min().unwrap_or(u64::MAX)
+    }
+
+    fn play_systemd(&mut self) {
+        let names: Vec<String> = self.units.keys().cloned().collect();
+        for name in names {
+            if self.crash_due(&name) <= self.now {
+                self.units.get_mut(&name).unwrap().oneshot_ends_at = None;
+                self.crash(&name);
+            } else if self.units[&name].auto_restart_at.is_some_and(|at| at <= self.now) {
+                let _ = self.start(&name);
+            } else if self.units[&name].oneshot_ends_at.is_some_and(|at| at <= self.now) {
+                let unit = self.units.get_mut(&name).unwrap();
+                unit.oneshot_ends_at = None;
+                unit.exited = true;
+            }
+        }
+    }
+
+    /// How often any unit was started.
+    pub fn starts(&self) -> u32 {
+        self.units.values().map(|unit| unit.starts).sum()
+    }
+
+    /// Kinds and subjects of all events, stored by the coordinator or not.
+    pub fn events_of(&self, kind: EventKind) -> Vec<String> {
+        let stored = self.stored_events.iter().filter(|event| event.kind == kind);
+        stored.map(|event| format!("{}: {} -> {}", event.subject, event.cause, event.outcome)).collect()
+    }
+
+    /// The last health report.
+    pub fn report(&self) -> &HealthReport {
+        let report = self.received.iter().rev().find_map(|message| match message {
+            ToCoordinator::Health(report) => Some(report),
+            _ => None,
+        });
+        report.unwrap()
+    }
+
+    /// Everything that the config wants holds on the machine itself, whatever the core believes.
+    pub fn assert_converged(&self, config: &NodeConfig) {
+        for file in &config.files {
+            let (content, mode) = &self.files[&file.path];
+            assert_eq!((content.as_slice(), *mode), (file.content.bytes(), file.mode), "{}", file.path);
+        }
+        for unit in &config.units {
+            let fake = &self.units[&unit.name];
+            if unit.kind == UnitKind::Oneshot {
+                continue;
+            }
+            assert!(fake.running.is_some(), "{} does not run", unit.name);
+            for path in unit.restart_on.iter().chain([&format!("{UNIT_DIRECTORY}/{}", unit.name)]) {
+                if let Some((content, _)) = self.files.get(path) {
+                    let with = fake.started_with.get(path);
+                    assert_eq!(with, Some(&Digest::of(content)), "{} runs with an old {path}", unit.name);
+                }
+            }
+        }
+        for (name, unit) in &self.units {
+            let wanted = config.unit(name).is_some();
+            assert!(wanted || unit.running.is_none(), "{name} still runs");
+        }
+        let stale = |path: &&String| {
+            path.starts_with(UNIT_DIRECTORY) && config.unit(path.rsplit('/').next().unwrap()).is_none()
+        };
+        assert_eq!(self.files.keys().find(stale), None);
+        assert_eq!(self.routes, config.routes.iter().copied().collect());
+        assert_eq!(self.balancer, config.balancer);
+    }
+}
+
+fn restore(ledger: LedgerFound, boot: u128, now: u64) -> AgentCore {
+    let me = Me { machine: machine(), incarnation: Incarnation(1), boot: BootId(boot) };
+    let start = Start { me, ledger, version: "0.1.0".to_owned(), seed: Seed(7) };
+    AgentCore::restore(start, MonoTime(now), wall_of(now))
+}
+
+// Configs.
+
+pub fn file(path: &str, text: &str) -> FileSpec {
+    FileSpec { path: path.to_owned(), mode: 0o600, content: FileContent::Text(text.to_owned()) }
+}
+
+pub fn probe(name: &str) -> ProbeSpec {
+    let target = ProbeTarget::Unix(format!("/run/{name}"));
+    ProbeSpec { name: name.to_owned(), target, expect: Expect::Answer, timeout_ms: 1_000 }
+}
+
+pub fn unit(name: &str, kind: UnitKind) -> UnitSpec {
+    UnitSpec {
+        name: name.to_owned(),
+        description: name.to_owned(),
+        kind,
+        command: vec!["/bin/program".to_owned(), name.to_owned()],
+        environment: Vec::new(),
+        hardening: Hardening::Server,
+        state_directories: vec![format!("/var/lib/{name}")],
+        delegate: false,
+        children_survive: false,
+        open_files_max: None,
+        stop_timeout_s: 10,
+        needs: Vec::new(),
+        health: (kind != UnitKind::Oneshot).then(|| probe(name)),
+        restart_on: Vec::new(),
+    }
+}
+
+pub fn certificate(name: &str) -> CertificateSpec {
+    CertificateSpec {
+        name: name.to_owned(),
+        certificate_path: format!("/var/lib/keelson/pki/{name}.crt"),
+        key_path: format!("/var/lib/keelson/pki/{name}.key"),
+        issuer: Issuer::Kubernetes,
+        common_name: name.to_owned(),
+        organizations: Vec::new(),
+        dns_names: Vec::new(),
+        addresses: Vec::new(),
+        usage: Usage::Client,
+        lifetime_s: 86_400,
+    }
+}
+
+/// A worker in small: a oneshot, a runtime, and a kubelet that needs both, an API server, a file and a certificate.
+pub fn worker(generation: u64) -> NodeConfig {
+    let mut runtime = unit("containerd.service", UnitKind::Notify);
+    runtime.restart_on = vec!["/var/lib/keelson/containerd.toml".to_owned()];
+    runtime.needs = vec![Need::Unit("prepare.service".to_owned())];
+    let mut kubelet = unit("kubelet.service", UnitKind::Exec);
+    kubelet.needs =
+        vec![Need::Unit("containerd.service".to_owned()), Need::Probe(probe("API server at 10.0.0.2:6443"))];
+    kubelet.restart_on = vec!["/var/lib/keelson/kubelet.yaml".to_owned(), "kubelet".to_owned()];
+    NodeConfig {
+        generation: Generation(generation),
+        machine: machine(),
+        incarnation: Incarnation(1),
+        cluster: "demo".parse().unwrap(),
+        release: "1.37.2".parse().unwrap(),
+        files: vec![
+            file("/var/lib/keelson/containerd.toml", "version = 3"),
+            file("/var/lib/keelson/kubelet.yaml", "a: 1"),
+            file("/var/lib/keelson/other", "x"),
+        ],
+        certificates: vec![certificate("kubelet")],
+        units: vec![kubelet, runtime, unit("prepare.service", UnitKind::Oneshot)],
+        routes: vec![RouteSpec {
+            destination: "10.200.2.0/24".parse().unwrap(),
+            via: "10.0.0.12".parse().unwrap(),
+        }],
+        balancer: Some(BalancerSpec {
+            listen: "127.0.0.1:6443".parse().unwrap(),
+            backends: vec!["10.0.0.2:6443".parse().unwrap()],
+        }),
+    }
+}
+
+/// A world whose programs behave as the small worker's do.
+pub fn world() -> World {
+    let mut world = World::new();
+    let behaviour = |healthy_after_ms| Behaviour { healthy_after_ms, ..Behaviour::default() };
+    world.behaviours.insert("containerd.service".to_owned(), behaviour(300));
+    world.behaviours.insert("kubelet.service".to_owned(), behaviour(900));
+    world
+        .behaviours
+        .insert("prepare.service".to_owned(), Behaviour { oneshot: true, ..Behaviour::default() });
+    world
+}
+
+/// A ready worker.
+pub fn ready() -> (World, NodeConfig) {
+    let (mut world, config) = (world(), worker(1));
+    world.offer(&config);
+    world.run_until_ready(60_000);
+    world.assert_converged(&config);
+    (world, config)
+}

@@ -1,0 +1,101 @@
+//! Why the host could not do or see something.
+
+use std::io;
+use std::path::PathBuf;
+
+/// Why a step or a look failed.
+#[derive(Debug, thiserror::Error)]
+pub enum HostError {
+    /// A file operation failed.
+    #[error("could not {what} {path}")]
+    File {
+        /// Verb.
+        what: &'static str,
+        /// Path.
+        path: PathBuf,
+        /// The system's reason.
+        #[source]
+        source: io::Error,
+    },
+    /// systemd refused, or could not be asked.
+    #[error("systemd did not {what}")]
+    Systemd {
+        /// Verb and object.
+        what: String,
+        /// Its reason.
+        #[source]
+        source: zbus::Error,
+    },
+    /// The bus on which systemd speaks cannot be reached.
+    #[error("the system bus cannot be reached")]
+    NoSystemd {
+        /// The reason.
+        #[source]
+        source: zbus::Error,
+    },
+    /// The kernel refused a change of routes, or could not be asked.
+    #[error("the kernel did not {what}")]
+    Routes {
+        /// Verb and object.
+        what: String,
+        /// Its reason.
+        #[source]
+        source: Box<rtnetlink::Error>,
+    },
+    /// A key could not be made.
+    #[error("a key could not be made")]
+    Key {
+        /// The reason.
+        #[source]
+        source: rcgen::Error,
+    },
+    /// A certificate came for which no key is kept.
+    #[error("no key is kept for certificate {certificate}: it came too late, or the agent was restarted")]
+    NoKey {
+        /// Its name in the config.
+        certificate: String,
+    },
+    /// A certificate came that cannot be used.
+    #[error("certificate {certificate} cannot be used: {why}")]
+    Certificate {
+        /// Its name in the config.
+        certificate: String,
+        /// Why not.
+        why: String,
+    },
+    /// A number of the machine could not be read.
+    #[error("could not read {what}")]
+    Meter {
+        /// Which.
+        what: &'static str,
+        /// The system's reason.
+        #[source]
+        source: io::Error,
+    },
+    /// The step is the shell's.
+    #[error("this step is not the host's")]
+    NotMine,
+    /// The work was given up because the agent stops.
+    #[error("the work was given up")]
+    Aborted,
+}
+
+impl HostError {
+    pub(crate) fn file(what: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::File { what, path, source }
+    }
+
+    /// The error with all its causes in one line, for events and logs.
+    #[must_use]
+    pub fn chain(&self) -> String {
+        let mut text = self.to_string();
+        let mut cause = std::error::Error::source(self);
+        while let Some(error) = cause {
+            text.push_str(": ");
+            text.push_str(&error.to_string());
+            cause = error.source();
+        }
+        text
+    }
+}

@@ -1,0 +1,131 @@
+//! What the agent does to its machine.
+//!
+//! Purpose: the hands and eyes of `keelson-agent-core` on Linux: [`Host::look`], [`Host::run`] and [`Host::probe`] carry
+//! out one query, one step, one probe, and say what came of it.
+//!
+//! Place in the data flow: the shell (`keelson-agent`) calls it for every action of the core and hands the answers back.
+//!
+//! Deliberately does not know: configs, repairs, budgets, the coordinator. It decides nothing: no retry, no order, no
+//! opinion. Every call is bounded in what it reads; the shell bounds it in time.
+
+mod certificates;
+mod error;
+mod facts;
+mod files;
+mod journal;
+mod meters;
+mod probe;
+mod routes;
+mod systemd;
+mod terminal;
+mod tls;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use keelson_agent_core::{Observation, Query, Step, StepOutput};
+use keelson_protocol::config::ProbeSpec;
+
+pub use certificates::{
+    PemError, chain_from_pem, chain_to_pem, key_from_pem, key_to_pem, matches_key, validity,
+};
+pub use error::HostError;
+pub use facts::{boot_id, facts, random_seed};
+pub use files::{Durability, write_atomically};
+pub use journal::{JournalRequest, journal};
+pub use terminal::{Terminal, TerminalError};
+
+/// A Linux machine with systemd.
+#[derive(Debug, Default)]
+pub struct Host {
+    systemd: systemd::Systemd,
+    digests: Arc<Mutex<files::DigestCache>>,
+    pairs: Arc<Mutex<BTreeMap<String, certificates::CachedPair>>>,
+    /// Keys made for certificates that have not come yet, by the certificate's name. In memory only: after a crash a new
+    /// key is made, and nobody has missed the old one.
+    pending_keys: Mutex<BTreeMap<String, certificates::PendingKey>>,
+    prober: probe::Prober,
+    routes: routes::Routes,
+}
+
+impl Host {
+    /// Looks at one class of things.
+    ///
+    /// # Errors
+    /// [`HostError`] when nothing could be seen. What is not there is an answer, not an error.
+    pub async fn look(&self, query: Query) -> Result<Observation, HostError> {
+        match query {
+            Query::Units(names) => Ok(Observation::Units(self.systemd.units(&names).await?)),
+            Query::Files(paths) => {
+                let cache = Arc::clone(&self.digests);
+                let look = move || Ok(cache.lock().expect("no holder of this lock panics").look(&paths));
+                blocking(look).await.map(Observation::Files)
+            }
+            Query::Certificates(pairs) => {
+                let cache = Arc::clone(&self.pairs);
+                let look = move || {
+                    let mut cache = cache.lock().expect("no holder of this lock panics");
+                    Ok(certificates::look(&pairs, &mut cache))
+                };
+                blocking(look).await.map(Observation::Certificates)
+            }
+            Query::Routes => Ok(Observation::Routes(self.routes.ours().await?)),
+            Query::Pressure => blocking(meters::pressure).await.map(Observation::Pressure),
+        }
+    }
+
+    /// Carries out one step.
+    ///
+    /// # Errors
+    /// [`HostError`] says what failed and why. [`HostError::NotMine`] for the steps that the shell carries out itself:
+    /// those of the link's identity and of the balancer.
+    pub async fn run(&self, step: Step) -> Result<StepOutput, HostError> {
+        match step {
+            Step::WriteFiles(files) => blocking(move || files::write_all(files)).await,
+            Step::RemoveFiles(paths) => {
+                blocking(move || files::remove_all(&paths)).await?;
+                Ok(StepOutput::Done)
+            }
+            Step::Reload => self.systemd.reload().await.map(|()| StepOutput::Done),
+            Step::Start { unit, directories } => {
+                blocking(move || files::make_directories(&directories)).await?;
+                self.systemd.start(&unit).await.map(|()| StepOutput::Done)
+            }
+            Step::Restart { unit, directories } => {
+                blocking(move || files::make_directories(&directories)).await?;
+                self.systemd.restart(&unit).await.map(|()| StepOutput::Done)
+            }
+            Step::Stop { unit } => self.systemd.stop(&unit).await.map(|()| StepOutput::Done),
+            Step::MakeKey { certificate } => {
+                let (key, signing_request) = certificates::make_key()?;
+                self.pending_keys.lock().expect("no holder of this lock panics").insert(certificate, key);
+                Ok(StepOutput::SigningRequest(signing_request))
+            }
+            Step::InstallCertificate { files, chain } => {
+                let key =
+                    self.pending_keys.lock().expect("no holder of this lock panics").remove(&files.name);
+                let key = key.ok_or_else(|| HostError::NoKey { certificate: files.name.clone() })?;
+                blocking(move || certificates::install(&files, &chain, &key)).await.map(StepOutput::Installed)
+            }
+            Step::ChangeRoutes { add, remove } => {
+                self.routes.change(&add, &remove).await.map(|()| StepOutput::Done)
+            }
+            Step::MakeLinkKey | Step::InstallLink { .. } | Step::Balance(_) => Err(HostError::NotMine),
+        }
+    }
+
+    /// Asks a probe. Bounded by the probe's own time-out.
+    ///
+    /// # Errors
+    /// What came instead of the expected answer, in words for people.
+    pub async fn probe(&self, probe: &ProbeSpec) -> Result<(), String> {
+        self.prober.ask(probe).await
+    }
+}
+
+/// Runs what may wait for a disk beside the loop, so that a slow disk never delays a heartbeat.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, HostError> + Send + 'static,
+) -> Result<T, HostError> {
+    tokio::task::spawn_blocking(work).await.map_err(|_| HostError::Aborted)?
+}

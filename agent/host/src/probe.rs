@@ -1,0 +1,287 @@
+//! Probes: questions to programs on this machine and on others.
+//!
+//! HTTP connections are kept open between two questions, because a TLS handshake costs a hundred times what a question
+//! does; one that broke is made again at once, so that a server's restart is not mistaken for its death.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper::client::conn::http1::SendRequest;
+use hyper::{Request, StatusCode, header};
+use hyper_util::rt::TokioIo;
+use keelson_protocol::config::{ClientFiles, Expect, ProbeSpec, ProbeTarget};
+use rustls::pki_types::ServerName;
+use serde::Deserialize;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
+use tokio_rustls::TlsConnector;
+
+use crate::tls;
+
+/// Largest answer that is read, in bytes. A `Node` object with many images has some ten kilobytes.
+const BODY_BYTES_MAX: usize = 1024 * 1024;
+/// So much of an answer that is not the expected one goes into its error, in characters.
+const QUOTE_MAX: usize = 200;
+/// Most connections kept open: those of one machine's probes, and some room.
+const KEPT_MAX: usize = 32;
+
+type Sender = SendRequest<Empty<Bytes>>;
+
+/// Asks probes and keeps their connections.
+#[derive(Debug, Default)]
+pub(crate) struct Prober {
+    kept: Mutex<BTreeMap<ProbeTarget, Kept>>,
+}
+
+#[derive(Debug)]
+struct Kept {
+    sender: Sender,
+    stamps: tls::Stamps,
+}
+
+/// An HTTP question.
+struct Question<'a> {
+    address: SocketAddr,
+    path: &'a str,
+    tls: Option<Tls<'a>>,
+}
+
+struct Tls<'a> {
+    server_name: &'a str,
+    ca_path: &'a str,
+    client: Option<&'a ClientFiles>,
+}
+
+impl Prober {
+    pub(crate) async fn ask(&self, probe: &ProbeSpec) -> Result<(), String> {
+        let within = Duration::from_millis(u64::from(probe.timeout_ms));
+        match tokio::time::timeout(within, self.ask_without_limit(probe)).await {
+            Ok(answer) => answer,
+            Err(_) => Err(format!("no answer within {} ms", probe.timeout_ms)),
+        }
+    }
+
+    async fn ask_without_limit(&self, probe: &ProbeSpec) -> Result<(), String> {
+        let question = match &probe.target {
+            ProbeTarget::Tcp(address) => {
+                return TcpStream::connect(address).await.map(drop).map_err(|error| io_text(&error));
+            }
+            ProbeTarget::Unix(path) => {
+                return UnixStream::connect(path).await.map(drop).map_err(|error| io_text(&error));
+            }
+            ProbeTarget::Http { address, path } => Question { address: *address, path, tls: None },
+            ProbeTarget::Https { address, path, server_name, ca_path, client } => {
+                let tls = Tls { server_name, ca_path, client: client.as_ref() };
+                Question { address: *address, path, tls: Some(tls) }
+            }
+        };
+        let (status, body) = self.get(&probe.target, &question).await?;
+        judge(&probe.expect, status, &body)
+    }
+
+    async fn get(
+        &self,
+        target: &ProbeTarget,
+        question: &Question<'_>,
+    ) -> Result<(StatusCode, Bytes), String> {
+        let stamps =
+            question.tls.as_ref().map(|tls| tls::stamps(tls.ca_path, tls.client)).unwrap_or_default();
+        // Out of the map while it is in use: what fails half-way is dropped and not used again.
+        let kept = self.kept.lock().expect("no holder of this lock panics").remove(target);
+        if let Some(mut kept) = kept.filter(|kept| kept.stamps == stamps && !kept.sender.is_closed())
+            && let Ok(answer) = exchange(&mut kept.sender, question).await
+        {
+            self.keep(target, kept);
+            return Ok(answer);
+        }
+        let mut sender = connect(question).await?;
+        let answer = exchange(&mut sender, question).await?;
+        self.keep(target, Kept { sender, stamps });
+        Ok(answer)
+    }
+
+    fn keep(&self, target: &ProbeTarget, connection: Kept) {
+        let mut kept = self.kept.lock().expect("no holder of this lock panics");
+        kept.retain(|_, kept| !kept.sender.is_closed());
+        if kept.len() < KEPT_MAX {
+            kept.insert(target.clone(), connection);
+        }
+    }
+}
+
+async fn connect(question: &Question<'_>) -> Result<Sender, String> {
+    let stream = TcpStream::connect(question.address).await.map_err(|error| io_text(&error))?;
+    stream.set_nodelay(true).map_err(|error| io_text(&error))?;
+    let Some(tls) = &question.tls else { return handshake(stream).await };
+    let config = tls::client_config(tls.ca_path, tls.client)?;
+    let name = ServerName::try_from(tls.server_name.to_owned())
+        .map_err(|_| format!("`{}` is no server name", tls.server_name))?;
+    let stream = TlsConnector::from(config).connect(name, stream).await.map_err(|error| io_text(&error))?;
+    handshake(stream).await
+}
+
+async fn handshake(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) -> Result<Sender, String> {
+    let handshake = hyper::client::conn::http1::Builder::new()
+        .max_buf_size(16 * 1024)
+        .handshake(TokioIo::new(stream))
+        .await;
+    let (sender, connection) = handshake.map_err(|error| format!("no HTTP connection: {error}"))?;
+    // Ends when the sender is dropped or the peer closes; an error there is seen by the next question.
+    tokio::spawn(async move { drop(connection.await) });
+    Ok(sender)
+}
+
+async fn exchange(sender: &mut Sender, question: &Question<'_>) -> Result<(StatusCode, Bytes), String> {
+    sender.ready().await.map_err(|error| format!("the connection was closed: {error}"))?;
+    let host =
+        question.tls.as_ref().map_or_else(|| question.address.to_string(), |tls| tls.server_name.to_owned());
+    let request = Request::get(question.path)
+        .header(header::HOST, host)
+        .header(header::ACCEPT, "application/json, text/plain")
+        .header(header::USER_AGENT, "keelson-agent")
+        .body(Empty::new())
+        .map_err(|error| format!("`{}` is no path: {error}", question.path))?;
+    let response = sender.send_request(request).await.map_err(|error| format!("no HTTP answer: {error}"))?;
+    let status = response.status();
+    let body = Limited::new(response.into_body(), BODY_BYTES_MAX).collect().await;
+    let body = body.map_err(|error| format!("the answer broke off: {error}"))?;
+    Ok((status, body.to_bytes()))
+}
+
+fn judge(expect: &Expect, status: StatusCode, body: &[u8]) -> Result<(), String> {
+    if !status.is_success() {
+        let text = String::from_utf8_lossy(body);
+        let quote: String = text.trim().chars().take(QUOTE_MAX).filter(|c| !c.is_control()).collect();
+        return Err(format!("status {}: {quote}", status.as_u16()));
+    }
+    match expect {
+        Expect::Answer => Ok(()),
+        Expect::NodeReady => node_ready(body),
+    }
+}
+
+/// The part of a Kubernetes `Node` (v1) that is read.
+#[derive(Deserialize)]
+struct Node {
+    #[serde(default)]
+    status: NodeStatus,
+}
+
+#[derive(Default, Deserialize)]
+struct NodeStatus {
+    #[serde(default)]
+    conditions: Vec<Condition>,
+}
+
+#[derive(Deserialize)]
+struct Condition {
+    #[serde(rename = "type")]
+    kind: String,
+    status: String,
+    #[serde(default)]
+    message: String,
+}
+
+fn node_ready(body: &[u8]) -> Result<(), String> {
+    let node: Node = serde_json::from_slice(body).map_err(|_| "the answer is no Node object".to_owned())?;
+    let ready = node.status.conditions.into_iter().find(|condition| condition.kind == "Ready");
+    match ready {
+        Some(condition) if condition.status == "True" => Ok(()),
+        Some(condition) => {
+            let message: String = condition.message.chars().take(QUOTE_MAX).collect();
+            Err(format!("the node is not ready: {message}"))
+        }
+        None => Err("the node has no condition Ready yet".to_owned()),
+    }
+}
+
+/// Short words for what happens all the time.
+fn io_text(error: &std::io::Error) -> String {
+    match error.kind() {
+        std::io::ErrorKind::ConnectionRefused => "connection refused".to_owned(),
+        std::io::ErrorKind::NotFound => "no such socket".to_owned(),
+        _ => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+    use tokio::net::TcpListener;
+
+    /// An HTTP server that gives every request the same answer and counts its connections.
+    async fn server(answer: &'static str, requests_per_connection: usize) -> (SocketAddr, Arc<AtomicUsize>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let connections = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&connections);
+        tokio::spawn(async move {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                count.fetch_add(1, Ordering::Relaxed);
+                tokio::spawn(async move {
+                    let mut stream = BufReader::new(stream);
+                    for _ in 0..requests_per_connection {
+                        let mut line = String::new();
+                        while stream.read_line(&mut line).await.unwrap_or(0) > 2 {
+                            line.clear();
+                        }
+                        stream.write_all(answer.as_bytes()).await.unwrap();
+                    }
+                });
+            }
+        });
+        (address, connections)
+    }
+
+    fn probe(address: SocketAddr, expect: Expect) -> ProbeSpec {
+        let target = ProbeTarget::Http { address, path: "/healthz".to_owned() };
+        ProbeSpec { name: "it".to_owned(), target, expect, timeout_ms: 500 }
+    }
+
+    #[tokio::test]
+    async fn connections_are_kept_and_made_again() {
+        let (address, connections) = server("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok", 3).await;
+        let prober = Prober::default();
+        for _ in 0..7 {
+            assert_eq!(prober.ask(&probe(address, Expect::Answer)).await, Ok(()));
+        }
+        assert_eq!(connections.load(Ordering::Relaxed), 3);
+    }
+
+    #[tokio::test]
+    async fn bad_answers_are_told_in_words() {
+        let prober = Prober::default();
+        let (address, _) = server("HTTP/1.1 500 No\r\nContent-Length: 9\r\n\r\netcd\nslow", 1).await;
+        let answer = prober.ask(&probe(address, Expect::Answer)).await;
+        assert_eq!(answer, Err("status 500: etcdslow".to_owned()));
+        let free = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+        assert_eq!(prober.ask(&probe(free, Expect::Answer)).await, Err("connection refused".to_owned()));
+        let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let answer = prober.ask(&probe(silent.local_addr().unwrap(), Expect::Answer)).await;
+        assert_eq!(answer, Err("no answer within 500 ms".to_owned()));
+    }
+
+    #[test]
+    fn nodes_are_judged() {
+        let table = [
+            (r#"{"status":{"conditions":[{"type":"Ready","status":"True"}]}}"#, Ok(())),
+            (
+                r#"{"status":{"conditions":[{"type":"Ready","status":"False","message":"no CNI"}]}}"#,
+                Err("the node is not ready: no CNI"),
+            ),
+            (r#"{"metadata":{}}"#, Err("the node has no condition Ready yet")),
+            ("\"x\"", Err("the answer is no Node object")),
+        ];
+        for (body, expected) in table {
+            assert_eq!(node_ready(body.as_bytes()), expected.map_err(str::to_owned), "{body}");
+        }
+    }
+}

@@ -1,0 +1,235 @@
+//! systemd, over D-Bus (org.freedesktop.systemd1(5)), on the system bus. systemd's private socket would do without the
+//! bus daemon, but it names itself there in a way that zbus, rightly, refuses.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use keelson_agent_core::{Active, Invocation, UnitSeen};
+use tokio::sync::Mutex;
+use zbus::{Connection, DynamicType, OwnedObjectPath, OwnedVariant, connection};
+
+use crate::error::HostError;
+
+const SERVICE_NAME: &str = "org.freedesktop.systemd1";
+const PATH: &str = "/org/freedesktop/systemd1";
+const MANAGER: &str = "org.freedesktop.systemd1.Manager";
+const SERVICE: &str = "org.freedesktop.systemd1.Service";
+/// systemd keeps the invocation of each unit as the target of a link here; reading one costs a hundredth of a call.
+const INVOCATIONS: &str = "/run/systemd/units/invocation:";
+/// A call that takes longer has lost its answer. A reload of a large machine takes seconds.
+const CALL_TIMEOUT: Duration = Duration::from_secs(25);
+/// Error of systemd for a unit that it does not know.
+const NO_SUCH_UNIT: &str = "org.freedesktop.systemd1.NoSuchUnit";
+
+/// A row of `ListUnitsByNames`: name, description, load, active, sub, followed, path, job, job type, job path.
+type Row = (String, String, String, String, String, String, OwnedObjectPath, u32, String, OwnedObjectPath);
+
+/// A connection to systemd, made when it is first needed and again after it broke.
+#[derive(Debug, Default)]
+pub(crate) struct Systemd {
+    connection: Mutex<Option<Connection>>,
+}
+
+impl Systemd {
+    pub(crate) async fn units(&self, names: &[String]) -> Result<BTreeMap<String, UnitSeen>, HostError> {
+        if names.is_empty() {
+            return Ok(BTreeMap::new());
+        }
+        let reply = self.call("ListUnitsByNames", &(names,), "list units").await?;
+        let rows: Vec<Row> = reply.body().deserialize().map_err(|error| lost("list units", error))?;
+        let mut seen = BTreeMap::new();
+        for row in rows {
+            let name = row.0.clone();
+            if names.contains(&name) {
+                seen.insert(name, self.unit(row).await?);
+            }
+        }
+        Ok(seen)
+    }
+
+    async fn unit(&self, row: Row) -> Result<UnitSeen, HostError> {
+        let (name, _, load, active, sub, _, path, job, ..) = row;
+        let active = reading(&active, &sub, job);
+        let ended = match active {
+            Active::Stopped if load == "not-found" => "systemd does not know it".to_owned(),
+            Active::Stopped | Active::AutoRestart => self.how_it_ended(&path).await?,
+            Active::Settling | Active::Running | Active::Exited => String::new(),
+        };
+        let invocation = match active {
+            Active::Running | Active::Exited => invocation(&name),
+            Active::Stopped | Active::AutoRestart | Active::Settling => None,
+        };
+        Ok(UnitSeen { active, invocation, ended })
+    }
+
+    async fn how_it_ended(&self, path: &OwnedObjectPath) -> Result<String, HostError> {
+        let result: String = self.property(path, "Result").await?;
+        let code: i32 = self.property(path, "ExecMainCode").await?;
+        let status: i32 = self.property(path, "ExecMainStatus").await?;
+        Ok(ending(&result, code, status))
+    }
+
+    async fn property<T>(&self, path: &OwnedObjectPath, name: &str) -> Result<T, HostError>
+    where
+        T: TryFrom<OwnedVariant>,
+        T::Error: Into<zbus::Error>,
+    {
+        let what = || format!("tell {name} of {path}");
+        let connection = self.connection().await?;
+        let reply = connection
+            .call_method(
+                Some(SERVICE_NAME),
+                path,
+                Some("org.freedesktop.DBus.Properties"),
+                "Get",
+                &(SERVICE, name),
+            )
+            .await;
+        let reply = self.checked(reply, what).await?;
+        let value: OwnedVariant = reply.body().deserialize().map_err(|error| lost(&what(), error))?;
+        T::try_from(value).map_err(|error| lost(&what(), error.into()))
+    }
+
+    /// Lets systemd read all unit files.
+    pub(crate) async fn reload(&self) -> Result<(), HostError> {
+        self.call("Reload", &(), "read its unit files").await.map(drop)
+    }
+
+    /// Queues a start; whether it succeeds is seen by looking.
+    pub(crate) async fn start(&self, unit: &str) -> Result<(), HostError> {
+        self.call("StartUnit", &(unit, "replace"), &format!("start {unit}")).await.map(drop)
+    }
+
+    /// Queues a restart; whether it succeeds is seen by looking.
+    pub(crate) async fn restart(&self, unit: &str) -> Result<(), HostError> {
+        self.call("RestartUnit", &(unit, "replace"), &format!("restart {unit}")).await.map(drop)
+    }
+
+    /// Queues a stop, and forgets that the unit failed.
+    pub(crate) async fn stop(&self, unit: &str) -> Result<(), HostError> {
+        let stopped = self.call("StopUnit", &(unit, "replace"), &format!("stop {unit}")).await;
+        known(stopped)?;
+        known(self.call("ResetFailedUnit", &(unit,), &format!("reset {unit}")).await)
+    }
+
+    async fn call<B>(&self, method: &str, body: &B, what: &str) -> Result<zbus::Message, HostError>
+    where
+        B: serde::Serialize + DynamicType,
+    {
+        let connection = self.connection().await?;
+        let reply = connection.call_method(Some(SERVICE_NAME), PATH, Some(MANAGER), method, body).await;
+        self.checked(reply, || what.to_owned()).await
+    }
+
+    /// After anything but a refusal the connection may be dead: the next call makes a new one.
+    async fn checked(
+        &self,
+        reply: Result<zbus::Message, zbus::Error>,
+        what: impl FnOnce() -> String,
+    ) -> Result<zbus::Message, HostError> {
+        match reply {
+            Ok(reply) => Ok(reply),
+            Err(source) => {
+                if !matches!(source, zbus::Error::MethodError(..) | zbus::Error::FDO(_)) {
+                    *self.connection.lock().await = None;
+                }
+                Err(HostError::Systemd { what: what(), source })
+            }
+        }
+    }
+
+    async fn connection(&self) -> Result<Connection, HostError> {
+        let mut held = self.connection.lock().await;
+        if let Some(connection) = held.as_ref() {
+            return Ok(connection.clone());
+        }
+        let connection = connection::Builder::system()
+            .method_timeout(CALL_TIMEOUT)
+            .build()
+            .await
+            .map_err(|source| HostError::NoSystemd { source })?;
+        *held = Some(connection.clone());
+        Ok(connection)
+    }
+}
+
+fn lost(what: &str, source: zbus::Error) -> HostError {
+    HostError::Systemd { what: what.to_owned(), source }
+}
+
+/// A unit that systemd does not know is as stopped as can be.
+fn known(result: Result<zbus::Message, HostError>) -> Result<(), HostError> {
+    match result {
+        Err(HostError::Systemd { source: zbus::Error::MethodError(name, ..), .. })
+            if name.as_str() == NO_SUCH_UNIT =>
+        {
+            Ok(())
+        }
+        other => other.map(drop),
+    }
+}
+
+fn reading(active: &str, sub: &str, job: u32) -> Active {
+    match (active, sub) {
+        ("activating", "auto-restart" | "auto-restart-queued") => Active::AutoRestart,
+        // A queued job changes the state at once; what is seen until then is the past.
+        _ if job != 0 => Active::Settling,
+        ("active", "exited") => Active::Exited,
+        ("active" | "reloading" | "refreshing", _) => Active::Running,
+        ("activating" | "deactivating", _) => Active::Settling,
+        _ => Active::Stopped,
+    }
+}
+
+fn invocation(unit: &str) -> Option<Invocation> {
+    let target = std::fs::read_link(format!("{INVOCATIONS}{unit}")).ok()?;
+    u128::from_str_radix(target.to_str()?, 16).ok().map(Invocation)
+}
+
+/// How a program ended, in words. `code` and `status` are those of waitid(2).
+fn ending(result: &str, code: i32, status: i32) -> String {
+    const EXITED: i32 = 1;
+    const KILLED: i32 = 2;
+    const DUMPED: i32 = 3;
+    let how = match code {
+        EXITED => format!("it ended with exit code {status}"),
+        KILLED => format!("it was killed by signal {status}"),
+        DUMPED => format!("it was killed by signal {status} and left a core dump"),
+        _ => "it is not running".to_owned(),
+    };
+    match result {
+        "success" | "exit-code" | "signal" | "core-dump" => how,
+        other => format!("{how} ({other})"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn states_of_systemd_become_ours() {
+        let table = [
+            (("active", "running", 0), Active::Running),
+            (("active", "running", 7), Active::Settling),
+            (("active", "exited", 0), Active::Exited),
+            (("activating", "auto-restart", 0), Active::AutoRestart),
+            (("activating", "start", 3), Active::Settling),
+            (("inactive", "dead", 0), Active::Stopped),
+            (("inactive", "dead", 5), Active::Settling),
+            (("failed", "failed", 0), Active::Stopped),
+            (("deactivating", "stop-sigterm", 0), Active::Settling),
+        ];
+        for ((active, sub, job), expected) in table {
+            assert_eq!(reading(active, sub, job), expected, "{active} {sub} {job}");
+        }
+    }
+
+    #[test]
+    fn endings_are_in_words() {
+        assert_eq!(ending("exit-code", 1, 3), "it ended with exit code 3");
+        assert_eq!(ending("signal", 2, 9), "it was killed by signal 9");
+        assert_eq!(ending("timeout", 2, 15), "it was killed by signal 15 (timeout)");
+        assert_eq!(ending("success", 0, 0), "it is not running");
+    }
+}

@@ -1,0 +1,123 @@
+//! Bulk streams that the coordinator opens: the journal, the status, a terminal.
+
+use keelson_agent_core::AgentStatus;
+use keelson_host::{JournalRequest, Terminal, journal};
+use keelson_protocol::message::{BulkRequest, ShellFrame};
+use keelson_transport::{BulkError, BulkReader, BulkStream};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tracing::{debug, info};
+
+use crate::errors::chain;
+
+/// Largest piece of output in one frame, in bytes.
+const PIECE_BYTES_MAX: usize = 8 * 1024;
+
+/// Serves one stream until it ends. What it started ends with it.
+pub(crate) async fn serve(request: BulkRequest, stream: BulkStream, status: AgentStatus) {
+    info!(request = what(&request), "the coordinator opened a stream");
+    let served = match request {
+        BulkRequest::Journal { unit, lines, follow } => {
+            send_journal(JournalRequest { unit, lines, follow }, stream).await
+        }
+        BulkRequest::Status => send_status(&status, stream).await,
+        BulkRequest::Shell { command, terminal, rows, columns } => {
+            match Terminal::start(&command, &terminal, rows, columns) {
+                Ok(terminal) => run_shell(terminal, stream).await,
+                Err(error) => stream.refuse(&chain(&error)).await,
+            }
+        }
+    };
+    if let Err(error) = served {
+        debug!(error = chain(&error), "a bulk stream broke off");
+    }
+}
+
+fn what(request: &BulkRequest) -> &'static str {
+    match request {
+        BulkRequest::Journal { .. } => "journal",
+        BulkRequest::Status => "status",
+        BulkRequest::Shell { .. } => "shell",
+    }
+}
+
+async fn send_status(status: &AgentStatus, mut stream: BulkStream) -> Result<(), BulkError> {
+    let text = serde_json::to_vec(status).unwrap_or_default();
+    stream.accept().await?;
+    // An error is the end of the session, which the peer knows by itself.
+    if stream.write_all(&text).await.is_ok() {
+        stream.finish();
+    }
+    Ok(())
+}
+
+async fn send_journal(request: JournalRequest, mut stream: BulkStream) -> Result<(), BulkError> {
+    let mut child = match journal(&request) {
+        Ok(child) => child,
+        Err(error) => return stream.refuse(&error.chain()).await,
+    };
+    let Some(mut text) = child.stdout.take() else { return Ok(()) };
+    stream.accept().await?;
+    let (reader, mut writer) = stream.split();
+    // biased: text that is there is sent before the peer's farewell is seen. Dropping the child ends it.
+    tokio::select! {
+        biased;
+        copied = tokio::io::copy(&mut text, &mut writer) => if copied.is_ok() { writer.finish() },
+        () = given_up(reader) => {}
+    }
+    Ok(())
+}
+
+/// Waits until the peer has given the stream up; one that only says that it has nothing to send has not.
+async fn given_up(mut reader: BulkReader) {
+    let mut nothing = [0; 16];
+    loop {
+        match reader.read(&mut nothing).await {
+            Ok(0) => std::future::pending().await,
+            Ok(_) => {}
+            Err(_) => return,
+        }
+    }
+}
+
+async fn run_shell(mut terminal: Terminal, mut stream: BulkStream) -> Result<(), BulkError> {
+    stream.accept().await?;
+    let (mut reader, mut writer) = stream.split();
+    let output = async {
+        let mut piece = vec![0; PIECE_BYTES_MAX];
+        loop {
+            match terminal.read(&mut piece).await {
+                Ok(0) | Err(_) => return Ok(()),
+                Ok(count) => writer.write_frame(&ShellFrame::Data(piece[..count].to_vec())).await?,
+            }
+        }
+    };
+    let input = async {
+        loop {
+            match reader.read_frame().await? {
+                Some(ShellFrame::Data(keys)) => {
+                    if terminal.write_all(&keys).await.is_err() {
+                        return Ok(());
+                    }
+                }
+                Some(ShellFrame::Resize { rows, columns }) => {
+                    if let Err(error) = terminal.resize(rows, columns) {
+                        debug!(%error, "the terminal keeps its size");
+                    }
+                }
+                // The user has gone, or says what only the machine may say: the terminal is closed.
+                Some(ShellFrame::Exit { .. }) | None => return Err(BulkError::Ended),
+            }
+        }
+    };
+    // biased: output first, so that the last words of a command that has ended are not lost. Neither loop is resumed.
+    let ended: Result<(), BulkError> = tokio::select! {
+        biased;
+        ended = output => ended,
+        ended = input => ended,
+    };
+    ended?;
+    let code = terminal.wait().await.unwrap_or(-1);
+    writer.write_frame(&ShellFrame::Exit { code }).await?;
+    writer.finish();
+    Ok(())
+}

@@ -1,0 +1,205 @@
+//! Keeps the machine's link up: enrols when it has no usable certificate, starts the client, hands its events on.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use keelson_agent_core::{Event, LinkNews, Seed, enrol_retry_delay};
+use keelson_protocol::health::Facts;
+use keelson_protocol::message::{EnrolRequest, RefusalCode, ToCoordinator};
+use keelson_protocol::wire::{VERSION_MAX, VERSION_MIN};
+use keelson_protocol::{Generation, Incarnation, MachineId};
+use keelson_transport::{
+    CaTrust, ClientConfig, ClientEvent, EnrolConfig, EnrolError, Identity, LinkClient, LinkError, enrol,
+};
+use tokio::sync::mpsc;
+use tracing::{info, warn};
+
+use crate::clock;
+use crate::errors::chain;
+use crate::identity::{Held, IdentityFiles};
+use crate::metadata::Metadata;
+use crate::paths::Paths;
+use crate::shell::Input;
+
+/// Generation that the next `Hello` tells.
+pub(crate) type SharedGeneration = Arc<Mutex<Option<Generation>>>;
+
+/// Everything that the link's task needs.
+pub(crate) struct LinkTask {
+    pub(crate) paths: Paths,
+    pub(crate) machine: MachineId,
+    pub(crate) incarnation: Incarnation,
+    pub(crate) facts: Facts,
+    pub(crate) generation: SharedGeneration,
+    pub(crate) seed: Seed,
+    pub(crate) inputs: mpsc::Sender<Input>,
+}
+
+/// The shell has gone.
+struct Gone;
+
+impl LinkTask {
+    /// Runs until the shell has gone.
+    pub(crate) async fn run(mut self) {
+        // Only the end of the shell ends it.
+        let Err(Gone) = self.keep_up().await;
+    }
+
+    async fn keep_up(&mut self) -> Result<std::convert::Infallible, Gone> {
+        let metadata = wait_for_metadata(&self.paths).await;
+        if (&metadata.machine, metadata.incarnation) != (&self.machine, self.incarnation) {
+            let why = format!("the metadata names {} incarnation {}", metadata.machine, metadata.incarnation);
+            self.send(Input::Restart(why)).await?;
+        }
+        let files = IdentityFiles::new(self.paths.link());
+        let held = match files.load(&self.machine, self.incarnation, clock::wall()) {
+            Ok(held) => held,
+            Err(why) => {
+                info!(why, "asking for a link certificate");
+                self.enrol(&files).await?
+            }
+        };
+        self.tell(LinkNews::Identity(held.validity)).await?;
+        let (client, mut events) =
+            LinkClient::start(self.client_config(metadata.coordinators, &held), held.identity);
+        self.send(Input::LinkUp(client)).await?;
+        while let Some(event) = events.recv().await {
+            let expired = matches!(
+                event,
+                ClientEvent::Disconnected {
+                    error: LinkError::CertificateExpired | LinkError::CertificateRefused { .. },
+                    ..
+                }
+            );
+            self.forward(event).await?;
+            if expired && files.load(&self.machine, self.incarnation, clock::wall()).is_err() {
+                let held = self.enrol(&files).await?;
+                self.tell(LinkNews::Identity(held.validity)).await?;
+                self.send(Input::NewIdentity(held.identity)).await?;
+            }
+        }
+        Err(Gone)
+    }
+
+    fn client_config(&self, coordinators: Vec<SocketAddr>, held: &Held) -> ClientConfig {
+        let (facts, generation) = (self.facts.clone(), Arc::clone(&self.generation));
+        let hello = move || ToCoordinator::Hello {
+            version_min: VERSION_MIN,
+            version_max: VERSION_MAX,
+            boot: facts.boot,
+            generation: *generation.lock().expect("no holder of this lock panics"),
+            facts: Box::new(facts.clone()),
+        };
+        let trust = CaTrust::Certificate(held.ca_der.clone());
+        ClientConfig::new(coordinators, trust, Box::new(hello), self.seed.0)
+    }
+
+    /// Asks until there is a certificate. The metadata is read anew each time: a fresh token comes by it.
+    async fn enrol(&mut self, files: &IdentityFiles) -> Result<Held, Gone> {
+        for attempt in 1_u32.. {
+            // What was found expired may be valid after all, once the machine's clock has been set.
+            if let Ok(held) = files.load(&self.machine, self.incarnation, clock::wall()) {
+                return Ok(held);
+            }
+            let failure = match self.enrol_once(files).await {
+                Ok(held) => {
+                    info!("the machine has a link certificate");
+                    return Ok(held);
+                }
+                Err(failure) => failure,
+            };
+            let retry_in = enrol_retry_delay(attempt, failure.refusal, &mut self.seed);
+            warn!(error = failure.why, ?retry_in, "no link certificate yet");
+            self.tell(LinkNews::Enrolling { why: failure.why, retry_in }).await?;
+            tokio::time::sleep(retry_in).await;
+        }
+        // Not reached within a hundred years.
+        Err(Gone)
+    }
+
+    async fn enrol_once(&self, files: &IdentityFiles) -> Result<Held, Failure> {
+        let metadata = Metadata::read(&self.paths.metadata).map_err(|error| Failure::of(&error))?;
+        if (&metadata.machine, metadata.incarnation) != (&self.machine, self.incarnation) {
+            let why = "the metadata names another machine now; the agent must be restarted".to_owned();
+            return Err(Failure { why, refusal: None });
+        }
+        let pending = files.pending_key().map_err(|error| Failure::of(&error))?;
+        let request = EnrolRequest {
+            machine: metadata.machine,
+            incarnation: metadata.incarnation,
+            token: metadata.token,
+            signing_request: pending.signing_request,
+        };
+        let config = EnrolConfig::new(metadata.coordinators, metadata.ca_fingerprint);
+        let enrolled = enrol(&config, request).await.map_err(|error| {
+            let refusal = match &error {
+                EnrolError::Refused { refusal } => Some(refusal.code),
+                _ => None,
+            };
+            Failure { why: chain(&error), refusal }
+        })?;
+        let identity = Identity { chain: enrolled.chain, key: pending.key };
+        let validity = files
+            .install(&identity, Some(&enrolled.ca_der), &self.machine, self.incarnation)
+            .map_err(|error| Failure::of(&error))?;
+        Ok(Held { identity, ca_der: enrolled.ca_der, validity })
+    }
+
+    async fn forward(&self, event: ClientEvent) -> Result<(), Gone> {
+        let news = match event {
+            ClientEvent::Connected { coordinator } => {
+                LinkNews::Connected { coordinator: coordinator.to_string() }
+            }
+            ClientEvent::Disconnected { why, retry_in, .. } => LinkNews::Disconnected { why, retry_in },
+            ClientEvent::Refused(refusal) => {
+                warn!(%refusal, "the coordinator refuses this machine");
+                LinkNews::Refused { why: refusal.to_string() }
+            }
+            ClientEvent::Message(message) => {
+                return self.send(Input::Event(Event::Message(Box::new(message)))).await;
+            }
+            ClientEvent::Bulk(request, stream) => {
+                return self.send(Input::Bulk(request, Box::new(stream))).await;
+            }
+        };
+        self.tell(news).await
+    }
+
+    async fn tell(&self, news: LinkNews) -> Result<(), Gone> {
+        self.send(Input::Event(Event::Link(news))).await
+    }
+
+    async fn send(&self, input: Input) -> Result<(), Gone> {
+        self.inputs.send(input).await.map_err(|_| Gone)
+    }
+}
+
+/// Why there is no certificate yet.
+struct Failure {
+    why: String,
+    refusal: Option<RefusalCode>,
+}
+
+impl Failure {
+    fn of(error: &dyn std::error::Error) -> Self {
+        Self { why: chain(error), refusal: None }
+    }
+}
+
+/// A machine whose metadata cannot be read waits for it: on some infrastructures it comes after the agent starts.
+pub(crate) async fn wait_for_metadata(paths: &Paths) -> Metadata {
+    const EVERY: Duration = Duration::from_millis(500);
+    const TOLD_EVERY: u32 = 60;
+    for attempt in 0_u32.. {
+        match Metadata::read(&paths.metadata) {
+            Ok(metadata) => return metadata,
+            Err(error) if attempt % TOLD_EVERY == 0 => {
+                warn!(error = chain(&error), "waiting for the metadata")
+            }
+            Err(_) => {}
+        }
+        tokio::time::sleep(EVERY).await;
+    }
+    unreachable!("the loop ends only with the metadata")
+}

@@ -1,0 +1,148 @@
+//! The machine's link identity on disk: `chain.pem`, `key.pem`, `ca.pem`, and while a new one is on its way
+//! `key.next.pem`.
+//!
+//! A key is on disk before anybody is asked to certify it, and the chain is replaced before the key is: whatever moment
+//! the machine dies at, either pair is complete, or the chain belongs to `key.next.pem`. A machine that lost its pair
+//! would have to be enrolled again by a person.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use keelson_agent_core::Validity;
+use keelson_host::{
+    Durability, HostError, chain_from_pem, chain_to_pem, key_from_pem, key_to_pem, matches_key,
+    write_atomically,
+};
+use keelson_protocol::{Incarnation, MachineId, SecretBytes, WallTime};
+use keelson_transport::{Identity, KeyRequest, PeerIdentity};
+
+const CHAIN_MODE: u32 = 0o644;
+const KEY_MODE: u32 = 0o600;
+
+/// What the agent needs to open a session.
+#[derive(Debug, Clone)]
+pub(crate) struct Held {
+    pub(crate) identity: Identity,
+    pub(crate) ca_der: Vec<u8>,
+    pub(crate) validity: Validity,
+}
+
+/// Why a chain cannot be used as this machine's identity.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum IdentityFileError {
+    #[error("the certificate that came cannot be used: {why}")]
+    Unusable { why: String },
+    #[error("the link identity could not be written")]
+    Write(#[source] HostError),
+}
+
+/// The folder of the identity.
+#[derive(Debug, Clone)]
+pub(crate) struct IdentityFiles {
+    folder: PathBuf,
+}
+
+impl IdentityFiles {
+    pub(crate) fn new(folder: PathBuf) -> Self {
+        Self { folder }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+
+    /// The identity, when there is one for this machine that is valid at `now`; else why there is none.
+    pub(crate) fn load(
+        &self,
+        machine: &MachineId,
+        incarnation: Incarnation,
+        now: WallTime,
+    ) -> Result<Held, &'static str> {
+        let chain = fs::read_to_string(self.path("chain.pem")).map_err(|_| "there is no link certificate")?;
+        let chain = chain_from_pem(&chain).map_err(|_| "the link certificate is damaged")?;
+        let ca = fs::read_to_string(self.path("ca.pem")).map_err(|_| "there is no CA certificate")?;
+        let ca = chain_from_pem(&ca).map_err(|_| "the CA certificate is damaged")?;
+        let key = self.key_of(&chain[0]).ok_or("the link certificate has no key")?;
+        let peer =
+            PeerIdentity::from_certificate(&chain[0]).map_err(|_| "the link certificate names no machine")?;
+        if (&peer.machine, peer.incarnation) != (machine, incarnation) {
+            return Err("the link certificate is for another machine");
+        }
+        if peer.not_after <= now {
+            return Err("the link certificate has expired");
+        }
+        let validity = Validity { not_before: peer.not_before, not_after: peer.not_after };
+        let ca_der = ca.into_iter().next().ok_or("there is no CA certificate")?;
+        Ok(Held { identity: Identity { chain, key }, ca_der, validity })
+    }
+
+    /// The key of a certificate: the old one, or the one that was on its way when the agent died.
+    fn key_of(&self, leaf: &[u8]) -> Option<SecretBytes> {
+        let read = |name: &str| {
+            let pem = SecretBytes::new(fs::read(self.path(name)).ok()?);
+            key_from_pem(&pem).ok().filter(|key| matches_key(leaf, key))
+        };
+        read("key.pem").or_else(|| {
+            let key = read("key.next.pem")?;
+            // Finished now; when it fails, the next start finds the same.
+            let _ = fs::rename(self.path("key.next.pem"), self.path("key.pem"));
+            Some(key)
+        })
+    }
+
+    /// The key for which a certificate was asked when the agent died, or a new one, on disk when this returns.
+    pub(crate) fn pending_key(&self) -> Result<KeyRequest, IdentityFileError> {
+        if let Some(request) = self.read_pending() {
+            return Ok(request);
+        }
+        let request = keelson_transport::make_key_request()
+            .map_err(|error| IdentityFileError::Unusable { why: crate::errors::chain(&error) })?;
+        self.write_secret("key.next.pem", &key_to_pem(&request.key))?;
+        self.write("key.next.csr", KEY_MODE, &request.signing_request)?;
+        Ok(request)
+    }
+
+    fn read_pending(&self) -> Option<KeyRequest> {
+        let key = SecretBytes::new(fs::read(self.path("key.next.pem")).ok()?);
+        let key = key_from_pem(&key).ok()?;
+        let signing_request = fs::read(self.path("key.next.csr")).ok().filter(|bytes| !bytes.is_empty())?;
+        Some(KeyRequest { key, signing_request })
+    }
+
+    /// Writes a certificate with its key, and the CA when it is the first.
+    pub(crate) fn install(
+        &self,
+        identity: &Identity,
+        ca_der: Option<&[u8]>,
+        machine: &MachineId,
+        incarnation: Incarnation,
+    ) -> Result<Validity, IdentityFileError> {
+        let unusable = |why: String| IdentityFileError::Unusable { why };
+        let leaf = identity.chain.first().ok_or_else(|| unusable("the chain is empty".to_owned()))?;
+        let peer = PeerIdentity::from_certificate(leaf).map_err(|error| unusable(error.to_string()))?;
+        if (&peer.machine, peer.incarnation) != (machine, incarnation) {
+            return Err(unusable(format!("it is for {} {}", peer.machine, peer.incarnation)));
+        }
+        if !matches_key(leaf, &identity.key) {
+            return Err(unusable("it is for another key".to_owned()));
+        }
+        self.write_secret("key.next.pem", &key_to_pem(&identity.key))?;
+        if let Some(ca_der) = ca_der {
+            self.write("ca.pem", CHAIN_MODE, chain_to_pem(&[ca_der.to_vec()]).as_bytes())?;
+        }
+        self.write("chain.pem", CHAIN_MODE, chain_to_pem(&identity.chain).as_bytes())?;
+        self.write_secret("key.pem", &key_to_pem(&identity.key))?;
+        let _ = fs::remove_file(self.path("key.next.pem"));
+        let _ = fs::remove_file(self.path("key.next.csr"));
+        Ok(Validity { not_before: peer.not_before, not_after: peer.not_after })
+    }
+
+    fn write_secret(&self, name: &str, content: &SecretBytes) -> Result<(), IdentityFileError> {
+        self.write(name, KEY_MODE, content.expose_secret())
+    }
+
+    fn write(&self, name: &str, mode: u32, content: &[u8]) -> Result<(), IdentityFileError> {
+        let path: &Path = &self.path(name);
+        write_atomically(path, mode, content, Durability::OnDisk).map_err(IdentityFileError::Write)
+    }
+}

@@ -1,0 +1,64 @@
+//! The ledger on disk.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use keelson_agent_core::{Ledger, LedgerFound};
+use keelson_host::{Durability, HostError, write_atomically};
+use keelson_protocol::SecretBytes;
+
+/// Only root may read it: configs hold secrets.
+const MODE: u32 = 0o600;
+
+/// Reads the ledger. One that cannot be used is kept aside, so that the agent starts in any case and a person can look.
+pub(crate) fn read(path: &Path) -> LedgerFound {
+    let bytes = match fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return LedgerFound::Absent,
+        Err(error) => return LedgerFound::SetAside { why: format!("the ledger cannot be read: {error}") },
+    };
+    match Ledger::decode(&bytes) {
+        Ok(ledger) => LedgerFound::Intact(Box::new(ledger)),
+        Err(error) => LedgerFound::SetAside { why: format!("{error}; {}", set_aside(path)) },
+    }
+}
+
+fn set_aside(path: &Path) -> String {
+    let aside = aside(path);
+    match fs::rename(path, &aside) {
+        Ok(()) => format!("it is kept as {}", aside.display()),
+        Err(error) => format!("it could not be moved to {}: {error}", aside.display()),
+    }
+}
+
+/// One name, so that a ledger which is damaged again and again does not fill the disk.
+fn aside(path: &Path) -> PathBuf {
+    path.with_extension("unusable")
+}
+
+/// Writes the ledger; it is on the disk when this returns.
+pub(crate) fn write(path: &Path, bytes: &SecretBytes) -> Result<(), HostError> {
+    write_atomically(path, MODE, bytes.expose_secret(), Durability::OnDisk)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use keelson_protocol::{Incarnation, MachineId};
+
+    #[test]
+    fn a_ledger_comes_back_and_a_damaged_one_is_kept_aside() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("ledger");
+        assert!(matches!(read(&path), LedgerFound::Absent));
+        let ledger = Ledger::empty(MachineId::new("m").unwrap(), Incarnation(1));
+        write(&path, &ledger.encode()).unwrap();
+        assert!(matches!(read(&path), LedgerFound::Intact(found) if *found == ledger));
+        fs::write(&path, b"KEELSONL and then something else that is long enough to look like a head")
+            .unwrap();
+        assert!(matches!(read(&path), LedgerFound::SetAside { why } if why.contains("ledger.unusable")));
+        assert!(matches!(read(&path), LedgerFound::Absent));
+        assert!(root.path().join("ledger.unusable").exists());
+    }
+}

@@ -1,0 +1,328 @@
+//! The loop: take an input, call the core, carry out its actions in order, sleep until the core wants to be woken.
+//!
+//! No decision is made here. One rule is kept here: while the ledger is being written, nothing that was decided later
+//! begins; only heartbeats pass, because they rely on nothing, and a slow disk must not make a machine look dead.
+
+use std::collections::VecDeque;
+use std::fs;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use keelson_agent_core::{Action, AgentCore, AgentStatus, Event, LedgerFound, Look, Me, Seed, Start};
+use keelson_host::Host;
+use keelson_protocol::message::{BulkRequest, ToCoordinator};
+use keelson_protocol::{Incarnation, MachineId, SecretBytes};
+use keelson_transport::{BulkStream, Identity, LinkClient};
+use nix::fcntl::{Flock, FlockArg};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+use tracing::{debug, info};
+
+use crate::bulk;
+use crate::clock;
+use crate::enrol::{LinkTask, SharedGeneration, wait_for_metadata};
+use crate::ledger_file;
+use crate::metadata::Metadata;
+use crate::paths::Paths;
+use crate::status;
+use crate::steps::Steps;
+
+/// Inputs that wait for the core. Every sender waits when it is full, so nothing is lost.
+const INPUTS_MAX: usize = 256;
+/// A look that takes longer has lost its answer.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long the coordinator is given to hear that the agent stops.
+const GOODBYE: Duration = Duration::from_millis(500);
+/// Threads for work that waits for disks: one for the ledger, one for everything else.
+const BLOCKING_THREADS_MAX: usize = 2;
+/// They go when they have nothing to do, and their memory with them.
+const BLOCKING_THREADS_KEPT: Duration = Duration::from_secs(5);
+
+/// What wakes the loop.
+pub(crate) enum Input {
+    /// For the core.
+    Event(Event),
+    /// The link's client exists.
+    LinkUp(LinkClient),
+    /// The machine was enrolled again.
+    NewIdentity(Identity),
+    /// The coordinator opened a bulk stream.
+    Bulk(BulkRequest, Box<BulkStream>),
+    /// The agent works for another machine than the metadata names: it must begin anew.
+    Restart(String),
+    /// Somebody asks for the status.
+    Status(oneshot::Sender<AgentStatus>),
+}
+
+/// Runs the agent until it is told to stop.
+pub(crate) fn run(paths: &Paths) -> anyhow::Result<()> {
+    tracing_subscriber::fmt()
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_default_env()
+                .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info")),
+        )
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        // The journal has its own.
+        .without_time()
+        .init();
+    // Nothing that the agent makes is for others, unless it says so.
+    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
+    let _lock = lock(paths)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(BLOCKING_THREADS_MAX)
+        .thread_keep_alive(BLOCKING_THREADS_KEPT)
+        .build()
+        .context("the tokio runtime could not be made")?;
+    let result = runtime.block_on(serve(paths));
+    // Work that hangs on a dead disk must not keep the process from ending.
+    runtime.shutdown_background();
+    result
+}
+
+/// Two agents would undo each other's work.
+fn lock(paths: &Paths) -> anyhow::Result<Flock<fs::File>> {
+    let path = paths.lock();
+    fs::create_dir_all(&paths.run)
+        .with_context(|| format!("folder {} cannot be made", paths.run.display()))?;
+    let file = fs::File::create(&path).with_context(|| format!("{} cannot be made", path.display()))?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock)
+        .map_err(|(_, error)| error)
+        .with_context(|| format!("another agent runs on this machine: it holds {}", path.display()))
+}
+
+async fn serve(paths: &Paths) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("signals cannot be watched")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("signals cannot be watched")?;
+    let (machine, incarnation, ledger) = tokio::select! {
+        who = who_am_i(paths) => who,
+        _ = terminate.recv() => return Ok(()),
+        _ = interrupt.recv() => return Ok(()),
+    };
+    let (mut shell, inputs) = Shell::build(paths, machine, incarnation, ledger)?;
+    notify_ready();
+    let ended = tokio::select! {
+        why = shell.run(inputs) => Err(anyhow::anyhow!("the agent must be started again: {why}")),
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+    };
+    info!("the agent stops; what runs on this machine goes on");
+    shell.goodbye().await;
+    ended
+}
+
+/// Who this machine is: by its metadata, or while there is none, by its ledger. A machine that was rebooted must come
+/// up also when the infrastructure's metadata does not.
+async fn who_am_i(paths: &Paths) -> (MachineId, Incarnation, LedgerFound) {
+    let ledger = ledger_file::read(&paths.ledger());
+    match (Metadata::read(&paths.metadata), ledger) {
+        (Ok(metadata), ledger) => (metadata.machine, metadata.incarnation, ledger),
+        (Err(error), LedgerFound::Intact(ledger)) => {
+            info!(error = crate::errors::chain(&error), "the agent takes its name from its ledger");
+            (ledger.machine.clone(), ledger.incarnation, LedgerFound::Intact(ledger))
+        }
+        (Err(_), ledger) => {
+            let metadata = wait_for_metadata(paths).await;
+            (metadata.machine, metadata.incarnation, ledger)
+        }
+    }
+}
+
+/// Tells systemd that the agent is up (sd_notify(3)), when its unit asks for that.
+fn notify_ready() {
+    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return };
+    let sent =
+        std::os::unix::net::UnixDatagram::unbound().and_then(|socket| socket.send_to(b"READY=1", path));
+    if let Err(error) = sent {
+        debug!(%error, "systemd could not be told that the agent is up");
+    }
+}
+
+struct Shell {
+    core: AgentCore,
+    steps: Steps,
+    link: Option<LinkClient>,
+    generation: SharedGeneration,
+    ledger: PathBuf,
+    /// Actions that wait for the ledger to be written.
+    queue: VecDeque<Action>,
+    persisting: Option<JoinHandle<Result<(), String>>>,
+    sender: mpsc::Sender<Input>,
+}
+
+impl Shell {
+    fn build(
+        paths: &Paths,
+        machine: MachineId,
+        incarnation: Incarnation,
+        ledger: LedgerFound,
+    ) -> anyhow::Result<(Self, mpsc::Receiver<Input>)> {
+        let boot = keelson_host::boot_id().context("this boot has no id")?;
+        let seed = Seed(keelson_host::random_seed().context("there is no randomness")?);
+        let version = env!("CARGO_PKG_VERSION");
+        let start = Start {
+            me: Me { machine: machine.clone(), incarnation, boot },
+            ledger,
+            version: version.to_owned(),
+            seed,
+        };
+        let core = AgentCore::restore(start, clock::mono(), clock::wall());
+        info!(%machine, %incarnation, %boot, version, "the agent starts");
+        let (sender, inputs) = mpsc::channel(INPUTS_MAX);
+        let generation = SharedGeneration::default();
+        *generation.lock().expect("no holder of this lock panics") = core.generation();
+        status::serve(paths.socket(), sender.clone()).context("the status socket cannot be made")?;
+        let link = LinkTask {
+            paths: paths.clone(),
+            machine: machine.clone(),
+            incarnation,
+            facts: keelson_host::facts(version, boot),
+            generation: Arc::clone(&generation),
+            seed,
+            inputs: sender.clone(),
+        };
+        tokio::spawn(link.run());
+        let steps = Steps::new(Arc::new(Host::default()), paths.link(), machine, incarnation);
+        let shell = Self {
+            core,
+            steps,
+            link: None,
+            generation,
+            ledger: paths.ledger(),
+            queue: VecDeque::new(),
+            persisting: None,
+            sender,
+        };
+        Ok((shell, inputs))
+    }
+
+    /// Runs until the agent must begin anew; returns why.
+    async fn run(&mut self, mut inputs: mpsc::Receiver<Input>) -> String {
+        self.step(Event::Woke);
+        loop {
+            let wait = self.core.next_wake().since(clock::mono());
+            // biased: first what holds up everything else, last what only passes the time. All branches are cancel-safe.
+            tokio::select! {
+                biased;
+                result = written(&mut self.persisting) => {
+                    self.persisting = None;
+                    self.step(Event::Persisted(result));
+                }
+                Some(input) = inputs.recv() => match input {
+                    Input::Restart(why) => return why,
+                    other => self.take(other),
+                },
+                () = tokio::time::sleep(wait) => self.step(Event::Woke),
+            }
+        }
+    }
+
+    fn take(&mut self, input: Input) {
+        match input {
+            Input::Event(event) => self.step(event),
+            Input::LinkUp(client) => self.link = Some(client),
+            Input::NewIdentity(identity) => {
+                if let Some(link) = &self.link {
+                    link.replace_identity(identity);
+                }
+            }
+            Input::Bulk(request, stream) => {
+                let status = self.core.status();
+                tokio::spawn(bulk::serve(request, *stream, status));
+            }
+            Input::Restart(_) => unreachable!("the loop has taken it"),
+            // Whoever asked may have gone.
+            Input::Status(reply) => drop(reply.send(self.core.status())),
+        }
+    }
+
+    fn step(&mut self, event: Event) {
+        let state = self.core.state();
+        let actions = self.core.handle(clock::mono(), clock::wall(), event);
+        *self.generation.lock().expect("no holder of this lock panics") = self.core.generation();
+        if self.core.state() != state {
+            info!(state = %self.core.state(), before = %state, "the machine's state changed");
+        }
+        for action in actions {
+            match action {
+                Action::Heartbeat(heartbeat) => {
+                    if let Some(link) = &self.link {
+                        link.heartbeat(heartbeat);
+                    }
+                }
+                other => self.queue.push_back(other),
+            }
+        }
+        while self.persisting.is_none() {
+            let Some(action) = self.queue.pop_front() else { break };
+            self.carry_out(action);
+        }
+    }
+
+    fn carry_out(&mut self, action: Action) {
+        match action {
+            Action::Persist(bytes) => self.persist(bytes),
+            Action::Run(step) => self.steps.run(step, &self.sender),
+            Action::Look(Look { id, query }) => {
+                let host = self.steps.host();
+                self.spawn(async move {
+                    let observation = match tokio::time::timeout(LOOK_TIMEOUT, host.look(query)).await {
+                        Ok(seen) => seen.map_err(|error| error.chain()),
+                        Err(_) => Err(format!("no answer within {} s", LOOK_TIMEOUT.as_secs())),
+                    };
+                    Event::Observed { id, observation }
+                });
+            }
+            Action::Probe { id, probe } => {
+                let host = self.steps.host();
+                self.spawn(async move { Event::Probed { id, result: host.probe(&probe).await } });
+            }
+            Action::Send(message) => self.send(message),
+            Action::Heartbeat(_) => unreachable!("heartbeats do not queue"),
+        }
+    }
+
+    fn persist(&mut self, bytes: SecretBytes) {
+        let path = self.ledger.clone();
+        self.persisting = Some(tokio::task::spawn_blocking(move || {
+            ledger_file::write(&path, &bytes).map_err(|error| error.chain())
+        }));
+    }
+
+    fn send(&self, message: ToCoordinator) {
+        // The core learns of a lost session by itself, and of a lost message by the missing answer.
+        if let Some(Err(error)) = self.link.as_ref().map(|link| link.send(message)) {
+            debug!(error = crate::errors::chain(&error), "a message was not sent");
+        }
+    }
+
+    fn spawn(&self, work: impl Future<Output = Event> + Send + 'static) {
+        let sender = self.sender.clone();
+        tokio::spawn(async move {
+            // When the loop has ended, nobody waits for the answer.
+            let _ = sender.send(Input::Event(work.await)).await;
+        });
+    }
+
+    /// Waits for the ledger, when it is being written, and tells the coordinator that this is no crash.
+    async fn goodbye(&mut self) {
+        if let Some(write) = self.persisting.take() {
+            let _ = tokio::time::timeout(GOODBYE, write).await;
+        }
+        if let Some(link) = self.link.take() {
+            let _ = tokio::time::timeout(GOODBYE, link.shutdown()).await;
+        }
+    }
+}
+
+/// The end of the write in flight; never, when there is none.
+async fn written(persisting: &mut Option<JoinHandle<Result<(), String>>>) -> Result<(), String> {
+    match persisting {
+        Some(write) => write.await.unwrap_or_else(|_| Err("the write was given up".to_owned())),
+        None => std::future::pending().await,
+    }
+}

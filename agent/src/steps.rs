@@ -1,0 +1,106 @@
+//! Carries out steps: those of the machine by the host, those of link and balancer here.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+
+use keelson_agent_core::{Event, Step, StepOutput};
+use keelson_host::Host;
+use keelson_protocol::{Incarnation, MachineId, SecretBytes};
+use keelson_transport::{Identity, make_key_request};
+use tokio::sync::mpsc;
+
+use crate::balancer::Balancer;
+use crate::errors::chain;
+use crate::identity::IdentityFiles;
+use crate::shell::Input;
+
+/// The hands of the shell.
+pub(crate) struct Steps {
+    host: Arc<Host>,
+    files: IdentityFiles,
+    machine: MachineId,
+    incarnation: Incarnation,
+    /// Key of the next link certificate, while it is asked for. In memory only: the old certificate still holds.
+    link_key: Arc<Mutex<Option<SecretBytes>>>,
+    balancer: Arc<tokio::sync::Mutex<Balancer>>,
+}
+
+impl Steps {
+    pub(crate) fn new(host: Arc<Host>, link: PathBuf, machine: MachineId, incarnation: Incarnation) -> Self {
+        Self {
+            host,
+            files: IdentityFiles::new(link),
+            machine,
+            incarnation,
+            link_key: Arc::default(),
+            balancer: Arc::default(),
+        }
+    }
+
+    pub(crate) fn host(&self) -> Arc<Host> {
+        Arc::clone(&self.host)
+    }
+
+    /// Begins a step; its end comes as an input.
+    pub(crate) fn run(&self, step: Step, inputs: &mpsc::Sender<Input>) {
+        let (key, limit) = (step.key(), step.timeout());
+        let work = self.work(step);
+        let inputs = inputs.clone();
+        tokio::spawn(async move {
+            let (result, identity) = match tokio::time::timeout(limit, work).await {
+                Ok(Ok((output, identity))) => (Ok(output), identity),
+                Ok(Err(why)) => (Err(why), None),
+                Err(_) => (Err(format!("it was not done within {} s", limit.as_secs())), None),
+            };
+            if let Some(identity) = identity {
+                let _ = inputs.send(Input::NewIdentity(identity)).await;
+            }
+            // When the loop has ended, nobody waits for the answer.
+            let _ = inputs.send(Input::Event(Event::StepDone { key, result })).await;
+        });
+    }
+
+    fn work(
+        &self,
+        step: Step,
+    ) -> impl Future<Output = Result<(StepOutput, Option<Identity>), String>> + Send + 'static {
+        let host = Arc::clone(&self.host);
+        let balancer = Arc::clone(&self.balancer);
+        let link_key = Arc::clone(&self.link_key);
+        let files = self.files.clone();
+        let (machine, incarnation) = (self.machine.clone(), self.incarnation);
+        async move {
+            match step {
+                Step::Balance(spec) => {
+                    balancer.lock().await.apply(spec).await.map_err(|error| chain(&error))?;
+                    Ok((StepOutput::Done, None))
+                }
+                Step::MakeLinkKey => {
+                    let request = make_key_request().map_err(|error| chain(&error))?;
+                    *link_key.lock().expect("no holder of this lock panics") = Some(request.key);
+                    Ok((StepOutput::SigningRequest(request.signing_request), None))
+                }
+                Step::InstallLink { chain } => {
+                    let key = link_key.lock().expect("no holder of this lock panics").take();
+                    let key = key.ok_or("no key is kept for the link certificate")?;
+                    let install = move || install_link(&files, chain, key, &machine, incarnation);
+                    let installed = tokio::task::spawn_blocking(install).await;
+                    installed.unwrap_or_else(|_| Err("the work was given up".to_owned()))
+                }
+                other => host.run(other).await.map(|output| (output, None)).map_err(|error| error.chain()),
+            }
+        }
+    }
+}
+
+fn install_link(
+    files: &IdentityFiles,
+    certificates: Vec<Vec<u8>>,
+    key: SecretBytes,
+    machine: &MachineId,
+    incarnation: Incarnation,
+) -> Result<(StepOutput, Option<Identity>), String> {
+    let identity = Identity { chain: certificates, key };
+    let validity = files.install(&identity, None, machine, incarnation).map_err(|error| chain(&error))?;
+    Ok((StepOutput::Installed(validity), Some(identity)))
+}

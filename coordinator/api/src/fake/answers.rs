@@ -1,0 +1,467 @@
+//! [`Fleet`] on top of the fake's state.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::stream;
+use keelson_model::{ClusterSpec, OperationId, OperationKind, OperationState};
+use keelson_protocol::message::ShellFrame;
+use keelson_protocol::{ClusterName, Generation, MachineId, wire};
+use tokio::io::DuplexStream;
+use tokio::sync::watch;
+
+use super::cluster::{FakeCluster, Goal, blueprint};
+use super::{BEGIN, FakeFleet, Fault, INSTALL, SECRET_MARKER, State, plans, releases};
+use crate::catalogue::Code;
+use crate::convert::{self, ClusterParts};
+use crate::fleet::{
+    Answer, EventBatch, EventQuery, EventRange, Fleet, Follow, Idempotency, IfMatch, LogStream, LogsRequest,
+    Protection, ShellPipe,
+};
+use crate::frames::{read_frame, write_frame};
+use crate::problem::Problem;
+use crate::types::{
+    API_VERSION, ClusterCounts, ClusterState, ClusterView, HealthView, KubeconfigView, MachineCounts,
+    MachineState, MachineView, OperationCounts, OperationView, Page, PageRequest, PlanPreview, PlanView,
+    ProtocolView, ReleaseView, SecretText, ShellRequestBody, StatusView, VersionView,
+};
+
+fn ready<'a, T: Send + 'a>(answer: Result<T, Problem>) -> Answer<'a, T> {
+    Box::pin(std::future::ready(answer))
+}
+
+impl State {
+    fn cluster_view(&self, cluster: &FakeCluster) -> ClusterView {
+        let fault = self.fault.as_ref();
+        let operation = self.operations.values().find(|operation| operation.id == cluster.operation);
+        convert::cluster_view(&ClusterParts {
+            spec: &cluster.spec,
+            blueprint: Some(&cluster.blueprint),
+            observed: &cluster.observed(fault),
+            report: Some(&cluster.report(fault)),
+            conditions: &cluster.conditions(fault),
+            state: cluster.state(fault),
+            created: cluster.created,
+            operation,
+        })
+    }
+
+    fn cluster(&self, name: &ClusterName) -> Result<&FakeCluster, Problem> {
+        self.clusters.get(name).ok_or_else(|| Problem::cluster_not_found(name))
+    }
+
+    fn machine_views(&self, only: Option<&ClusterName>) -> Vec<MachineView> {
+        let fault = self.fault.as_ref();
+        let mut views = Vec::new();
+        for (name, cluster) in &self.clusters {
+            if only.is_some_and(|only| only != name) {
+                continue;
+            }
+            let (observed, report) = (cluster.observed(fault), cluster.report(fault));
+            for machine in cluster.blueprint.machines.values() {
+                let waiting = &report.waiting;
+                let view =
+                    convert::machine_view(&cluster.blueprint, machine, &observed, waiting, cluster.created);
+                views.push(view);
+            }
+        }
+        views.sort_by(|a, b| a.summary.id.cmp(&b.summary.id));
+        views
+    }
+
+    fn operation_view(&self, id: &OperationId) -> Result<OperationView, Problem> {
+        let found = self.operations.values().find(|operation| operation.id == *id);
+        let operation = found.ok_or_else(|| Problem::operation_not_found(id))?;
+        let cluster = self.clusters.get(&operation.cluster).filter(|cluster| cluster.operation == *id);
+        let fault = self.fault.as_ref();
+        let metadata = cluster.map_or_else(Default::default, |cluster| {
+            let (observed, report) = (cluster.observed(fault), cluster.report(fault));
+            convert::operation_metadata(Some(&cluster.blueprint), &observed, Some(&report), operation.created)
+        });
+        Ok(convert::operation_view(operation, metadata))
+    }
+
+    fn check_new(&self, spec: &ClusterSpec) -> Result<(), Problem> {
+        let known: Vec<String> = plans().iter().map(|plan| plan.name.to_string()).collect();
+        let plan = plans().into_iter().find(|plan| plan.name == spec.plan);
+        let plan = plan.ok_or_else(|| Problem::plan_unknown(&spec.plan, &known))?;
+        let known: Vec<String> = releases().iter().map(|release| release.name.to_string()).collect();
+        if !known.contains(&spec.release.to_string()) {
+            return Err(Problem::release_unknown(&spec.release, &known));
+        }
+        let infrastructure = "10.89.0.0/16".parse().expect("it is a network");
+        spec.check(&plan, infrastructure).map_err(|error| Problem::spec_invalid("spec", error))?;
+        if self.clusters.contains_key(&spec.name) {
+            return Err(Problem::cluster_exists(&spec.name));
+        }
+        Ok(())
+    }
+
+    fn create(
+        &mut self,
+        spec: ClusterSpec,
+        idempotency: Option<Idempotency>,
+    ) -> Result<OperationId, Problem> {
+        if let Some(idempotency) = &idempotency {
+            let slot = (idempotency.caller.clone(), idempotency.key.clone());
+            match self.keys.get(&slot) {
+                Some((body, id)) if *body == idempotency.body_sha256 => return Ok(id.clone()),
+                Some(_) => return Err(Problem::idempotency_key_reused()),
+                None => {}
+            }
+        }
+        if self.fault == Some(Fault::StoreFull) {
+            return Err(Problem::from(Code::StoreUnavailable));
+        }
+        self.check_new(&spec)?;
+        let plan = plans().into_iter().find(|plan| plan.name == spec.plan).expect("it was checked");
+        let name = spec.name.clone();
+        let id = self.start(OperationKind::CreateCluster, &name);
+        self.clusters.insert(name, FakeCluster::new(spec, &plan, id.clone(), self.now));
+        if let Some(Idempotency { key, caller, body_sha256 }) = idempotency {
+            self.keys.insert((caller, key), (body_sha256, id.clone()));
+        }
+        Ok(id)
+    }
+
+    fn delete(&mut self, name: &ClusterName, if_match: &IfMatch) -> Result<OperationId, Problem> {
+        let cluster = self.cluster(name)?;
+        if_match.check(&convert::meta(&cluster.spec, cluster.blueprint.generation).etag)?;
+        if cluster.spec.deletion_protection {
+            return Err(Problem::deletion_protected(name));
+        }
+        if cluster.goal == Goal::Gone {
+            return Ok(cluster.operation.clone());
+        }
+        let before = cluster.operation.clone();
+        let now = self.now;
+        if let Some(operation) = self.operation_mut(&before)
+            && !operation.is_done()
+        {
+            let left = "the cluster is being removed".to_owned();
+            operation.state = OperationState::Cancelled { at: now, left };
+        }
+        let id = self.start(OperationKind::DeleteCluster, name);
+        if let Some(cluster) = self.clusters.get_mut(name) {
+            cluster.remove(id.clone(), now);
+        }
+        Ok(id)
+    }
+
+    fn status(&self) -> StatusView {
+        let mut clusters = ClusterCounts::default();
+        for cluster in self.clusters.values() {
+            clusters.total += 1;
+            match cluster.state(self.fault.as_ref()) {
+                ClusterState::Creating => clusters.creating += 1,
+                ClusterState::Ready => clusters.ready += 1,
+                ClusterState::Degraded => clusters.degraded += 1,
+                ClusterState::Deleting => clusters.deleting += 1,
+                ClusterState::Failed => clusters.failed += 1,
+            }
+        }
+        let mut machines = MachineCounts::default();
+        let mut needs_person = Vec::new();
+        for machine in self.machine_views(None) {
+            machines.total += 1;
+            machines.connected += u32::from(machine.summary.agent.connected);
+            machines.ready += u32::from(machine.summary.state == MachineState::Ready);
+            machines.silent += u32::from(machine.summary.state == MachineState::Silent);
+            needs_person.extend(machine.waiting.into_iter().filter(|wait| wait.needs_person));
+        }
+        let mut operations = OperationCounts::default();
+        for operation in self.operations.values() {
+            operations.running += u32::from(operation.state == OperationState::Running);
+            operations.blocked += u32::from(matches!(operation.state, OperationState::Blocked { .. }));
+        }
+        StatusView {
+            api_version: API_VERSION.to_owned(),
+            kind: "Status".to_owned(),
+            install: INSTALL.to_owned(),
+            version: "0.1.0".to_owned(),
+            started: BEGIN.into(),
+            clusters,
+            machines,
+            operations,
+            needs_person,
+        }
+    }
+
+    fn events(&self, query: &EventQuery) -> EventBatch {
+        let severity = |event: &keelson_model::FleetEvent| convert::event_view(event).severity;
+        let matching = self.events.iter().filter(|event| {
+            query.cluster.as_ref().is_none_or(|cluster| event.cluster.as_ref() == Some(cluster))
+                && query.machine.as_ref().is_none_or(|machine| event.machine.as_ref() == Some(machine))
+                && severity(event) >= query.severity_min
+        });
+        let items: Vec<_> = match query.range {
+            EventRange::After(after) => matching.filter(|event| event.id > after).take(query.limit).collect(),
+            EventRange::Newest => {
+                let mut newest: Vec<_> = matching.rev().take(query.limit).collect();
+                newest.reverse();
+                newest
+            }
+        };
+        EventBatch {
+            items: items.into_iter().map(convert::event_view).collect(),
+            oldest: self.events.first().map_or(0, |event| event.id),
+            newest: self.events.last().map_or(0, |event| event.id),
+        }
+    }
+}
+
+impl Fleet for FakeFleet {
+    fn version(&self) -> Answer<'_, VersionView> {
+        ready(Ok(VersionView {
+            api_version: API_VERSION.to_owned(),
+            kind: "Version".to_owned(),
+            version: "0.1.0".to_owned(),
+            install: INSTALL.to_owned(),
+            api_versions: vec!["v1".to_owned()],
+            protocol: ProtocolView { min: wire::VERSION_MIN.0, max: wire::VERSION_MAX.0 },
+        }))
+    }
+
+    fn status(&self) -> Answer<'_, StatusView> {
+        ready(Ok(self.lock().status()))
+    }
+
+    fn health(&self) -> Answer<'_, HealthView> {
+        let full = self.lock().fault == Some(Fault::StoreFull);
+        let problems =
+            if full { vec!["the store cannot be written: disk full".to_owned()] } else { Vec::new() };
+        ready(Ok(HealthView { ready: problems.is_empty(), problems }))
+    }
+
+    fn metrics(&self) -> Answer<'_, String> {
+        let clusters = self.lock().clusters.len();
+        ready(Ok(format!("# TYPE keelson_clusters gauge\nkeelson_clusters {clusters}\n")))
+    }
+
+    fn revision(&self) -> watch::Receiver<u64> {
+        self.revision.subscribe()
+    }
+
+    fn clusters(&self, page: PageRequest) -> Answer<'_, Page<ClusterView>> {
+        let state = self.lock();
+        let key = |cluster: &FakeCluster| cluster.spec.name.to_string();
+        ready(Ok(Page::upwards(state.clusters.values(), &page, key, |cluster| state.cluster_view(cluster))))
+    }
+
+    fn cluster(&self, name: ClusterName) -> Answer<'_, ClusterView> {
+        let state = self.lock();
+        ready(state.cluster(&name).map(|cluster| state.cluster_view(cluster)))
+    }
+
+    fn preview_create(&self, spec: ClusterSpec) -> Answer<'_, PlanPreview> {
+        let state = self.lock();
+        ready(state.check_new(&spec).map(|()| {
+            let plan = plans().into_iter().find(|plan| plan.name == spec.plan).expect("it was checked");
+            let next = blueprint(&spec, &plan);
+            convert::preview(&spec.name, &next.diff(None), Some(next.generation))
+        }))
+    }
+
+    fn create_cluster(
+        &self,
+        spec: ClusterSpec,
+        idempotency: Option<Idempotency>,
+    ) -> Answer<'_, OperationView> {
+        let mut state = self.lock();
+        let answer = state.create(spec, idempotency).and_then(|id| state.operation_view(&id));
+        drop(state);
+        self.touch();
+        ready(answer)
+    }
+
+    fn protect_cluster(
+        &self,
+        name: ClusterName,
+        if_match: IfMatch,
+        protection: Protection,
+    ) -> Answer<'_, ClusterView> {
+        let mut state = self.lock();
+        let checked = state.cluster(&name).and_then(|cluster| {
+            if_match.check(&convert::meta(&cluster.spec, cluster.blueprint.generation).etag)
+        });
+        if checked.is_ok()
+            && let Some(cluster) = state.clusters.get_mut(&name)
+        {
+            cluster.spec.deletion_protection = protection == Protection::On;
+        }
+        ready(checked.and_then(|()| state.cluster(&name).map(|cluster| state.cluster_view(cluster))))
+    }
+
+    fn preview_delete(&self, name: ClusterName) -> Answer<'_, PlanPreview> {
+        let state = self.lock();
+        ready(state.cluster(&name).and_then(|cluster| {
+            if cluster.spec.deletion_protection {
+                return Err(Problem::deletion_protected(&name));
+            }
+            let mut none = cluster.blueprint.clone();
+            none.generation = Generation(2);
+            none.machines.clear();
+            Ok(convert::preview(&name, &none.diff(Some(&cluster.blueprint)), None))
+        }))
+    }
+
+    fn delete_cluster(&self, name: ClusterName, if_match: IfMatch) -> Answer<'_, OperationView> {
+        let mut state = self.lock();
+        let answer = state.delete(&name, &if_match).and_then(|id| state.operation_view(&id));
+        drop(state);
+        self.touch();
+        ready(answer)
+    }
+
+    fn kubeconfig(&self, name: ClusterName, ttl: Duration) -> Answer<'_, KubeconfigView> {
+        let state = self.lock();
+        let now = state.now;
+        ready(state.cluster(&name).and_then(|cluster| {
+            if !cluster.is_there() || cluster.goal == Goal::Gone {
+                return Err(Problem::cluster_not_ready(&name, "its API server does not answer"));
+            }
+            Ok(KubeconfigView {
+                api_version: API_VERSION.to_owned(),
+                kind: "Kubeconfig".to_owned(),
+                cluster: name.to_string(),
+                expires: now.plus(ttl).into(),
+                kubeconfig: SecretText::new(kubeconfig_text(&name)),
+            })
+        }))
+    }
+
+    fn machines(&self, cluster: Option<ClusterName>, page: PageRequest) -> Answer<'_, Page<MachineView>> {
+        let views = self.lock().machine_views(cluster.as_ref());
+        ready(Ok(Page::upwards(&views, &page, |view| view.summary.id.clone(), Clone::clone)))
+    }
+
+    fn machine(&self, id: MachineId) -> Answer<'_, MachineView> {
+        let found = self.lock().machine_views(None).into_iter().find(|view| view.summary.id == id.as_str());
+        ready(found.ok_or_else(|| Problem::machine_not_found(&id)))
+    }
+
+    fn machine_logs(&self, id: MachineId, request: LogsRequest) -> Answer<'_, LogStream> {
+        Box::pin(async move {
+            let machine = self.machine(id.clone()).await?;
+            if !machine.summary.agent.connected {
+                return Err(Problem::agent_away(&id));
+            }
+            let unit = request.unit.unwrap_or_else(|| "all".to_owned());
+            let mut lines = vec![Ok(Bytes::from(format!("{id} {unit}: {} lines\n", request.lines)))];
+            if request.follow == Follow::Yes {
+                lines.push(Ok(Bytes::from_static(b"one more\n")));
+            }
+            Ok(Box::pin(stream::iter(lines)) as LogStream)
+        })
+    }
+
+    fn machine_shell(&self, id: MachineId, request: ShellRequestBody) -> Answer<'_, Box<dyn ShellPipe>> {
+        Box::pin(async move {
+            let machine = self.machine(id.clone()).await?;
+            if !machine.summary.agent.connected {
+                return Err(Problem::agent_away(&id));
+            }
+            let (near, far) = tokio::io::duplex(64 * 1024);
+            tokio::spawn(shell(far, request));
+            Ok(Box::new(near) as Box<dyn ShellPipe>)
+        })
+    }
+
+    fn operations(&self, cluster: Option<ClusterName>, page: PageRequest) -> Answer<'_, Page<OperationView>> {
+        let state = self.lock();
+        let newest_first = state.operations.iter().rev();
+        let of_cluster: Vec<(u64, OperationId)> = newest_first
+            .filter(|(_, operation)| cluster.as_ref().is_none_or(|cluster| operation.cluster == *cluster))
+            .map(|(number, operation)| (*number, operation.id.clone()))
+            .collect();
+        let key = |(number, _): &(u64, OperationId)| format!("{number:020}");
+        ready(Ok(Page::downwards(&of_cluster, &page, key, |(_, id)| {
+            state.operation_view(id).expect("it was listed")
+        })))
+    }
+
+    fn operation(&self, id: OperationId) -> Answer<'_, OperationView> {
+        let mut state = self.lock();
+        let before = state.operation_view(&id);
+        state.tick();
+        drop(state);
+        self.touch();
+        ready(before)
+    }
+
+    fn cancel_operation(&self, id: OperationId) -> Answer<'_, OperationView> {
+        let mut state = self.lock();
+        let now = state.now;
+        let answer = match state.operation_mut(&id) {
+            None => Err(Problem::operation_not_found(&id)),
+            Some(operation) => match (&operation.state, operation.kind) {
+                (OperationState::Cancelled { .. }, _) => Ok(()),
+                _ if operation.is_done() => Err(Problem::operation_ended(&id)),
+                (_, OperationKind::DeleteCluster) => Err(Problem::new(
+                    Code::OperationNotCancellable,
+                    format!("operation {id} removes a cluster and cannot stop half-way"),
+                )),
+                (_, OperationKind::CreateCluster) => {
+                    let left = "machines made so far stay until the cluster is deleted".to_owned();
+                    operation.state = OperationState::Cancelled { at: now, left };
+                    Ok(())
+                }
+            },
+        };
+        ready(answer.and_then(|()| state.operation_view(&id)))
+    }
+
+    fn plans(&self) -> Answer<'_, Vec<PlanView>> {
+        ready(Ok(plans().iter().map(convert::plan_view).collect()))
+    }
+
+    fn releases(&self) -> Answer<'_, Vec<ReleaseView>> {
+        let all = releases();
+        let default = all.last().expect("there are two").name.clone();
+        ready(Ok(all.iter().map(|release| convert::release_view(release, &default)).collect()))
+    }
+
+    fn events(&self, query: EventQuery) -> Answer<'_, EventBatch> {
+        ready(Ok(self.lock().events(&query)))
+    }
+}
+
+fn kubeconfig_text(name: &ClusterName) -> String {
+    format!(
+        "apiVersion: v1\nkind: Config\nclusters:\n- name: keelson-{name}\n  cluster:\n    server: https://127.0.0.1:26443\n\
+         \x20   certificate-authority-data: RkFLRQ==\nusers:\n- name: keelson-{name}\n  user:\n\
+         \x20   client-certificate-data: RkFLRQ==\n    client-key-data: {SECRET_MARKER}\ncontexts:\n\
+         - name: keelson-{name}\n  context:\n    cluster: keelson-{name}\n    user: keelson-{name}\n\
+         current-context: keelson-{name}\n"
+    )
+}
+
+/// A shell that knows `echo WORDS`, `exit CODE` and, without a command, gives back what it gets until a `q` comes.
+async fn shell(mut stream: DuplexStream, request: ShellRequestBody) {
+    let words: Vec<&str> = request.command.iter().map(String::as_str).collect();
+    let code = match words.as_slice() {
+        ["exit", code] => code.parse().unwrap_or(2),
+        ["echo", words @ ..] => {
+            let text = format!("{}\n", words.join(" ")).into_bytes();
+            let _ = write_frame(&mut stream, &ShellFrame::Data(text)).await;
+            0
+        }
+        _ => interactive(&mut stream).await,
+    };
+    let _ = write_frame(&mut stream, &ShellFrame::Exit { code }).await;
+}
+
+async fn interactive(stream: &mut DuplexStream) -> i32 {
+    while let Ok(Some(frame)) = read_frame(stream).await {
+        let answer = match frame {
+            ShellFrame::Data(keys) if keys.contains(&b'q') => return 7,
+            ShellFrame::Data(keys) => keys,
+            ShellFrame::Resize { rows, columns } => format!("{rows}x{columns}").into_bytes(),
+            ShellFrame::Exit { .. } => return 1,
+        };
+        if write_frame(stream, &ShellFrame::Data(answer)).await.is_err() {
+            return 1;
+        }
+    }
+    1
+}

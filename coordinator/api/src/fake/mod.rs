@@ -1,0 +1,267 @@
+//! A fleet in memory, for tests of the router and of the command line.
+//!
+//! Nothing here waits: a cluster takes one step towards its goal each time its operation is read, and the clock takes
+//! one second with it, so that every test sees the same. Faults are switched on by name.
+
+mod answers;
+mod cluster;
+mod server;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use keelson_model::{
+    ClusterSpec, FleetEvent, Operation, OperationId, OperationKind, OperationState, Plan, Release, Severity,
+};
+use keelson_protocol::{ClusterName, ReleaseName, WallTime};
+use tokio::sync::watch;
+
+use cluster::{FakeCluster, Goal};
+
+pub use server::{TOKEN, TestServer};
+
+/// When the fake world begins: 2026-11-23T12:04:11Z.
+pub const BEGIN: WallTime = WallTime(1_795_435_451_000);
+
+/// Stands in every secret that the fake hands out, so that tests can look for it where it must not be.
+pub const SECRET_MARKER: &str = "RkFLRS1TRUNSRVQ";
+
+/// Identity of the fake installation.
+pub const INSTALL: &str = "fake0001";
+
+/// What goes wrong.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fault {
+    /// Operations make no progress.
+    Stuck,
+    /// The provider refuses for good: operations are blocked.
+    Blocked,
+    /// Operations fail with this reason.
+    Fails(String),
+    /// One machine of each ready cluster falls silent.
+    Silent,
+    /// The store cannot be written.
+    StoreFull,
+}
+
+/// A fleet in memory.
+#[derive(Debug)]
+pub struct FakeFleet {
+    state: Mutex<State>,
+    revision: watch::Sender<u64>,
+}
+
+#[derive(Debug)]
+struct State {
+    now: WallTime,
+    clusters: BTreeMap<ClusterName, FakeCluster>,
+    operations: BTreeMap<u64, Operation>,
+    events: Vec<FleetEvent>,
+    events_kept_from: u64,
+    keys: BTreeMap<(String, String), ([u8; 32], OperationId)>,
+    fault: Option<Fault>,
+}
+
+impl Default for FakeFleet {
+    fn default() -> Self {
+        let state = State {
+            now: BEGIN,
+            clusters: BTreeMap::new(),
+            operations: BTreeMap::new(),
+            events: Vec::new(),
+            events_kept_from: 1,
+            keys: BTreeMap::new(),
+            fault: None,
+        };
+        Self { state: Mutex::new(state), revision: watch::Sender::new(0) }
+    }
+}
+
+impl FakeFleet {
+    /// A fleet without clusters.
+    #[must_use]
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self::default())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no test panics while it holds the fake")
+    }
+
+    /// Switches a fault on, or all off.
+    pub fn fault(&self, fault: Option<Fault>) {
+        self.lock().fault = fault;
+        self.touch();
+    }
+
+    /// Makes a cluster that is ready.
+    ///
+    /// # Panics
+    /// When the name is not valid: this is for tests.
+    pub fn add_ready(&self, name: &str, plan: &str) {
+        let name = ClusterName::new(name).expect("tests use valid names");
+        let mut state = self.lock();
+        let plan = plans().into_iter().find(|known| known.name.0 == plan).expect("tests use known plans");
+        let spec = ClusterSpec {
+            name: name.clone(),
+            plan: plan.name.clone(),
+            release: ReleaseName::new("1.37.2").expect("it is valid"),
+            workers: None,
+            expose: Vec::new(),
+            pod_network: keelson_model::spec::default_pod_network(),
+            service_network: keelson_model::spec::default_service_network(),
+            deletion_protection: false,
+        };
+        let operation = state.start(OperationKind::CreateCluster, &name);
+        let mut cluster = FakeCluster::new(spec, &plan, operation, state.now);
+        cluster.finish();
+        state.clusters.insert(name.clone(), cluster);
+        state.settle(&name);
+        drop(state);
+        self.touch();
+    }
+
+    /// Adds `count` events about `cluster`.
+    ///
+    /// # Panics
+    /// When the name is not valid: this is for tests.
+    pub fn add_events(&self, cluster: &str, count: usize) {
+        let name = ClusterName::new(cluster).expect("tests use valid names");
+        let mut state = self.lock();
+        for number in 0..count {
+            state.note(&name, Severity::Info, "Tested", &format!("number {number}"));
+        }
+        drop(state);
+        self.touch();
+    }
+
+    /// Forgets all events but the newest `kept`.
+    pub fn forget_events(&self, kept: usize) {
+        let mut state = self.lock();
+        let drop_count = state.events.len().saturating_sub(kept);
+        state.events.drain(..drop_count);
+        state.events_kept_from = state.events.first().map_or(1, |event| event.id);
+    }
+
+    /// How many operations were ever accepted.
+    pub fn operation_count(&self) -> usize {
+        self.lock().operations.len()
+    }
+
+    /// Goes on for one second, as if somebody had read every operation.
+    pub fn tick(&self) {
+        self.lock().tick();
+        self.touch();
+    }
+
+    fn touch(&self) {
+        self.revision.send_modify(|revision| *revision += 1);
+    }
+}
+
+/// The plans of the fake installation.
+fn plans() -> Vec<Plan> {
+    Plan::built_in()
+}
+
+/// The releases of the fake installation; the last one is the default.
+fn releases() -> Vec<Release> {
+    let release = |name: &str, etcd: &str, image: Option<&str>| Release {
+        name: ReleaseName::new(name).expect("it is valid"),
+        components: [("kubernetes", name), ("etcd", etcd)]
+            .map(|(part, version)| (part.to_owned(), version.to_owned()))
+            .into(),
+        images: BTreeMap::new(),
+        archives: BTreeMap::new(),
+        upgrade_from: Vec::new(),
+        image: image.map(str::to_owned),
+    };
+    let mut newest = release("1.37.2", "3.7.3", Some("sha256:2f"));
+    newest.upgrade_from.push(ReleaseName::new("1.36.3").expect("it is valid"));
+    vec![release("1.36.3", "3.6.16", None), newest]
+}
+
+impl State {
+    fn start(&mut self, kind: OperationKind, cluster: &ClusterName) -> OperationId {
+        let number = self.operations.len() as u64 + 1;
+        let id = OperationId(format!("op-{number}"));
+        let operation = Operation {
+            id: id.clone(),
+            kind,
+            cluster: cluster.clone(),
+            created: self.now,
+            state: OperationState::Running,
+        };
+        self.operations.insert(number, operation);
+        self.note(cluster, Severity::Info, "OperationAccepted", &format!("{kind} as {id}"));
+        id
+    }
+
+    fn operation_mut(&mut self, id: &OperationId) -> Option<&mut Operation> {
+        self.operations.values_mut().find(|operation| operation.id == *id)
+    }
+
+    fn note(&mut self, cluster: &ClusterName, severity: Severity, reason: &str, outcome: &str) {
+        let id = self.events.last().map_or(self.events_kept_from, |event| event.id + 1);
+        self.events.push(FleetEvent {
+            id,
+            at: self.now,
+            severity,
+            reason: reason.to_owned(),
+            cluster: Some(cluster.clone()),
+            machine: None,
+            cause: "asked for by admin".to_owned(),
+            outcome: outcome.to_owned(),
+        });
+    }
+
+    /// One second of the fake world.
+    fn tick(&mut self) {
+        self.now.0 += 1_000;
+        let names: Vec<ClusterName> = self.clusters.keys().cloned().collect();
+        for name in names {
+            let id = self.clusters[&name].operation.clone();
+            let running = self.operation_mut(&id).is_some_and(|operation| !operation.is_done());
+            if !running {
+                continue;
+            }
+            let now = self.now;
+            let new_state = match self.fault.clone() {
+                Some(Fault::Stuck) => continue,
+                Some(Fault::Blocked) => OperationState::Blocked {
+                    why: "the provider refused: no right to create machines".to_owned(),
+                },
+                Some(Fault::Fails(why)) => OperationState::Failed { at: now, why },
+                Some(Fault::Silent | Fault::StoreFull) | None => OperationState::Running,
+            };
+            let goes_on = new_state == OperationState::Running;
+            if let Some(operation) = self.operation_mut(&id) {
+                operation.state = new_state;
+            }
+            if goes_on {
+                if let Some(cluster) = self.clusters.get_mut(&name) {
+                    cluster.advance(now);
+                }
+                self.settle(&name);
+            }
+        }
+    }
+
+    /// Ends the operation of a cluster that has reached its goal.
+    fn settle(&mut self, name: &ClusterName) {
+        let now = self.now;
+        let Some(cluster) = self.clusters.get(name) else { return };
+        if !cluster.is_there() {
+            return;
+        }
+        let (id, gone) = (cluster.operation.clone(), cluster.goal == Goal::Gone);
+        if let Some(operation) = self.operation_mut(&id) {
+            operation.state = OperationState::Succeeded { at: now };
+        }
+        let outcome = if gone { "removed with all its machines" } else { "ready" };
+        self.note(name, Severity::Info, "OperationSucceeded", outcome);
+        if gone {
+            self.clusters.remove(name);
+        }
+    }
+}

@@ -1,0 +1,220 @@
+//! What the coordinator does for the API.
+//!
+//! The coordinator implements [`Fleet`] on top of its core; the router calls nothing else. All checks of form (JSON,
+//! names, pages, headers) are done before a method is called; all checks of state are the implementation's.
+
+use std::pin::Pin;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::Stream;
+use futures::future::BoxFuture;
+use keelson_model::{ClusterSpec, OperationId};
+use keelson_protocol::{ClusterName, MachineId};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::watch;
+
+use crate::problem::Problem;
+use crate::types::{
+    ClusterView, EventView, HealthView, KubeconfigView, MachineView, OperationView, Page, PageRequest,
+    PlanPreview, PlanView, ReleaseView, SeverityView, ShellRequestBody, StatusView, VersionView,
+};
+
+/// What a method of [`Fleet`] gives back: implementations write `Box::pin(async move { ... })`.
+pub type Answer<'a, T> = BoxFuture<'a, Result<T, Problem>>;
+
+/// Bytes of a log as they come.
+pub type LogStream = Pin<Box<dyn Stream<Item = std::io::Result<Bytes>> + Send>>;
+
+/// Both directions of a shell: `ShellFrame`s, framed as `keelson_protocol::wire` does.
+pub trait ShellPipe: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> ShellPipe for T {}
+
+/// Whatever the API shows, and whatever it can change.
+pub trait Fleet: Send + Sync + 'static {
+    /// Who answers.
+    fn version(&self) -> Answer<'_, VersionView>;
+
+    /// The fleet on one screen.
+    fn status(&self) -> Answer<'_, StatusView>;
+
+    /// Whether the coordinator can do its work: `/healthz` and `/readyz`.
+    fn health(&self) -> Answer<'_, HealthView>;
+
+    /// Metrics in Prometheus' text format: `/metrics`.
+    fn metrics(&self) -> Answer<'_, String>;
+
+    /// Goes up whenever anything that the API shows may have changed (not for heartbeats). Wakes the event stream and
+    /// waits for operations; the router wakes at most ten times a second, so it may be raised as often as is handy.
+    fn revision(&self) -> watch::Receiver<u64>;
+
+    /// Clusters in order of their names. Use [`Page::upwards`].
+    fn clusters(&self, page: PageRequest) -> Answer<'_, Page<ClusterView>>;
+
+    /// One cluster. [`crate::catalogue::Code::ClusterNotFound`] when there is none.
+    fn cluster(&self, name: ClusterName) -> Answer<'_, ClusterView>;
+
+    /// What making this cluster would do. Refuses what [`Fleet::create_cluster`] would refuse, and changes nothing.
+    fn preview_create(&self, spec: ClusterSpec) -> Answer<'_, PlanPreview>;
+
+    /// Accepts the wish for a cluster; it is on disk when this returns.
+    ///
+    /// With an [`Idempotency`]: the same key, caller and body give the operation of the first time, though it may have
+    /// ended; the same key and caller with another body is [`Problem::idempotency_key_reused`]. It is kept, in the
+    /// transaction that accepts the wish, for [`IDEMPOTENCY_KEPT`].
+    fn create_cluster(
+        &self,
+        spec: ClusterSpec,
+        idempotency: Option<Idempotency>,
+    ) -> Answer<'_, OperationView>;
+
+    /// Switches deletion protection. Refuses by [`IfMatch::check`].
+    fn protect_cluster(
+        &self,
+        name: ClusterName,
+        if_match: IfMatch,
+        protection: Protection,
+    ) -> Answer<'_, ClusterView>;
+
+    /// What removing this cluster would do. Refuses what [`Fleet::delete_cluster`] would refuse.
+    fn preview_delete(&self, name: ClusterName) -> Answer<'_, PlanPreview>;
+
+    /// Accepts the wish that a cluster be gone; also while it is being made. Refuses by [`IfMatch::check`] and when it
+    /// is protected. A cluster that is being removed already gives the operation that does it.
+    fn delete_cluster(&self, name: ClusterName, if_match: IfMatch) -> Answer<'_, OperationView>;
+
+    /// Issues a client certificate of cluster-admin for `ttl`, and leaves an event. The answer is secret.
+    fn kubeconfig(&self, name: ClusterName, ttl: Duration) -> Answer<'_, KubeconfigView>;
+
+    /// Machines in order of their ids, of one cluster or of all.
+    fn machines(&self, cluster: Option<ClusterName>, page: PageRequest) -> Answer<'_, Page<MachineView>>;
+
+    /// One machine.
+    fn machine(&self, id: MachineId) -> Answer<'_, MachineView>;
+
+    /// The journal of a machine.
+    fn machine_logs(&self, id: MachineId, request: LogsRequest) -> Answer<'_, LogStream>;
+
+    /// A command on a pseudo terminal of a machine. Leaves an event.
+    fn machine_shell(&self, id: MachineId, request: ShellRequestBody) -> Answer<'_, Box<dyn ShellPipe>>;
+
+    /// Operations, newest first, of one cluster or of all. Use [`Page::downwards`].
+    fn operations(&self, cluster: Option<ClusterName>, page: PageRequest) -> Answer<'_, Page<OperationView>>;
+
+    /// One operation, with its progress.
+    fn operation(&self, id: OperationId) -> Answer<'_, OperationView>;
+
+    /// Cancels an operation. Cancelling one that is cancelled already gives it back unchanged.
+    fn cancel_operation(&self, id: OperationId) -> Answer<'_, OperationView>;
+
+    /// All plans.
+    fn plans(&self) -> Answer<'_, Vec<PlanView>>;
+
+    /// All releases. Exactly one should be the default.
+    fn releases(&self) -> Answer<'_, Vec<ReleaseView>>;
+
+    /// Events that match, at most `query.limit`, oldest first also for [`EventRange::Newest`].
+    fn events(&self, query: EventQuery) -> Answer<'_, EventBatch>;
+}
+
+/// How long an [`Idempotency`] is kept.
+pub const IDEMPOTENCY_KEPT: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Tells a repeated request from a new one.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Idempotency {
+    /// The `Idempotency-Key` of the request.
+    pub key: String,
+    /// Who asked.
+    pub caller: String,
+    /// SHA-256 of method, path and body.
+    pub body_sha256: [u8; 32],
+}
+
+/// Which state of an object a change was made for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum IfMatch {
+    /// Any state (`If-Match: *`).
+    Any,
+    /// One of these entity tags, without quotes.
+    OneOf(Vec<String>),
+}
+
+impl IfMatch {
+    /// Checks that the change was made for the object's state `etag` ([`crate::types::Meta::etag`]).
+    ///
+    /// # Errors
+    /// [`Problem::precondition_failed`].
+    pub fn check(&self, etag: &str) -> Result<(), Problem> {
+        match self {
+            Self::Any => Ok(()),
+            Self::OneOf(tags) if tags.iter().any(|tag| tag == etag) => Ok(()),
+            Self::OneOf(_) => Err(Problem::precondition_failed(etag)),
+        }
+    }
+}
+
+/// Whether deletion is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protection {
+    /// It is.
+    On,
+    /// It is not.
+    Off,
+}
+
+/// Which lines of a machine's journal.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogsRequest {
+    /// Only this unit.
+    pub unit: Option<String>,
+    /// How many of the last lines.
+    pub lines: u32,
+    /// Whether to go on with new ones.
+    pub follow: Follow,
+}
+
+/// Whether a stream ends or goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Follow {
+    /// It ends with what is there.
+    No,
+    /// It goes on with what comes.
+    Yes,
+}
+
+/// Which events.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EventQuery {
+    /// Which part of the record.
+    pub range: EventRange,
+    /// At most so many.
+    pub limit: usize,
+    /// Only of this cluster.
+    pub cluster: Option<ClusterName>,
+    /// Only of this machine.
+    pub machine: Option<MachineId>,
+    /// Only this severe or more.
+    pub severity_min: SeverityView,
+}
+
+/// Which part of the record of events.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EventRange {
+    /// The oldest ones with an id above this.
+    After(u64),
+    /// The newest ones.
+    Newest,
+}
+
+/// Some events, and what else there is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EventBatch {
+    /// Events that match, oldest first.
+    pub items: Vec<EventView>,
+    /// Id of the oldest event that is kept, whether it matches or not; 0 when there is none.
+    pub oldest: u64,
+    /// Id of the newest event, whether it matches or not; 0 when there is none.
+    pub newest: u64,
+}

@@ -1,0 +1,85 @@
+//! `/v1/machines/{id}/shell`: a terminal on a machine, over an upgraded connection.
+//!
+//! The request is an ordinary one with `Connection: Upgrade` and `Upgrade: keelson-shell`, so that everything that can
+//! be refused is refused with a problem document. After `101` both sides speak `ShellFrame`s of the link protocol,
+//! which pass through here unread.
+
+use axum::extract::{FromRequest, Path, Request, State};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+
+use super::Api;
+use super::extract::{self, Json};
+use crate::catalogue::Code;
+use crate::fleet::ShellPipe;
+use crate::problem::{Problem, ProblemView};
+use crate::types::ShellRequestBody;
+
+/// The protocol that a connection is upgraded to.
+pub const SHELL_PROTOCOL: &str = "keelson-shell";
+
+/// Most arguments of a command, and most bytes of one: what a person types, with room.
+const ARGUMENTS_MAX: usize = 256;
+const ARGUMENT_BYTES_MAX: usize = 8 * 1024;
+
+/// Opens a terminal on a machine. Needs HTTP/1.1 with `Connection: Upgrade` and `Upgrade: keelson-shell`.
+#[utoipa::path(post, path = "/v1/machines/{id}/shell", tag = "machines", request_body = ShellRequestBody,
+    params(("id" = String, Path, description = "Id of the machine")),
+    responses((status = 101, description = "Shell frames follow in both directions"),
+        (status = "default", body = ProblemView, content_type = "application/problem+json")))]
+pub(super) async fn shell(
+    State(api): State<Api>,
+    Path(id): Path<String>,
+    mut request: Request,
+) -> Result<Response, Problem> {
+    let id = extract::machine_id(&id)?;
+    if !wants_upgrade(request.headers()) {
+        return Err(Problem::from(Code::UpgradeMissing));
+    }
+    let Some(upgrade) = request.extensions_mut().remove::<OnUpgrade>() else {
+        return Err(Problem::from(Code::UpgradeMissing));
+    };
+    let body: Json<ShellRequestBody> = Json::from_request(request, &()).await?;
+    check(&body.value)?;
+    let pipe = api.fleet.machine_shell(id, body.value).await?;
+    tokio::spawn(join(upgrade, pipe));
+    let headers = [
+        (header::CONNECTION, HeaderValue::from_static("upgrade")),
+        (header::UPGRADE, HeaderValue::from_static(SHELL_PROTOCOL)),
+    ];
+    Ok((StatusCode::SWITCHING_PROTOCOLS, headers).into_response())
+}
+
+fn wants_upgrade(headers: &HeaderMap) -> bool {
+    let has = |name, token: &str| {
+        let text = headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        text.split(',').any(|part| part.trim().eq_ignore_ascii_case(token))
+    };
+    has(header::CONNECTION, "upgrade") && has(header::UPGRADE, SHELL_PROTOCOL)
+}
+
+fn check(body: &ShellRequestBody) -> Result<(), Problem> {
+    let long = body.command.iter().any(|argument| argument.len() > ARGUMENT_BYTES_MAX);
+    if body.command.len() > ARGUMENTS_MAX || long || body.terminal.len() > 64 {
+        let why = format!("at most {ARGUMENTS_MAX} arguments of {ARGUMENT_BYTES_MAX} bytes are allowed");
+        return Err(Problem::new(Code::ParameterInvalid, why.clone()).field("command", why));
+    }
+    Ok(())
+}
+
+/// Passes bytes in both directions until one side ends.
+async fn join(upgrade: OnUpgrade, mut pipe: Box<dyn ShellPipe>) {
+    let upgraded = match upgrade.await {
+        Ok(upgraded) => upgraded,
+        Err(error) => {
+            tracing::debug!(%error, "a client left before its shell began");
+            return;
+        }
+    };
+    let mut client = TokioIo::new(upgraded);
+    if let Err(error) = tokio::io::copy_bidirectional(&mut client, &mut pipe).await {
+        tracing::debug!(%error, "a shell ended early");
+    }
+}

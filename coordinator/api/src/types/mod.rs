@@ -1,0 +1,45 @@
+//! The documents of `/v1`.
+//!
+//! Every document carries `apiVersion` and `kind`. Fields are only ever added. Clients ignore fields that they do not
+//! know in answers; the server refuses fields that it does not know in requests.
+
+mod cluster;
+mod event;
+mod installation;
+mod list;
+mod machine;
+mod operation;
+mod plan;
+mod release;
+mod secret;
+mod time;
+
+pub use cluster::{
+    ClusterPatchBody, ClusterSpecBody, ClusterSpecPatch, ClusterSpecView, ClusterState, ClusterStatusView,
+    ClusterView, ConditionState, ConditionView, ExposeBody, ExposedView, KubeconfigRequestBody, KubeconfigView, Meta,
+    NewClusterBody,
+};
+pub use event::{EventView, SeverityView};
+pub use installation::{
+    ClusterCounts, HealthView, MachineCounts, OperationCounts, ProtocolView, StatusView, VersionView,
+};
+pub use list::{ListView, PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX, Page, PageRequest};
+pub use machine::{
+    AgentView, CertificateView, FactsView, MachineState, MachineSummary, MachineView, PressureView,
+    ShellRequestBody, UnitHealthView, UnitStateView,
+};
+pub use operation::{
+    MachineStep, OperationKindView, OperationMetadata, OperationStateView, OperationView, WaitingView,
+};
+pub use plan::{ChangeView, EffectView, PlanPreview, PlanView, PoolView};
+pub use release::ReleaseView;
+pub use secret::SecretText;
+pub use time::Timestamp;
+
+/// The `apiVersion` of every document.
+pub const API_VERSION: &str = "keelson/v1";
+
+/// `apiVersion` for a new document.
+pub(crate) fn api_version() -> String {
+    API_VERSION.to_owned()
+}

@@ -1,0 +1,539 @@
+//! What clients can rely on, asked over real TCP and TLS.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http_body_util::{BodyExt, Full};
+use hyper::body::{Bytes, Incoming};
+use hyper::client::conn::http1::SendRequest;
+use hyper::{Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
+use keelson_api::fake::{FakeFleet, Fault, SECRET_MARKER, TOKEN, TestServer};
+use keelson_api::frames::{read_frame, write_frame};
+use keelson_api::types::ClusterView;
+use keelson_protocol::message::ShellFrame;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName};
+use serde_json::{Value, json};
+use tokio::net::TcpStream;
+
+struct World {
+    fleet: Arc<FakeFleet>,
+    server: TestServer,
+}
+
+struct Answer {
+    status: u16,
+    headers: hyper::HeaderMap,
+    text: String,
+}
+
+impl Answer {
+    fn json(&self) -> Value {
+        serde_json::from_str(&self.text).unwrap_or_else(|_| panic!("no JSON: {}", self.text))
+    }
+
+    fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map_or("", |value| value.to_str().unwrap())
+    }
+
+    /// The shape of every error.
+    fn problem(&self, status: u16, code: &str) -> Value {
+        assert_eq!(self.status, status, "{}", self.text);
+        assert_eq!(self.header("content-type"), "application/problem+json");
+        let json = self.json();
+        assert_eq!(json["status"], status);
+        assert_eq!(json["code"], code, "{}", self.text);
+        assert_eq!(json["type"], format!("/v1/errors/{code}"));
+        for field in ["title", "detail", "remedy", "instance"] {
+            assert!(json[field].as_str().is_some_and(|text| !text.is_empty()), "{field}: {}", self.text);
+        }
+        json
+    }
+}
+
+impl World {
+    async fn new() -> Self {
+        let fleet = FakeFleet::new();
+        let server = TestServer::start(fleet.clone()).await;
+        Self { fleet, server }
+    }
+
+    async fn connect(&self) -> SendRequest<Full<Bytes>> {
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_slice(self.server.ca_pem.as_bytes()).unwrap()).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let tls = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let stream = TcpStream::connect(self.server.address).await.unwrap();
+        let name = ServerName::try_from("localhost").unwrap();
+        let stream = tokio_rustls::TlsConnector::from(Arc::new(tls)).connect(name, stream).await.unwrap();
+        let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+        tokio::spawn(connection.with_upgrades());
+        sender
+    }
+
+    async fn raw(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &str,
+    ) -> Response<Incoming> {
+        let mut request = Request::builder().method(method).uri(path).header("host", "localhost");
+        let own_token = headers.iter().any(|(name, _)| *name == "authorization");
+        if !own_token {
+            request = request.header("authorization", format!("Bearer {TOKEN}"));
+        }
+        if !body.is_empty() && !headers.iter().any(|(name, _)| *name == "content-type") {
+            request = request.header("content-type", "application/json");
+        }
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let request = request.body(Full::new(Bytes::from(body.to_owned()))).unwrap();
+        self.connect().await.send_request(request).await.unwrap()
+    }
+
+    async fn ask(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> Answer {
+        let response = self.raw(method, path, headers, body).await;
+        let (status, headers) = (response.status().as_u16(), response.headers().clone());
+        let bytes = response.into_body().collect().await.unwrap().to_bytes();
+        Answer { status, headers, text: String::from_utf8(bytes.to_vec()).unwrap() }
+    }
+
+    async fn get(&self, path: &str) -> Answer {
+        self.ask("GET", path, &[], "").await
+    }
+}
+
+fn new_cluster(name: &str) -> String {
+    json!({ "spec": { "name": name, "plan": "tiny" } }).to_string()
+}
+
+#[tokio::test]
+async fn nobody_gets_in_without_the_token() {
+    let world = World::new().await;
+    for path in
+        ["/v1/clusters", "/v1/status", "/v1/events", "/v1/machines/x/logs", "/v1/operations/op-1:wait"]
+    {
+        for token in ["", "Bearer", "Bearer wrong", "Basic dGVzdA==", &format!("Bearer {TOKEN}x")] {
+            let answer = world.ask("GET", path, &[("authorization", token)], "").await;
+            answer.problem(401, "KEEL-2001");
+            assert_eq!(answer.header("www-authenticate"), "Bearer");
+        }
+    }
+    world
+        .ask("POST", "/v1/clusters", &[("authorization", "Bearer no")], &new_cluster("a"))
+        .await
+        .problem(401, "KEEL-2001");
+    assert_eq!(world.fleet.operation_count(), 0);
+}
+
+#[tokio::test]
+async fn monitors_on_this_machine_need_no_token() {
+    let world = World::new().await;
+    let anonymous = [("authorization", "")];
+    let metrics = world.ask("GET", "/metrics", &anonymous, "").await;
+    assert_eq!(metrics.status, 200);
+    assert!(metrics.header("content-type").starts_with("text/plain; version=0.0.4"));
+    assert!(metrics.text.contains("keelson_clusters 0"));
+    assert_eq!(world.ask("GET", "/readyz", &anonymous, "").await.status, 200);
+    world.fleet.fault(Some(Fault::StoreFull));
+    let ready = world.ask("GET", "/readyz", &anonymous, "").await;
+    assert_eq!((ready.status, ready.json()["ready"].clone()), (503, json!(false)));
+    assert_eq!(world.ask("GET", "/healthz", &anonymous, "").await.status, 200);
+}
+
+#[tokio::test]
+async fn a_cluster_is_made_read_and_removed() {
+    let world = World::new().await;
+    let accepted = world.ask("POST", "/v1/clusters", &[], &new_cluster("demo")).await;
+    assert_eq!(accepted.status, 202);
+    assert_eq!(accepted.header("location"), "/v1/operations/op-1");
+    assert_eq!(accepted.json()["state"], "running");
+    let ended = world.get("/v1/operations/op-1:wait?timeoutS=30").await.json();
+    // Reading is what moves the fake on, and its revision wakes the wait.
+    assert_eq!((ended["done"].clone(), ended["state"].clone()), (json!(true), json!("succeeded")));
+
+    let cluster = world.get("/v1/clusters/demo").await;
+    let view: ClusterView = serde_json::from_str(&cluster.text).unwrap();
+    assert_eq!(cluster.header("etag"), format!("\"{}\"", view.meta.etag));
+    let json = cluster.json();
+    assert_eq!(json["status"]["state"], "ready");
+    assert_eq!(json["spec"]["release"], "1.37.2", "the default release is filled in");
+    let machine = &json["status"]["machines"][0];
+    for field in ["id", "role", "state", "address", "zone", "release", "health"] {
+        assert!(!machine[field].is_null(), "{field}");
+    }
+    for field in ["connected", "version", "lastHeartbeatMs"] {
+        assert!(!machine["agent"][field].is_null(), "agent.{field}");
+    }
+    for field in ["type", "status", "reason", "message", "since"] {
+        assert!(json["status"]["conditions"][0][field].is_string(), "conditions.{field}");
+    }
+
+    let etag = cluster.header("etag").to_owned();
+    world.ask("DELETE", "/v1/clusters/demo", &[], "").await.problem(428, "KEEL-2010");
+    world.ask("DELETE", "/v1/clusters/demo", &[("if-match", "\"0-0\"")], "").await.problem(412, "KEEL-2011");
+    let deleted = world.ask("DELETE", "/v1/clusters/demo", &[("if-match", &etag)], "").await;
+    assert_eq!((deleted.status, deleted.json()["action"].clone()), (202, json!("deleteCluster")));
+    let again = world.ask("DELETE", "/v1/clusters/demo", &[("if-match", "*")], "").await;
+    assert_eq!(again.json()["id"], deleted.json()["id"], "deleting twice is one operation");
+    assert_eq!(world.get("/v1/operations/op-2:wait").await.json()["state"], "succeeded");
+    world.get("/v1/clusters/demo").await.problem(404, "KEEL-2201");
+}
+
+#[tokio::test]
+async fn deletion_protection_is_a_change_like_any_other() {
+    let world = World::new().await;
+    world.fleet.add_ready("demo", "tiny");
+    let on = json!({ "spec": { "deletionProtection": true } }).to_string();
+    world.ask("PATCH", "/v1/clusters/demo", &[], &on).await.problem(428, "KEEL-2010");
+    let before = world.get("/v1/clusters/demo").await.header("etag").to_owned();
+    let merge = [("if-match", before.as_str()), ("content-type", "application/merge-patch+json")];
+    let changed = world.ask("PATCH", "/v1/clusters/demo", &merge, &on).await;
+    assert_eq!(changed.json()["spec"]["deletionProtection"], true);
+    assert_ne!(changed.header("etag"), before);
+    world.ask("PATCH", "/v1/clusters/demo", &merge, &on).await.problem(412, "KEEL-2011");
+    world.ask("DELETE", "/v1/clusters/demo", &[("if-match", "*")], "").await.problem(409, "KEEL-2203");
+    world.ask("DELETE", "/v1/clusters/demo?dryRun=true", &[], "").await.problem(409, "KEEL-2203");
+    let empty = json!({ "spec": {} }).to_string();
+    world.ask("PATCH", "/v1/clusters/demo", &[("if-match", "*")], &empty).await.problem(400, "KEEL-2003");
+}
+
+#[tokio::test]
+async fn a_request_repeated_a_hundred_times_is_one_operation() {
+    let world = World::new().await;
+    let key = [("idempotency-key", "k-1")];
+    let mut ids = BTreeSet::new();
+    for _ in 0..100 {
+        let answer = world.ask("POST", "/v1/clusters", &key, &new_cluster("demo")).await;
+        assert_eq!(answer.status, 202);
+        ids.insert(answer.json()["id"].to_string());
+    }
+    assert_eq!((ids.len(), world.fleet.operation_count()), (1, 1));
+    world.ask("POST", "/v1/clusters", &key, &new_cluster("other")).await.problem(409, "KEEL-2012");
+    world
+        .ask("POST", "/v1/clusters", &[("idempotency-key", "k-2")], &new_cluster("demo"))
+        .await
+        .problem(409, "KEEL-2202");
+    world.ask("POST", "/v1/clusters", &[], &new_cluster("demo")).await.problem(409, "KEEL-2202");
+    let long = "x".repeat(129);
+    world
+        .ask("POST", "/v1/clusters", &[("idempotency-key", &long)], &new_cluster("x"))
+        .await
+        .problem(400, "KEEL-2013");
+    assert_eq!(world.fleet.operation_count(), 1);
+}
+
+#[tokio::test]
+async fn bad_requests_are_refused_with_their_reason() {
+    let world = World::new().await;
+    let check = async |body: &str, status: u16, code: &str, field: &str| {
+        let answer = world.ask("POST", "/v1/clusters", &[], body).await;
+        let problem = answer.problem(status, code);
+        let fields = problem["fields"].to_string();
+        assert!(field.is_empty() || fields.contains(field), "{field} is not in {fields}");
+    };
+    check("{", 400, "KEEL-2003", "").await;
+    check("[]", 400, "KEEL-2003", "").await;
+    check(r#"{"spec":{"name":"a","plan":"tiny"}} x"#, 400, "KEEL-2003", "").await;
+    check(r#"{"spec":{"name":"a"}}"#, 400, "KEEL-2003", "spec").await;
+    check(r#"{"spec":{"name":"a","plan":"tiny","worker":3}}"#, 400, "KEEL-2004", "worker").await;
+    check(r#"{"spec":{"name":"a","plan":"tiny"},"status":{}}"#, 400, "KEEL-2004", "status").await;
+    check(r#"{"spec":{"name":"a","plan":"tiny","workers":70000}}"#, 400, "KEEL-2003", "spec.workers").await;
+    check(r#"{"kind":"Machine","spec":{"name":"a","plan":"tiny"}}"#, 400, "KEEL-2003", "kind").await;
+    check(r#"{"spec":{"name":"A","plan":"tiny"}}"#, 422, "KEEL-2101", "spec.name").await;
+    check(r#"{"spec":{"name":"a","plan":"huge"}}"#, 422, "KEEL-2103", "tiny, small").await;
+    check(r#"{"spec":{"name":"a","plan":"tiny","release":"9.9"}}"#, 422, "KEEL-2104", "1.36.3").await;
+    check(r#"{"spec":{"name":"a","plan":"tiny","workers":3}}"#, 422, "KEEL-2102", "").await;
+    check(r#"{"spec":{"name":"a","plan":"tiny","podNetwork":"x"}}"#, 422, "KEEL-2102", "spec.podNetwork")
+        .await;
+    let large = format!(r#"{{"spec":{{"name":"{}","plan":"tiny"}}}}"#, "a".repeat(70_000));
+    check(&large, 413, "KEEL-2005", "").await;
+    let text = [("content-type", "text/plain")];
+    world.ask("POST", "/v1/clusters", &text, &new_cluster("a")).await.problem(415, "KEEL-2006");
+    assert_eq!(world.fleet.operation_count(), 0);
+}
+
+#[tokio::test]
+async fn what_is_not_there_and_what_is_not_known_is_told_apart() {
+    let world = World::new().await;
+    world.fleet.add_ready("demo", "tiny");
+    for (path, code) in [
+        ("/v1/nothing", "KEEL-2008"),
+        ("/v1/clusters/none", "KEEL-2201"),
+        ("/v1/clusters/%2e%2e", "KEEL-2201"),
+        ("/v1/machines/none", "KEEL-2301"),
+        ("/v1/operations/op-99", "KEEL-2401"),
+        ("/v1/operations/op-1:fly", "KEEL-2008"),
+        ("/v1/plans/none", "KEEL-2501"),
+        ("/v1/releases/none", "KEEL-2502"),
+        ("/v1/errors/KEEL-0000", "KEEL-2008"),
+    ] {
+        world.get(path).await.problem(404, code);
+    }
+    world.ask("PUT", "/v1/clusters/demo", &[], "").await.problem(405, "KEEL-2009");
+    world.ask("POST", "/v1/clusters/demo", &[], "").await.problem(405, "KEEL-2009");
+    for path in [
+        "/v1/clusters?colour=red",
+        "/v1/clusters?page_size=0",
+        "/v1/clusters?page_size=501",
+        "/v1/clusters?page_token=x",
+        "/v1/operations/op-1:wait?timeoutS=61",
+        "/v1/machines/demo-node-1/logs?unit=a%20b",
+    ] {
+        world.get(path).await.problem(400, "KEEL-2013");
+    }
+    let entry = world.ask("GET", "/v1/errors/KEEL-2201", &[("authorization", "")], "").await;
+    assert_eq!((entry.status, entry.json()["title"].clone()), (200, json!("no such cluster")));
+}
+
+#[tokio::test]
+async fn lists_are_read_page_by_page() {
+    let world = World::new().await;
+    for number in 0..7 {
+        world.fleet.add_ready(&format!("c{number}"), "tiny");
+    }
+    let (mut names, mut token, mut pages) = (Vec::new(), String::new(), 0);
+    loop {
+        let page = world.get(&format!("/v1/clusters?page_size=3{token}")).await.json();
+        assert_eq!((page["kind"].clone(), page["total"].clone()), (json!("ClusterList"), json!(7)));
+        names.extend(page["items"].as_array().unwrap().iter().map(|item| item["spec"]["name"].clone()));
+        pages += 1;
+        match page["nextPageToken"].as_str() {
+            Some(next) => token = format!("&page_token={next}"),
+            None => break,
+        }
+    }
+    assert_eq!((pages, names.len()), (3, 7));
+    let operations = world.get("/v1/operations?page_size=2").await.json();
+    assert_eq!(operations["items"][0]["id"], "op-7", "newest first");
+    let next = operations["nextPageToken"].as_str().unwrap();
+    let second = world.get(&format!("/v1/operations?page_size=2&page_token={next}")).await.json();
+    assert_eq!(second["items"][0]["id"], "op-5");
+    assert_eq!(world.get("/v1/machines?cluster=c3").await.json()["items"][0]["id"], "c3-node-1");
+}
+
+/// Reads server-sent events until `count` of them came.
+async fn read_events(response: Response<Incoming>, count: usize) -> Vec<(String, Value)> {
+    assert_eq!(response.headers()["content-type"], "text/event-stream");
+    let (mut body, mut text) = (response.into_body(), String::new());
+    while text.matches("\n\n").count() < count {
+        let frame = body.frame().await.expect("the stream goes on").unwrap();
+        text.push_str(std::str::from_utf8(&frame.into_data().unwrap()).unwrap());
+    }
+    let field = |block: &str, name: &str| {
+        let prefix = format!("{name}: ");
+        block.lines().find_map(|line| line.strip_prefix(&prefix)).unwrap_or_default().to_owned()
+    };
+    let blocks = text.split("\n\n").filter(|block| block.contains("data:"));
+    blocks
+        .map(|block| {
+            (
+                format!("{} {}", field(block, "event"), field(block, "id")),
+                serde_json::from_str(&field(block, "data")).unwrap(),
+            )
+        })
+        .collect()
+}
+
+#[tokio::test]
+async fn the_event_stream_resumes_where_it_was() {
+    let world = World::new().await;
+    world.fleet.add_events("demo", 5);
+    let sse = ("accept", "text/event-stream");
+    let resumed = world.raw("GET", "/v1/events", &[sse, ("last-event-id", "3")], "").await;
+    let reader = tokio::spawn(read_events(resumed, 4));
+    // These come while the stream stands.
+    world.fleet.add_events("other", 1);
+    world.fleet.add_events("demo", 1);
+    let ids: Vec<String> = reader.await.unwrap().into_iter().map(|(id, _)| id).collect();
+    assert_eq!(ids, ["event 4", "event 5", "event 6", "event 7"]);
+
+    let filtered = world.raw("GET", "/v1/events?cluster=other&after=0", &[sse], "").await;
+    let events = read_events(filtered, 1).await;
+    assert_eq!((events[0].0.as_str(), events[0].1["cluster"].clone()), ("event 6", json!("other")));
+    world.ask("GET", "/v1/events", &[sse, ("last-event-id", "x")], "").await.problem(400, "KEEL-2013");
+}
+
+#[tokio::test]
+async fn a_stream_says_reset_when_events_are_no_longer_kept() {
+    let world = World::new().await;
+    world.fleet.add_events("demo", 10);
+    world.fleet.forget_events(3);
+    let sse = ("accept", "text/event-stream");
+    for (resume, expected) in [("2", "reset 10"), ("4711", "reset 10"), ("7", "event 8")] {
+        let response = world.raw("GET", "/v1/events", &[sse, ("last-event-id", resume)], "").await;
+        let events = read_events(response, 1).await;
+        assert_eq!(events[0].0, expected, "resumed after {resume}");
+    }
+    let list = world.get("/v1/events?page_size=2").await.json();
+    assert_eq!(list["items"][1]["id"], 10, "a list without `after` is the newest");
+    let list = world.get("/v1/events?after=8").await.json();
+    assert_eq!(list["items"][0]["id"], 9);
+}
+
+#[tokio::test]
+async fn a_wait_ends_when_a_person_is_needed() {
+    let world = World::new().await;
+    world.ask("POST", "/v1/clusters", &[], &new_cluster("demo")).await;
+    world.fleet.fault(Some(Fault::Stuck));
+    let waited = world.get("/v1/operations/op-1:wait?timeoutS=0").await.json();
+    assert_eq!((waited["done"].clone(), waited["state"].clone()), (json!(false), json!("running")));
+    assert!(waited["metadata"]["waiting"][0]["endsWhen"].is_string());
+    assert_eq!(waited["metadata"]["machines"][0]["status"], "progressing");
+    world.fleet.fault(Some(Fault::Blocked));
+    let blocked = world.get("/v1/operations/op-1:wait?timeoutS=30").await.json();
+    assert_eq!(
+        (blocked["state"].clone(), blocked["error"]["code"].clone()),
+        (json!("blocked"), json!("KEEL-1012"))
+    );
+    assert_eq!(blocked["metadata"]["waiting"][0]["needsPerson"], true);
+}
+
+#[tokio::test]
+async fn operations_are_cancelled_once() {
+    let world = World::new().await;
+    world.ask("POST", "/v1/clusters", &[], &new_cluster("demo")).await;
+    for _ in 0..2 {
+        let cancelled = world.ask("POST", "/v1/operations/op-1:cancel", &[], "").await;
+        assert_eq!((cancelled.status, cancelled.json()["state"].clone()), (200, json!("cancelled")));
+    }
+    world.fleet.add_ready("done", "tiny");
+    world.ask("POST", "/v1/operations/op-2:cancel", &[], "").await.problem(409, "KEEL-2402");
+}
+
+#[tokio::test]
+async fn previews_change_nothing() {
+    let world = World::new().await;
+    let preview = world.ask("POST", "/v1/clusters?dryRun=true", &[], &new_cluster("demo")).await;
+    assert_eq!((preview.status, preview.json()["changes"][0]["effect"].clone()), (200, json!("create")));
+    assert_eq!(world.fleet.operation_count(), 0);
+    world.fleet.add_ready("demo", "tiny");
+    let preview = world.ask("DELETE", "/v1/clusters/demo?dryRun=true", &[], "").await;
+    assert_eq!(preview.json()["changes"][0]["effect"], "delete");
+    assert_eq!(world.fleet.operation_count(), 1);
+}
+
+#[tokio::test]
+async fn logs_are_streamed() {
+    let world = World::new().await;
+    world.fleet.add_ready("demo", "tiny");
+    let logs = world.get("/v1/machines/demo-node-1/logs?unit=kubelet.service&lines=3&follow=true").await;
+    assert_eq!((logs.status, logs.text.as_str()), (200, "demo-node-1 kubelet.service: 3 lines\none more\n"));
+    world.ask("POST", "/v1/clusters", &[], &new_cluster("young")).await;
+    let away = world.get("/v1/machines/young-node-1/logs").await;
+    away.problem(503, "KEEL-2302");
+    assert_eq!(away.header("retry-after"), "5");
+}
+
+const UPGRADE: [(&str, &str); 2] = [("connection", "Upgrade"), ("upgrade", "keelson-shell")];
+
+#[tokio::test]
+async fn a_shell_is_an_upgraded_connection() {
+    let world = World::new().await;
+    world.fleet.add_ready("demo", "tiny");
+    let body = json!({ "terminal": "xterm", "rows": 24, "columns": 80 }).to_string();
+    let path = "/v1/machines/demo-node-1/shell";
+    world.ask("POST", path, &[], &body).await.problem(426, "KEEL-2014");
+    world.ask("POST", "/v1/machines/none/shell", &UPGRADE, &body).await.problem(404, "KEEL-2301");
+    world.ask("POST", path, &UPGRADE, "{}").await.problem(400, "KEEL-2003");
+
+    let response = world.raw("POST", path, &UPGRADE, &body).await;
+    assert_eq!(response.status(), StatusCode::SWITCHING_PROTOCOLS);
+    let mut shell = TokioIo::new(hyper::upgrade::on(response).await.unwrap());
+    write_frame(&mut shell, &ShellFrame::Data(b"hello".to_vec())).await.unwrap();
+    assert_eq!(read_frame(&mut shell).await.unwrap(), Some(ShellFrame::Data(b"hello".to_vec())));
+    write_frame(&mut shell, &ShellFrame::Resize { rows: 50, columns: 132 }).await.unwrap();
+    assert_eq!(read_frame(&mut shell).await.unwrap(), Some(ShellFrame::Data(b"50x132".to_vec())));
+    write_frame(&mut shell, &ShellFrame::Data(b"q".to_vec())).await.unwrap();
+    assert_eq!(read_frame(&mut shell).await.unwrap(), Some(ShellFrame::Exit { code: 7 }));
+    assert_eq!(read_frame(&mut shell).await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn only_the_kubeconfig_answer_holds_a_secret() {
+    let world = World::new().await;
+    world.fleet.add_ready("demo", "small");
+    let path = "/v1/clusters/demo:kubeconfig";
+    world.ask("POST", path, &[], r#"{"ttlS":59}"#).await.problem(400, "KEEL-2013");
+    world.ask("POST", path, &[], r#"{"ttl":60}"#).await.problem(400, "KEEL-2004");
+    let kubeconfig = world.ask("POST", path, &[], r#"{"ttlS":3600}"#).await;
+    assert!(kubeconfig.text.contains(SECRET_MARKER));
+    assert_eq!(kubeconfig.header("cache-control"), "no-store");
+    for path in [
+        "/v1/clusters",
+        "/v1/clusters/demo",
+        "/v1/machines",
+        "/v1/operations",
+        "/v1/events",
+        "/v1/status",
+        "/v1/version",
+        "/v1/plans",
+        "/v1/releases",
+        "/metrics",
+        "/v1/openapi.json",
+        "/v1/clusters/none",
+    ] {
+        let answer = world.get(path).await;
+        assert!(!answer.text.contains(SECRET_MARKER) && !answer.text.contains(TOKEN), "{path}");
+    }
+    world.ask("POST", "/v1/clusters", &[], &new_cluster("young")).await;
+    world.ask("POST", "/v1/clusters/young:kubeconfig", &[], "{}").await.problem(409, "KEEL-2205");
+}
+
+#[tokio::test]
+async fn every_described_path_is_served() {
+    let world = World::new().await;
+    world.fleet.add_ready("demo", "tiny");
+    let document = world.ask("GET", "/v1/openapi.json", &[("authorization", "")], "").await.json();
+    for (path, methods) in document["paths"].as_object().unwrap() {
+        for method in methods.as_object().unwrap().keys().map(|method| method.to_uppercase()) {
+            let path = path.replace("{name}", "demo").replace("{code}", "KEEL-2201");
+            let id = if path.contains("operations") { "op-1" } else { "demo-node-1" };
+            let answer = world.ask(&method, &path.replace("{id}", id), &[], "").await;
+            let code = serde_json::from_str::<Value>(&answer.text).unwrap_or_default()["code"].clone();
+            assert!(code != "KEEL-2008" && code != "KEEL-2009", "{method} {path}: {}", answer.text);
+        }
+    }
+}
+
+#[tokio::test]
+async fn http_2_is_spoken_and_shutdown_ends_streams() {
+    let world = World::new().await;
+    world.fleet.add_events("demo", 1);
+    let sse = [("accept", "text/event-stream"), ("last-event-id", "0")];
+    let stream = world.raw("GET", "/v1/events", &sse, "").await;
+    assert_eq!(read_events(stream, 1).await.len(), 1);
+
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(world.server.ca_pem.as_bytes()).unwrap()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut tls = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    tls.alpn_protocols = vec![b"h2".to_vec()];
+    let stream = TcpStream::connect(world.server.address).await.unwrap();
+    let name = ServerName::try_from("localhost").unwrap();
+    let stream = tokio_rustls::TlsConnector::from(Arc::new(tls)).connect(name, stream).await.unwrap();
+    assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
+    let executor = hyper_util::rt::TokioExecutor::new();
+    let (mut sender, connection) =
+        hyper::client::conn::http2::handshake(executor, TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    let request = Request::get("https://localhost/v1/version")
+        .header("authorization", format!("Bearer {TOKEN}"))
+        .body(Full::<Bytes>::default())
+        .unwrap();
+    assert_eq!(sender.send_request(request).await.unwrap().status(), 200);
+    let stopped = tokio::time::timeout(Duration::from_secs(20), world.server.stop()).await;
+    assert!(stopped.is_ok(), "the server stops though a stream stands");
+}

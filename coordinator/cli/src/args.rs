@@ -1,0 +1,380 @@
+//! What can be typed: `keelson NOUN VERB`, singular and plural alike.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::duration::parse_duration;
+
+/// Kubernetes clusters on any infrastructure.
+#[derive(Debug, Parser)]
+#[command(
+    name = "keelson",
+    bin_name = "keelson",
+    version,
+    disable_help_subcommand = true,
+    arg_required_else_help = true,
+    max_term_width = 100,
+    after_help = HELP_BY_USER
+)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+const HELP_BY_USER: &str = "\
+my clusters   keelson cluster create | list | show | kubeconfig | delete
+fleet         keelson status, plan list, release list, machine list
+on call       keelson cluster show NAME --explain, events --follow, operation watch, machine logs | shell
+more          keelson help exit-codes, explain KEEL-1234, completion bash
+
+Keelson sends nothing to anybody but your coordinator.";
+
+/// Flags of every command.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Global {
+    /// URL of the coordinator; the one of the context file when absent [env: KEELSON_SERVER]
+    #[arg(long, global = true, value_name = "URL", help_heading = "Connection")]
+    pub(crate) server: Option<String>,
+    /// Context file: server, CA and token [env: KEELSON_CONTEXT; default: ~/.config/keelson/context.json]
+    #[arg(long, global = true, value_name = "FILE", help_heading = "Connection")]
+    pub(crate) context: Option<PathBuf>,
+    /// How to print the result
+    #[arg(short, long, global = true, value_enum, default_value_t = Format::Table, help_heading = "Output")]
+    pub(crate) output: Format,
+    /// Leave the heads of tables out
+    #[arg(long, global = true, help_heading = "Output")]
+    pub(crate) no_headers: bool,
+    /// How to show the progress of long work (on standard error)
+    #[arg(long, global = true, value_enum, default_value_t = ProgressMode::Auto, help_heading = "Output")]
+    pub(crate) progress: ProgressMode,
+}
+
+/// How a result is printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// For people
+    Table,
+    /// For people, with more columns
+    Wide,
+    /// One JSON document (JSON lines with --follow), also for errors
+    Json,
+    /// One YAML document, also for errors
+    Yaml,
+    /// kind/name, one a line
+    Name,
+}
+
+/// How progress is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ProgressMode {
+    /// A live tree on a terminal, else lines
+    Auto,
+    /// One line for each change, and one every 30 seconds
+    Plain,
+    /// One JSON document a line for each change
+    Json,
+    /// Nothing
+    None,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Clusters: create, list, show, update, kubeconfig, delete
+    #[command(subcommand, visible_alias = "clusters")]
+    Cluster(ClusterCommand),
+    /// Machines: list, show, logs, shell
+    #[command(subcommand, visible_alias = "machines")]
+    Machine(MachineCommand),
+    /// Long work: list, show, watch, cancel
+    #[command(subcommand, visible_alias = "operations")]
+    Operation(OperationCommand),
+    /// Make-ups of clusters to choose from: list, show
+    #[command(subcommand, visible_alias = "plans")]
+    Plan(NamedCommand),
+    /// Sets of upstream parts to choose from: list, show
+    #[command(subcommand, visible_alias = "releases")]
+    Release(NamedCommand),
+    /// What happened: seen, done, outcome
+    #[command(visible_alias = "event")]
+    Events(EventsArgs),
+    /// The fleet on one screen
+    Status,
+    /// Versions of this program and of the coordinator
+    Version {
+        /// Only of this program; asks nobody
+        #[arg(long)]
+        client: bool,
+    },
+    /// Explain a code: what it is, why it comes up, what to do. Works offline
+    Explain {
+        /// The code, for example KEEL-2201
+        code: String,
+    },
+    /// Print the completion script of a shell
+    Completion {
+        /// Which shell
+        #[arg(value_enum)]
+        shell: clap_complete::Shell,
+    },
+    /// Help on a command or on `exit-codes`
+    Help {
+        /// Words of the command, or a topic
+        topic: Vec<String>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ClusterCommand {
+    /// Make a cluster
+    Create(CreateArgs),
+    /// All clusters
+    #[command(visible_alias = "ls")]
+    List,
+    /// One cluster: what is fine, what is not, and why
+    Show(ShowArgs),
+    /// Change a cluster
+    Update(UpdateArgs),
+    /// Get access for kubectl: merge into your kubeconfig, without touching your current context
+    Kubeconfig(KubeconfigArgs),
+    /// Remove a cluster with its machines and disks
+    Delete(DeleteArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CreateArgs {
+    /// Its name: lower-case letters, digits and `-`
+    pub(crate) name: String,
+    /// The plan it follows (`keelson plan list`)
+    #[arg(long, default_value = "small")]
+    pub(crate) plan: String,
+    /// Number of workers; the plan's own number when absent
+    #[arg(long, value_name = "N")]
+    pub(crate) workers: Option<u16>,
+    /// The release that it runs; the installation's default when absent (`keelson release list`)
+    #[arg(long)]
+    pub(crate) release: Option<String>,
+    /// Make a NodePort service reachable from outside; may be repeated
+    #[arg(long, value_name = "NAME=PORT", value_parser = parse_expose)]
+    pub(crate) expose: Vec<(String, u16)>,
+    /// Addresses of pods
+    #[arg(long, value_name = "CIDR")]
+    pub(crate) pod_network: Option<String>,
+    /// Addresses of Services
+    #[arg(long, value_name = "CIDR")]
+    pub(crate) service_network: Option<String>,
+    /// Refuse deletion until this is switched off
+    #[arg(long)]
+    pub(crate) deletion_protection: bool,
+    #[command(flatten)]
+    pub(crate) preview: PreviewArgs,
+    #[command(flatten)]
+    pub(crate) wait: WaitArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PreviewArgs {
+    /// Print what would be done, and do nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// With --dry-run: exit 10 when something would change
+    #[arg(long, requires = "dry_run")]
+    pub(crate) exit_code: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct WaitArgs {
+    /// Wait for the end, at most so long (90s, 10m, 1h). Default: wait on a terminal, not in a pipe
+    #[arg(long, value_name = "TIMEOUT", num_args = 0..=1, require_equals = true, value_parser = parse_duration)]
+    pub(crate) wait: Option<Option<Duration>>,
+    /// Do not wait
+    #[arg(long, conflicts_with = "wait")]
+    pub(crate) no_wait: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ShowArgs {
+    /// Its name
+    pub(crate) name: String,
+    /// Say in words what it waits for, since when, and what ends the wait
+    #[arg(long)]
+    pub(crate) explain: bool,
+    /// Show also what is fine
+    #[arg(long)]
+    pub(crate) all: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct UpdateArgs {
+    /// Its name
+    pub(crate) name: String,
+    /// Whether deletion is refused
+    #[arg(long, value_enum)]
+    pub(crate) deletion_protection: Switch,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Switch {
+    /// Yes
+    On,
+    /// No
+    Off,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct KubeconfigArgs {
+    /// Its name
+    pub(crate) name: String,
+    /// Write to this file instead of $KUBECONFIG or ~/.kube/config
+    #[arg(long, value_name = "PATH", conflicts_with = "print")]
+    pub(crate) file: Option<PathBuf>,
+    /// Print it instead of writing a file. It is a secret
+    #[arg(long)]
+    pub(crate) print: bool,
+    /// Make it the current context
+    #[arg(long, conflicts_with = "print")]
+    pub(crate) set_context: bool,
+    /// Life of its certificate (1m to 24h)
+    #[arg(long, value_parser = parse_duration, default_value = "8h")]
+    pub(crate) ttl: Duration,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DeleteArgs {
+    /// Its name
+    pub(crate) name: String,
+    /// Do not ask
+    #[arg(long)]
+    pub(crate) yes: bool,
+    #[command(flatten)]
+    pub(crate) preview: PreviewArgs,
+    #[command(flatten)]
+    pub(crate) wait: WaitArgs,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum MachineCommand {
+    /// All machines
+    #[command(visible_alias = "ls")]
+    List {
+        /// Only of this cluster
+        #[arg(long, value_name = "NAME")]
+        cluster: Option<String>,
+    },
+    /// One machine
+    Show {
+        /// Its id
+        id: String,
+    },
+    /// Its journal
+    Logs {
+        /// Its id
+        id: String,
+        /// Only this unit, for example kubelet.service
+        #[arg(long)]
+        unit: Option<String>,
+        /// How many of the last lines
+        #[arg(long, default_value_t = 200)]
+        lines: u32,
+        /// Go on with new lines
+        #[arg(long, short)]
+        follow: bool,
+    },
+    /// A root shell on it, or one command
+    Shell {
+        /// Its id
+        id: String,
+        /// Program and arguments, after `--`
+        #[arg(last = true)]
+        command: Vec<String>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum OperationCommand {
+    /// All operations, newest first
+    #[command(visible_alias = "ls")]
+    List {
+        /// Only on this cluster
+        #[arg(long, value_name = "NAME")]
+        cluster: Option<String>,
+    },
+    /// One operation
+    Show {
+        /// Its id
+        id: String,
+    },
+    /// Wait for its end and show its progress
+    Watch {
+        /// Its id
+        id: String,
+        /// Wait at most so long (90s, 10m, 1h)
+        #[arg(long, value_parser = parse_duration)]
+        timeout: Option<Duration>,
+    },
+    /// Stop its work
+    Cancel {
+        /// Its id
+        id: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum NamedCommand {
+    /// All of them
+    #[command(visible_alias = "ls")]
+    List,
+    /// One of them
+    Show {
+        /// Its name
+        name: String,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct EventsArgs {
+    /// Go on with new events
+    #[arg(long, short, visible_short_alias = 'w')]
+    pub(crate) follow: bool,
+    /// Only of this cluster
+    #[arg(long, value_name = "NAME")]
+    pub(crate) cluster: Option<String>,
+    /// Only of this machine
+    #[arg(long, value_name = "ID")]
+    pub(crate) machine: Option<String>,
+    /// Only this severe or more
+    #[arg(long, value_enum, default_value_t = SeverityArg::Info)]
+    pub(crate) severity: SeverityArg,
+    /// How many of the newest
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..=500))]
+    pub(crate) limit: u16,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum SeverityArg {
+    /// Everything
+    Info,
+    /// What an operator may want to know
+    Warning,
+    /// Where somebody must act
+    Alarm,
+}
+
+impl SeverityArg {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Info => "info",
+            Self::Warning => "warning",
+            Self::Alarm => "alarm",
+        }
+    }
+}
+
+fn parse_expose(text: &str) -> Result<(String, u16), String> {
+    let wrong = || format!("`{text}` is not NAME=PORT, for example web=30080");
+    let (name, port) = text.split_once('=').ok_or_else(wrong)?;
+    Ok((name.to_owned(), port.parse().map_err(|_| wrong())?))
+}

@@ -1,0 +1,117 @@
+//! `keelson plan` and `keelson release`: what can be chosen.
+
+use std::fmt::Write;
+
+use keelson_api::ExitCode;
+use keelson_api::types::{PlanView, ReleaseView};
+
+use super::Work;
+use crate::args::NamedCommand;
+use crate::client::{Call, segment};
+use crate::failure::Failure;
+use crate::table::Table;
+
+/// `keelson plan list|show`.
+pub(super) async fn plans(work: &mut Work<'_>, command: NamedCommand) -> Result<ExitCode, Failure> {
+    let mut client = work.client()?;
+    let headers = work.headers();
+    match command {
+        NamedCommand::List => {
+            let list = client.all::<PlanView>(&Call::get("plans")).await?;
+            let names: Vec<String> = list.items.iter().map(|plan| format!("plan/{}", plan.name)).collect();
+            work.output().list(&list, &names, headers, "no plans", |_| {
+                let mut table = Table::new(&["NAME", "MACHINES", "DESCRIPTION"]);
+                for plan in &list.items {
+                    let machines: u32 = plan.pools.iter().map(|pool| u32::from(pool.count)).sum();
+                    table.row(vec![plan.name.clone(), machines.to_string(), plan.description.clone()]);
+                }
+                table
+            });
+        }
+        NamedCommand::Show { name } => {
+            let plan: PlanView = client.document(&Call::get(format!("plans/{}", segment(&name)))).await?;
+            work.output().document(&plan, &[format!("plan/{name}")], |_| plan_text(&plan));
+        }
+    }
+    Ok(ExitCode::Done)
+}
+
+fn plan_text(plan: &PlanView) -> String {
+    let mut text = format!("plan {}: {}\n", plan.name, plan.description);
+    let mut table = Table::new(&["POOL", "MACHINES", "ROLES", "CPU", "MEMORY", "DISK"]);
+    for pool in &plan.pools {
+        let unlimited = || "unlimited".to_owned();
+        table.row(vec![
+            pool.name.clone(),
+            pool.count.to_string(),
+            pool.roles.join("+"),
+            pool.cpu_millis.map_or_else(unlimited, |millis| format!("{millis}m")),
+            pool.memory_bytes.map_or_else(unlimited, gibibytes),
+            gibibytes(pool.disk_bytes),
+        ]);
+    }
+    text.push_str(&table.render(true));
+    let workers = if plan.workers_sizable { "can be chosen with --workers" } else { "cannot be chosen" };
+    let _ = writeln!(text, "the number of workers {workers}");
+    text
+}
+
+fn gibibytes(bytes: u64) -> String {
+    format!("{} GiB", bytes / (1024 * 1024 * 1024))
+}
+
+/// `keelson release list|show`.
+pub(super) async fn releases(work: &mut Work<'_>, command: NamedCommand) -> Result<ExitCode, Failure> {
+    let mut client = work.client()?;
+    let headers = work.headers();
+    match command {
+        NamedCommand::List => {
+            let list = client.all::<ReleaseView>(&Call::get("releases")).await?;
+            let names: Vec<String> = list.items.iter().map(|item| format!("release/{}", item.name)).collect();
+            work.output()
+                .list(&list, &names, headers, "no releases", |wide| release_table(&list.items, wide));
+        }
+        NamedCommand::Show { name } => {
+            let release: ReleaseView =
+                client.document(&Call::get(format!("releases/{}", segment(&name)))).await?;
+            work.output().document(&release, &[format!("release/{name}")], |_| release_text(&release));
+        }
+    }
+    Ok(ExitCode::Done)
+}
+
+fn release_table(releases: &[ReleaseView], wide: bool) -> Table {
+    const HEAD: [&str; 5] = ["NAME", "DEFAULT", "USABLE", "UPGRADE FROM", "IMAGE"];
+    let mut table = Table::new(&HEAD[..if wide { 5 } else { 4 }]);
+    for release in releases {
+        let mut cells = vec![
+            release.name.clone(),
+            yes(release.default),
+            yes(release.image.is_some()),
+            release.upgrade_from.join(","),
+        ];
+        if wide {
+            cells.push(release.image.clone().unwrap_or_else(|| "none".to_owned()));
+        }
+        table.row(cells);
+    }
+    table
+}
+
+fn yes(yes: bool) -> String {
+    if yes { "yes" } else { "no" }.to_owned()
+}
+
+fn release_text(release: &ReleaseView) -> String {
+    let default = if release.default { "  (default)" } else { "" };
+    let mut text = format!("release {}{default}\n", release.name);
+    for (part, version) in &release.components {
+        let _ = writeln!(text, "  {part:<14} {version}");
+    }
+    let image = release.image.as_deref().unwrap_or("none: it cannot be used here yet");
+    let _ = writeln!(text, "node image     {image}");
+    if !release.upgrade_from.is_empty() {
+        let _ = writeln!(text, "upgrade from   {}", release.upgrade_from.join(", "));
+    }
+    text
+}

@@ -1,0 +1,160 @@
+//! `keelson events`.
+
+use std::fmt::Write;
+
+use http_body_util::BodyExt;
+use keelson_api::types::{EventView, ListView};
+use keelson_api::{Code, ExitCode, Problem};
+use serde::Deserialize;
+
+use super::Work;
+use crate::args::{EventsArgs, Format};
+use crate::client::{Call, Client};
+use crate::failure::Failure;
+use crate::sse::{Message, Parser};
+use crate::table::{Table, one_line};
+
+/// How often a stream that broke is opened again in a row, before the command gives up.
+const RECONNECTS_MAX: u32 = 30;
+
+/// What a `reset` of the stream says.
+#[derive(Debug, Deserialize)]
+struct Reset {
+    newest: u64,
+}
+
+/// `keelson events`.
+pub(super) async fn run(work: &mut Work<'_>, args: &EventsArgs) -> Result<ExitCode, Failure> {
+    let mut client = work.client()?;
+    let call = Call::get("events")
+        .query("cluster", args.cluster.clone())
+        .query("machine", args.machine.clone())
+        .query("severity", Some(args.severity.as_str()));
+    let newest = call.clone().query("page_size", Some(args.limit));
+    let list: ListView<EventView> = client.document(&newest).await?;
+    if !args.follow {
+        let names: Vec<String> = list.items.iter().map(|event| format!("event/{}", event.id)).collect();
+        let headers = work.headers();
+        work.output().list(&list, &names, headers, "no events", |wide| table(&list.items, wide));
+        return Ok(ExitCode::Done);
+    }
+    let mut after = list.items.last().map_or(0, |event| event.id);
+    for event in &list.items {
+        print(work, event);
+    }
+    follow(work, &mut client, &call, &mut after).await
+}
+
+fn table(events: &[EventView], wide: bool) -> Table {
+    const HEAD: [&str; 7] = ["TIME", "SEVERITY", "REASON", "ABOUT", "OUTCOME", "CAUSE", "ID"];
+    let mut table = Table::new(&HEAD[..if wide { 7 } else { 5 }]);
+    for event in events {
+        let mut cells = vec![
+            event.at.to_string(),
+            event.severity.to_string(),
+            event.reason.clone(),
+            about(event),
+            event.outcome.clone(),
+        ];
+        if wide {
+            cells.extend([event.cause.clone(), event.id.to_string()]);
+        }
+        table.row(cells);
+    }
+    table
+}
+
+fn about(event: &EventView) -> String {
+    event.machine.as_ref().or(event.cluster.as_ref()).cloned().unwrap_or_else(|| "-".to_owned())
+}
+
+/// One event of a stream: a line of text, or a line of JSON.
+fn print(work: &mut Work<'_>, event: &EventView) {
+    let format = work.global.output;
+    let mut output = work.output();
+    match format {
+        Format::Json => output.json_line(event),
+        Format::Yaml => output.text(&format!("---\n{}", serde_norway::to_string(event).unwrap_or_default())),
+        Format::Name => output.text(&format!("event/{}", event.id)),
+        Format::Table | Format::Wide => {
+            let mut line = String::new();
+            let (at, severity, reason) = (event.at, event.severity, &event.reason);
+            let _ = write!(line, "{at}  {severity:<8} {reason}  {}  {}", about(event), event.outcome);
+            if format == Format::Wide {
+                let _ = write!(line, "  because {}", event.cause);
+            }
+            output.text(&one_line(&line));
+        }
+    }
+}
+
+/// Prints events as they come, until Ctrl-C. A stream that broke is resumed where it was.
+async fn follow(
+    work: &mut Work<'_>,
+    client: &mut Client,
+    call: &Call,
+    after: &mut u64,
+) -> Result<ExitCode, Failure> {
+    let mut interrupt = work.session.interrupt.clone();
+    let pause = work.session.poll;
+    let mut failed = 0;
+    loop {
+        let ended = tokio::select! {
+            ended = stream(work, client, call, after) => ended,
+            Ok(_) = interrupt.wait_for(|pressed| *pressed) => return Ok(ExitCode::Done),
+        };
+        match ended {
+            Ok(got_some) => failed = if got_some { 0 } else { failed + 1 },
+            Err(failure) if failure.code() == Some(Code::Unreachable) && failed < RECONNECTS_MAX => {
+                if failed == 0 {
+                    work.output().hint(&format!("{}; trying again", failure.problem.detail));
+                }
+                failed += 1;
+            }
+            Err(failure) => return Err(failure),
+        }
+        if failed > RECONNECTS_MAX {
+            return Err(Problem::from(Code::Unreachable).into());
+        }
+        tokio::select! {
+            () = tokio::time::sleep(pause * failed.clamp(1, 10)) => {}
+            Ok(_) = interrupt.wait_for(|pressed| *pressed) => return Ok(ExitCode::Done),
+        }
+    }
+}
+
+/// Reads one stream to its end; says whether anything came.
+async fn stream(
+    work: &mut Work<'_>,
+    client: &mut Client,
+    call: &Call,
+    after: &mut u64,
+) -> Result<bool, Failure> {
+    let call = call.clone().header("accept", "text/event-stream").header("last-event-id", after.to_string());
+    let mut body = client.send(&call).await?.into_body();
+    let (mut parser, mut got_some) = (Parser::default(), false);
+    while let Some(Ok(frame)) = body.frame().await {
+        let Ok(bytes) = frame.into_data() else { continue };
+        let no_stream =
+            || Failure::new(Code::UnexpectedAnswer, "the coordinator sent something that is no event stream");
+        for message in parser.take(&bytes).ok_or_else(no_stream)? {
+            got_some = true;
+            handle(work, &message, after);
+        }
+    }
+    Ok(got_some)
+}
+
+fn handle(work: &mut Work<'_>, message: &Message, after: &mut u64) {
+    if let Some(id) = message.id.as_ref().and_then(|id| id.parse().ok()) {
+        *after = id;
+    }
+    if message.event == "reset" {
+        let newest = serde_json::from_str(&message.data).map_or(*after, |reset: Reset| reset.newest);
+        work.output().hint(&format!("some events are no longer kept; going on after event {newest}"));
+        return;
+    }
+    if let Ok(event) = serde_json::from_str::<EventView>(&message.data) {
+        print(work, &event);
+    }
+}

@@ -1,0 +1,138 @@
+//! `keelson operation`.
+
+use std::fmt::Write;
+use std::time::Duration;
+
+use keelson_api::ExitCode;
+use keelson_api::types::{OperationKindView, OperationStateView, OperationView};
+use keelson_protocol::WallTime;
+
+use super::{Work, cluster};
+use crate::args::OperationCommand;
+use crate::client::{Call, Client, segment};
+use crate::duration::ago;
+use crate::failure::Failure;
+use crate::paint::Paint;
+use crate::progress;
+use crate::table::{Table, one_line};
+use crate::tree;
+
+/// `keelson operation list|show|watch|cancel`.
+pub(super) async fn run(work: &mut Work<'_>, command: OperationCommand) -> Result<ExitCode, Failure> {
+    let mut client = work.client()?;
+    match command {
+        OperationCommand::List { cluster } => list(work, &mut client, cluster).await,
+        OperationCommand::Show { id } => {
+            let path = format!("operations/{}", segment(&id));
+            let operation: OperationView = client.document(&Call::get(path)).await?;
+            show(work, &operation);
+            Ok(ExitCode::Done)
+        }
+        OperationCommand::Watch { id, timeout } => {
+            let operation = watch(work, &mut client, &id, timeout).await?;
+            result(work, &operation);
+            Ok(ExitCode::Done)
+        }
+        OperationCommand::Cancel { id } => {
+            let path = format!("operations/{}:cancel", segment(&id));
+            let operation: OperationView = client.document(&Call::post(path)).await?;
+            show(work, &operation);
+            Ok(ExitCode::Done)
+        }
+    }
+}
+
+async fn list(
+    work: &mut Work<'_>,
+    client: &mut Client,
+    cluster: Option<String>,
+) -> Result<ExitCode, Failure> {
+    let list = client.all::<OperationView>(&Call::get("operations").query("cluster", cluster)).await?;
+    let names: Vec<String> = list.items.iter().map(|item| format!("operation/{}", item.id)).collect();
+    let (headers, now) = (work.headers(), work.session.now());
+    work.output().list(&list, &names, headers, "no operations", |wide| {
+        const HEAD: [&str; 7] = ["ID", "ACTION", "CLUSTER", "STATE", "AGE", "TOOK", "WAITS FOR"];
+        let mut table = Table::new(&HEAD[..if wide { 7 } else { 6 }]);
+        for item in &list.items {
+            let took = item.ended.map_or_else(|| "-".to_owned(), |ended| ago(ended.0, item.created.0));
+            let mut cells = vec![
+                item.id.clone(),
+                item.action.to_string(),
+                item.cluster.clone(),
+                item.state.to_string(),
+                ago(now, item.created.0),
+                took,
+            ];
+            if wide {
+                cells.push(item.metadata.waiting.first().map_or_else(String::new, |wait| wait.text.clone()));
+            }
+            table.row(cells);
+        }
+        table
+    });
+    Ok(ExitCode::Done)
+}
+
+/// Prints an operation in full.
+pub(super) fn show(work: &mut Work<'_>, operation: &OperationView) {
+    let (now, paint) = (work.session.now(), Paint::stdout(work.session));
+    let name = format!("operation/{}", operation.id);
+    work.output().document(operation, &[name], |_| text(operation, now, paint));
+}
+
+fn text(operation: &OperationView, now: WallTime, paint: Paint) -> String {
+    let title = format!("operation {}  {} {}", operation.id, operation.action, operation.cluster);
+    let mut text = format!("{}  {}\n", paint.bold(&title), operation.state);
+    let until = operation.ended.map_or(now, |ended| ended.0);
+    let verb = if operation.done { "took" } else { "runs for" };
+    let _ = writeln!(text, "asked for at {}, {verb} {}", operation.created, ago(until, operation.created.0));
+    if let Some(error) = &operation.error {
+        let _ = writeln!(text, "why: {}", one_line(&error.detail));
+    }
+    for step in operation.metadata.machines.iter().filter(|_| !operation.done) {
+        let state = paint.state(step.status);
+        let lasts = ago(now, step.since.0);
+        let _ =
+            writeln!(text, "  {state} {}  {}  {} for {lasts}", step.machine, step.role, one_line(&step.step));
+    }
+    if !operation.done && !operation.metadata.waiting.is_empty() {
+        let _ = writeln!(text, "waits for:");
+        for wait in &operation.metadata.waiting {
+            tree::waiting_lines(&mut text, wait, now);
+        }
+    }
+    text
+}
+
+/// Waits for an operation; a cluster that is gone takes its kubeconfig entries with it.
+pub(super) async fn watch(
+    work: &mut Work<'_>,
+    client: &mut Client,
+    id: &str,
+    timeout: Option<Duration>,
+) -> Result<OperationView, Failure> {
+    let mode = work.global.progress;
+    let operation = progress::wait(client, work.session, id, mode, timeout).await?;
+    let gone = operation.action == OperationKindView::DeleteCluster;
+    if gone && operation.state == OperationStateView::Succeeded {
+        cluster::forget_kubeconfig(work, client, &operation.cluster).await;
+    }
+    Ok(operation)
+}
+
+/// Prints how an operation that was waited for ended, and what comes next.
+pub(super) fn result(work: &mut Work<'_>, operation: &OperationView) {
+    let took = ago(operation.ended.unwrap_or(operation.created).0, operation.created.0);
+    let (id, cluster) = (&operation.id, &operation.cluster);
+    let (done, next) = match operation.action {
+        OperationKindView::CreateCluster => {
+            ("is ready", format!("next: keelson cluster kubeconfig {cluster}"))
+        }
+        OperationKindView::DeleteCluster => ("is gone", String::new()),
+    };
+    let name = format!("operation/{id}");
+    work.output().document(operation, &[name], |_| format!("cluster {cluster} {done} ({id}, {took})\n"));
+    if !next.is_empty() && work.for_people() {
+        work.output().hint(&next);
+    }
+}

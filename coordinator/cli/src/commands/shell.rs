@@ -1,0 +1,108 @@
+//! `keelson machine shell`: keys go there, output comes back, the exit code is passed on.
+
+use std::io::Read;
+
+use hyper::StatusCode;
+use hyper_util::rt::TokioIo;
+use keelson_api::frames::{DATA_BYTES_MAX, read_frame, write_frame};
+use keelson_api::router::SHELL_PROTOCOL;
+use keelson_api::types::ShellRequestBody;
+use keelson_api::{Code, ExitCode, Problem};
+use keelson_protocol::message::ShellFrame;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+
+use super::Work;
+use crate::client::{Call, Client, segment};
+use crate::failure::Failure;
+use crate::terminal::{self, RawMode};
+
+/// Frames that wait to be sent: a paste of some hundred KB.
+const QUEUE: usize = 64;
+
+/// Opens the shell and stays until it ends.
+pub(super) async fn run(
+    work: &mut Work<'_>,
+    client: &mut Client,
+    id: &str,
+    command: Vec<String>,
+) -> Result<ExitCode, Failure> {
+    let size = terminal::size().unwrap_or(terminal::Size { rows: 24, columns: 80 });
+    let terminal = work.session.variable("TERM").unwrap_or("dumb").to_owned();
+    let body = ShellRequestBody { command, terminal, rows: size.rows, columns: size.columns };
+    let call = Call::post(format!("machines/{}/shell", segment(id)))
+        .header("connection", "upgrade")
+        .header("upgrade", SHELL_PROTOCOL)
+        .json(&body);
+    let response = client.send(&call).await?;
+    if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        return Err(Failure::new(Code::UnexpectedAnswer, "the coordinator did not open a shell"));
+    }
+    let broken = |error: &(dyn std::error::Error + 'static)| -> Failure {
+        Problem::new(Code::Unreachable, "the connection to the shell broke").because_of(error).into()
+    };
+    let upgraded = hyper::upgrade::on(response).await.map_err(|error| broken(&error))?;
+    let (mut from, mut to) = tokio::io::split(TokioIo::new(upgraded));
+
+    let raw = if work.session.stdin_is_terminal {
+        Some(RawMode::enter().map_err(|error| Failure::local("the terminal cannot be made raw", &error))?)
+    } else {
+        None
+    };
+    let (frames, mut queue) = mpsc::channel(QUEUE);
+    read_keys(work, frames.clone());
+    watch_size(frames);
+    let writer = tokio::spawn(async move {
+        while let Some(frame) = queue.recv().await {
+            if write_frame(&mut to, &frame).await.is_err() {
+                break;
+            }
+        }
+    });
+    let ended = loop {
+        match read_frame(&mut from).await {
+            Ok(Some(ShellFrame::Data(bytes))) => work.output().bytes(&bytes),
+            Ok(Some(ShellFrame::Exit { code })) => break Ok(code),
+            Ok(Some(ShellFrame::Resize { .. })) => {}
+            Ok(None) => break Err(Failure::new(Code::Unreachable, "the shell ended without an exit code")),
+            Err(error) => break Err(broken(&error)),
+        }
+    };
+    writer.abort();
+    drop(raw);
+    work.session.passed_on = ended.as_ref().ok().map(|code| u8::try_from(*code & 0xff).unwrap_or(1));
+    ended.map(|code| if code == 0 { ExitCode::Done } else { ExitCode::Failed })
+}
+
+/// Passes keys on from a thread of its own: a read of a terminal cannot be cancelled.
+fn read_keys(work: &mut Work<'_>, frames: mpsc::Sender<ShellFrame>) {
+    let Some(mut stdin) = work.session.stdin.take() else { return };
+    std::thread::spawn(move || {
+        let mut buffer = vec![0_u8; DATA_BYTES_MAX];
+        loop {
+            match stdin.read(&mut buffer) {
+                Ok(0) | Err(_) => break,
+                Ok(length) => {
+                    if frames.blocking_send(ShellFrame::Data(buffer[..length].to_vec())).is_err() {
+                        break;
+                    }
+                }
+            }
+        }
+        // End of input is told to a program as its terminal does: Ctrl-D at the beginning of a line.
+        let _ = frames.blocking_send(ShellFrame::Data(vec![4]));
+    });
+}
+
+fn watch_size(frames: mpsc::Sender<ShellFrame>) {
+    let Ok(mut changes) = signal(SignalKind::window_change()) else { return };
+    tokio::spawn(async move {
+        while changes.recv().await.is_some() {
+            let Some(size) = terminal::size() else { continue };
+            let frame = ShellFrame::Resize { rows: size.rows, columns: size.columns };
+            if frames.send(frame).await.is_err() {
+                break;
+            }
+        }
+    });
+}

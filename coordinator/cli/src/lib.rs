@@ -1,0 +1,89 @@
+//! The command line of Keelson.
+//!
+//! Purpose: what a person or a script types becomes calls of the HTTPS API, and what comes back becomes a table, a
+//! tree, one JSON or YAML document, live progress, and an exit code that means something.
+//!
+//! Place in the data flow: the outermost edge, in front of `/v1`. It uses the same types and the same error catalogue as
+//! the API.
+//!
+//! Deliberately does not know: how anything is planned or done. It collects nothing and sends nothing anywhere but to
+//! the coordinator in its context file.
+
+mod args;
+mod client;
+mod commands;
+mod context;
+mod duration;
+mod failure;
+mod kubeconfig;
+mod output;
+mod paint;
+mod progress;
+mod session;
+mod sse;
+mod table;
+mod terminal;
+mod tree;
+
+use std::ffi::OsString;
+
+use clap::Parser as _;
+
+pub use keelson_api::ExitCode;
+pub use session::Session;
+
+use crate::args::{Cli, Format};
+use crate::failure::Failure;
+use crate::output::Output;
+
+/// Runs one command line. `arguments` begin with the name of the program.
+pub async fn run(arguments: Vec<OsString>, session: &mut Session) -> ExitCode {
+    let cli = match Cli::try_parse_from(&arguments) {
+        Ok(cli) => cli,
+        Err(error) => return refused_by_clap(&error, &arguments, session),
+    };
+    let format = cli.global.output;
+    match commands::dispatch(cli, session).await {
+        Ok(code) => code,
+        Err(failure) => {
+            Output::new(session, format).failure(&failure);
+            failure.exit
+        }
+    }
+}
+
+/// Help and version go to standard output with 0; everything else that clap refuses is a usage error.
+fn refused_by_clap(error: &clap::Error, arguments: &[OsString], session: &mut Session) -> ExitCode {
+    let format = wanted_format(arguments);
+    if !error.use_stderr() {
+        Output::new(session, Format::Table).text(&error.render().to_string());
+        return ExitCode::Done;
+    }
+    let mut output = Output::new(session, format);
+    output.hint(error.render().to_string().trim_end());
+    output.hint(&format!("\n  more:    keelson explain {}", keelson_api::Code::CommandLine));
+    output.failure_document(&Failure::usage(first_line(&error.render().to_string())));
+    ExitCode::Usage
+}
+
+fn first_line(text: &str) -> String {
+    text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned()
+}
+
+/// The output format of a command line that could not be parsed: scripts get their document all the same.
+fn wanted_format(arguments: &[OsString]) -> Format {
+    let words: Vec<&str> = arguments.iter().filter_map(|word| word.to_str()).collect();
+    let mut format = Format::Table;
+    for (index, word) in words.iter().enumerate() {
+        let value = match *word {
+            "-o" | "--output" => words.get(index + 1).copied(),
+            _ => word.strip_prefix("--output=").or_else(|| word.strip_prefix("-o")),
+        };
+        match value.map(|value| value.trim_start_matches('=')) {
+            Some("json") => format = Format::Json,
+            Some("yaml") => format = Format::Yaml,
+            _ => {}
+        }
+    }
+    format
+}

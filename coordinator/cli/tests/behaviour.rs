@@ -1,0 +1,346 @@
+//! Rules that a golden file cannot say: exit codes one by one, waits, streams, files, secrets.
+
+mod support;
+
+use std::io::Write as _;
+use std::os::unix::fs::PermissionsExt;
+use std::process::{Command, Stdio};
+
+use keelson_api::fake::{Fault, SECRET_MARKER, TOKEN};
+use keelson_cli::ExitCode;
+use support::World;
+
+#[tokio::test]
+async fn every_exit_code_has_its_case() {
+    let world = World::new().await;
+    world.fleet.add_ready("demo", "tiny");
+    let mut seen = std::collections::BTreeSet::new();
+    let mut check = async |line: &str, exit: ExitCode| {
+        world.keelson(line).run().await.ends(exit);
+        seen.insert(exit);
+    };
+    check("cluster list", ExitCode::Done).await;
+    check("cluster list --flag", ExitCode::Usage).await;
+    check("cluster show none", ExitCode::NotFound).await;
+    check("--context /nowhere cluster list", ExitCode::Denied).await;
+    check("cluster create demo", ExitCode::Conflict).await;
+    check("cluster create more --plan tiny --dry-run --exit-code", ExitCode::Differences).await;
+    check("--server https://localhost:1 status", ExitCode::Unreachable).await;
+    check("cluster update demo --deletion-protection on", ExitCode::Done).await;
+    check("cluster delete demo --yes", ExitCode::Refused).await;
+    world.fleet.fault(Some(Fault::Stuck));
+    check("cluster create more --plan tiny --wait=1s --progress none", ExitCode::Timeout).await;
+    world.fleet.fault(Some(Fault::Blocked));
+    check("operation watch op-2 --progress none", ExitCode::Blocked).await;
+    world.fleet.fault(Some(Fault::Fails("it burns".to_owned())));
+    check("operation watch op-2 --progress none", ExitCode::Failed).await;
+    world.fleet.fault(Some(Fault::Stuck));
+    world.keelson("cluster create third --plan tiny --no-wait").run().await.ends(ExitCode::Done);
+    world.keelson("operation watch op-3 --progress none").interrupted().run().await.ends(ExitCode::Detached);
+    seen.insert(ExitCode::Detached);
+    assert_eq!(seen.into_iter().collect::<Vec<_>>(), ExitCode::ALL);
+}
+
+#[tokio::test]
+async fn ctrl_c_detaches_and_cancels_nothing() {
+    let world = World::new().await;
+    world.fleet.fault(Some(Fault::Stuck));
+    let run = world.keelson("cluster create demo --plan tiny --wait -o json").interrupted().run().await;
+    let run = run.ends(ExitCode::Detached);
+    assert_eq!(run.json()["error"]["code"], "KEEL-1008");
+    assert!(run.stderr.contains("keelson operation watch op-1"), "{}", run.stderr);
+    let operation = world.keelson("operation show op-1 -o json").run().await.json();
+    assert_eq!(operation["state"], "running");
+}
+
+#[tokio::test]
+async fn the_wait_depends_on_the_terminal_and_says_so() {
+    let world = World::new().await;
+    let pipe = world.keelson("cluster create a --plan tiny").run().await.ends(ExitCode::Done);
+    assert!(pipe.stderr.contains("not waiting: standard output is no terminal"), "{}", pipe.stderr);
+    let person =
+        world.keelson("cluster create b --plan tiny").on_terminal("").run().await.ends(ExitCode::Done);
+    assert!(person.stderr.contains("waiting, as standard output is a terminal"), "{}", person.stderr);
+    assert!(person.stdout.contains("cluster b is ready"), "{}", person.stdout);
+    let left = world.keelson("cluster create c --plan tiny --no-wait").on_terminal("").run().await;
+    assert!(left.stdout.contains("operation op-3"), "{}", left.stdout);
+}
+
+#[tokio::test]
+async fn progress_is_live_on_a_terminal_and_lines_elsewhere() {
+    let world = World::new().await;
+    let live = world.keelson("cluster create a --wait").on_terminal("").env("LANG", "C.UTF-8").run().await;
+    assert!(live.stderr.contains("\u{1b}["), "the live tree moves the cursor");
+    assert!(live.stderr.contains("… progressing"), "{}", live.stderr);
+    assert!(live.stderr.contains("ends when the unit answers its health probe"), "{}", live.stderr);
+    let forced = world.keelson("cluster create b --wait --progress plain").on_terminal("").run().await;
+    assert!(!forced.stderr.contains('\u{1b}'), "{}", forced.stderr);
+    let dumb = world.keelson("cluster create c --wait").on_terminal("").env("TERM", "dumb").run().await;
+    assert!(!dumb.stderr.contains('\u{1b}'), "{}", dumb.stderr);
+    let json = world.keelson("cluster create d --plan tiny --wait --progress json -o json").run().await;
+    assert_eq!(json.json()["state"], "succeeded");
+    let documents = json.stderr.lines().filter(|line| line.starts_with('{'));
+    let states: Vec<serde_json::Value> = documents.map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert!(states.len() >= 3 && states.last().unwrap()["done"] == true);
+}
+
+#[tokio::test]
+async fn a_silent_wait_says_every_thirty_seconds_that_it_lives() {
+    let world = World::new().await;
+    world.fleet.fault(Some(Fault::Stuck));
+    let line = "cluster create a --plan tiny --wait=1s --progress plain";
+    let run = world.keelson(line).clock_step_ms(11_000).run().await.ends(ExitCode::Timeout);
+    let heartbeats =
+        run.stderr.lines().filter(|line| line.contains("waits for a-node-1: the provider is making it"));
+    assert!(heartbeats.count() >= 2, "{}", run.stderr);
+}
+
+#[tokio::test]
+async fn a_wait_survives_a_coordinator_that_is_away_for_a_moment() {
+    let mut world = World::new().await;
+    world.keelson("cluster create a --plan tiny --no-wait").run().await.ends(ExitCode::Done);
+    let old = world.server.context();
+    let fleet = world.fleet.clone();
+    let new = keelson_api::fake::TestServer::start(fleet).await;
+    // The old coordinator stops; its context points nowhere until the time is up.
+    std::mem::replace(&mut world.server, new).stop().await;
+    world.write_context(&world.context_path(), &old, 0o600);
+    let run = world.keelson("operation watch op-1 --timeout 1s --progress plain").run().await;
+    let run = run.ends(ExitCode::Timeout);
+    assert!(run.stderr.contains("the operation outlives that, trying again"), "{}", run.stderr);
+}
+
+#[tokio::test]
+async fn colours_follow_terminal_and_environment() {
+    let world = World::new().await;
+    world.fleet.add_ready("demo", "tiny");
+    let check = async |terminal: bool, environment: &[(&str, &str)], coloured: bool| {
+        let mut run = world.keelson("cluster show demo");
+        for (name, value) in environment {
+            run = run.env(name, value);
+        }
+        let run = if terminal { run.on_terminal("") } else { run };
+        let text = run.run().await.stdout;
+        assert_eq!(text.contains("\u{1b}["), coloured, "{environment:?}");
+        assert!(text.contains(" ok "), "the word stands beside shape and colour: {text}");
+    };
+    check(true, &[], true).await;
+    check(false, &[], false).await;
+    check(true, &[("NO_COLOR", "1")], false).await;
+    check(true, &[("TERM", "dumb")], false).await;
+    check(false, &[("CLICOLOR_FORCE", "1")], true).await;
+    check(false, &[("CLICOLOR_FORCE", "0")], false).await;
+}
+
+#[tokio::test]
+async fn standard_output_is_one_document_whatever_happens() {
+    let world = World::new().await;
+    world.fleet.add_ready("demo", "tiny");
+    for line in [
+        "cluster list -o json",
+        "cluster show demo -o json",
+        "cluster show none -o json",
+        "machine list -o json",
+        "cluster create x --plan huge -o json",
+        "cluster delete demo -o json",
+        "explain 9999 -o json",
+        "cluster list --flag -o json",
+        "nonsense --output=json",
+        "events -o json",
+        "version -o json",
+        "--server https://localhost:1 status -o json",
+        "cluster create y --plan tiny --wait -o json",
+        "cluster kubeconfig demo -o json",
+    ] {
+        let run = world.keelson(line).run().await;
+        let document = run.json();
+        assert_eq!(document.get("error").is_some(), run.exit != ExitCode::Done, "{line}: {document}");
+        if let Some(error) = document.get("error") {
+            for field in ["code", "message", "cause", "remedy", "docs"] {
+                assert!(error.get(field).is_some(), "{line}: {field}");
+            }
+        } else {
+            assert_eq!(document["apiVersion"], "keelson/v1", "{line}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn deletion_is_confirmed_by_name() {
+    let world = World::new().await;
+    world.fleet.add_ready("demo", "small");
+    let pipe = world.keelson("cluster delete demo").stdin("demo\n").run().await.ends(ExitCode::Usage);
+    assert!(pipe.stderr.contains("KEEL-1005") && pipe.stderr.contains("--yes"), "{}", pipe.stderr);
+    let wrong = world.keelson("cluster delete demo").on_terminal("dem\n").run().await.ends(ExitCode::Usage);
+    assert!(
+        wrong.stderr.contains("4 machines with their disks) at coordinator https://COORDINATOR"),
+        "{}",
+        wrong.stderr
+    );
+    assert!(wrong.stderr.contains("nothing was done"), "{}", wrong.stderr);
+    let right = world.keelson("cluster delete demo").on_terminal("demo\n").run().await.ends(ExitCode::Done);
+    assert!(right.stdout.contains("cluster demo is gone"), "{}", right.stdout);
+}
+
+#[tokio::test]
+async fn the_kubeconfig_is_merged_and_cleaned_up() {
+    let world = World::new().await;
+    world.fleet.add_ready("demo", "tiny");
+    let kube = world.home.path().join(".kube/config");
+    std::fs::create_dir_all(kube.parent().unwrap()).unwrap();
+    let before =
+        "apiVersion: v1\nkind: Config\nclusters: []\nusers: []\ncontexts: []\ncurrent-context: prod\n";
+    std::fs::write(&kube, before).unwrap();
+
+    let merged = world.keelson("cluster kubeconfig demo").run().await.ends(ExitCode::Done);
+    assert!(merged.stdout.contains("context keelson-demo is in HOME/.kube/config"), "{}", merged.stdout);
+    assert!(!merged.stdout.contains(SECRET_MARKER) && !merged.stderr.contains(SECRET_MARKER));
+    let text = std::fs::read_to_string(&kube).unwrap();
+    assert!(
+        text.contains("current-context: prod")
+            && text.contains("keelson-demo")
+            && text.contains(SECRET_MARKER)
+    );
+    assert_eq!(std::fs::metadata(&kube).unwrap().permissions().mode() & 0o777, 0o600);
+
+    world.keelson("cluster kubeconfig demo --set-context").run().await.ends(ExitCode::Done);
+    assert!(std::fs::read_to_string(&kube).unwrap().contains("current-context: keelson-demo"));
+
+    let own = world.home.path().join("own");
+    world
+        .keelson(&format!("cluster kubeconfig demo --file {}", own.display()))
+        .run()
+        .await
+        .ends(ExitCode::Done);
+    assert!(std::fs::read_to_string(&own).unwrap().contains("current-context: keelson-demo"));
+
+    let list = format!("{}:{}", own.display(), kube.display());
+    let printed = world.keelson("cluster kubeconfig demo --print").env("KUBECONFIG", &list).run().await;
+    assert!(printed.stdout.starts_with("apiVersion: v1") && printed.stdout.contains(SECRET_MARKER));
+
+    let line = "cluster delete demo --yes --wait --progress none";
+    world.keelson(line).env("KUBECONFIG", &list).run().await.ends(ExitCode::Done);
+    for file in [&own, &kube] {
+        assert!(!std::fs::read_to_string(file).unwrap().contains("keelson-demo"), "{}", file.display());
+    }
+    world.keelson("cluster kubeconfig demo").run().await.ends(ExitCode::NotFound);
+}
+
+#[tokio::test]
+async fn contexts_that_cannot_be_used_are_refused_with_a_remedy() {
+    let world = World::new().await;
+    let path = world.home.path().join("context");
+    let check = async |content: &str, mode: u32, exit: ExitCode, says: &str| {
+        world.write_context(&path, content, mode);
+        let run =
+            world.keelson("status").env("KEELSON_CONTEXT", path.to_str().unwrap()).run().await.ends(exit);
+        assert!(run.stderr.contains(says), "{says}: {}", run.stderr);
+        assert!(!run.stderr.contains(TOKEN), "{}", run.stderr);
+    };
+    let good = world.server.context();
+    check(&good, 0o600, ExitCode::Done, "").await;
+    check(&good, 0o644, ExitCode::Denied, "chmod 600").await;
+    check("", 0o600, ExitCode::Denied, "KEEL-1002").await;
+    check(&format!("server: [{TOKEN}"), 0o600, ExitCode::Denied, "KEEL-1002").await;
+    check(&good.replace("https:", "http:"), 0o600, ExitCode::Denied, "must begin with https").await;
+    check(
+        &good.replace(TOKEN, "wrong-token-0123456789abcdef0123456789"),
+        0o600,
+        ExitCode::Denied,
+        "KEEL-2001",
+    )
+    .await;
+    let other = keelson_api::fake::TestServer::start(world.fleet.clone()).await;
+    check(&good.replace(&world.server.url(), &other.url()), 0o600, ExitCode::Unreachable, "KEEL-1004").await;
+    let missing =
+        world.keelson("status").env("KEELSON_CONTEXT", "/nowhere").run().await.ends(ExitCode::Denied);
+    assert!(missing.stderr.contains("cargo xtask up"), "{}", missing.stderr);
+    let server = world.server.url();
+    world.write_context(&path, &good.replace(&server, "https://nowhere.invalid"), 0o600);
+    let line = format!("--server {server} --context {} status", path.display());
+    world.keelson(&line).run().await.ends(ExitCode::Done);
+}
+
+#[tokio::test]
+async fn events_are_followed_from_the_newest_on() {
+    let world = World::new().await;
+    world.fleet.add_events("demo", 2);
+    let fleet = world.fleet.clone();
+    let later = tokio::spawn(async move {
+        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+        fleet.add_events("demo", 1);
+    });
+    let follow = world.keelson("events --follow -o json").run();
+    let followed = tokio::time::timeout(std::time::Duration::from_secs(2), follow).await;
+    assert!(followed.is_err(), "it goes on until Ctrl-C");
+    later.await.unwrap();
+    world.keelson("events --follow").interrupted().run().await.ends(ExitCode::Done);
+}
+
+/// The program itself, as a child.
+fn program(world: &World, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_keelson"));
+    command.args(arguments).env_clear().env("HOME", world.home.path()).stdin(Stdio::piped());
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+async fn output(mut command: Command, stdin: &'static str) -> std::process::Output {
+    tokio::task::spawn_blocking(move || {
+        let mut child = command.spawn().unwrap();
+        // A program that needs no input may have ended already.
+        let _ = child.stdin.take().unwrap().write_all(stdin.as_bytes());
+        child.wait_with_output().unwrap()
+    })
+    .await
+    .unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_shell_passes_keys_output_and_exit_code_on() {
+    let world = World::new().await;
+    world.fleet.add_ready("demo", "tiny");
+    let id = "demo-node-1";
+    let echo = output(program(&world, &["machine", "shell", id, "--", "echo", "a", "b"]), "").await;
+    assert_eq!(
+        (echo.status.code(), String::from_utf8_lossy(&echo.stdout).into_owned()),
+        (Some(0), "a b\n".to_owned())
+    );
+    let exit = output(program(&world, &["machine", "shell", id, "--", "exit", "42"]), "").await;
+    assert_eq!(exit.status.code(), Some(42));
+    let keys = output(program(&world, &["machine", "shell", id]), "hello\nq").await;
+    assert_eq!(keys.status.code(), Some(7), "{}", String::from_utf8_lossy(&keys.stderr));
+    let none = output(program(&world, &["machine", "shell", "none"]), "").await;
+    assert_eq!(none.status.code(), Some(3));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_program_detaches_at_sigint() {
+    let world = World::new().await;
+    world.fleet.fault(Some(Fault::Stuck));
+    let mut command = program(&world, &["cluster", "create", "demo", "--wait", "--progress", "plain"]);
+    let fleet = world.fleet.clone();
+    let ended = tokio::task::spawn_blocking(move || {
+        let child = command.spawn().unwrap();
+        while fleet.operation_count() == 0 {
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        let pid = rustix::process::Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+        child.wait_with_output().unwrap()
+    });
+    let ended = ended.await.unwrap();
+    let stderr = String::from_utf8_lossy(&ended.stderr).into_owned();
+    assert_eq!(ended.status.code(), Some(130), "{stderr}");
+    assert!(stderr.contains("keelson operation watch op-1"), "{stderr}");
+}
+
+#[tokio::test]
+async fn completions_are_made_for_every_shell() {
+    let world = World::new().await;
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let run = world.keelson(&format!("completion {shell}")).run().await.ends(ExitCode::Done);
+        assert!(run.stdout.contains("kubeconfig"), "{shell}");
+    }
+}

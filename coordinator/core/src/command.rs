@@ -1,0 +1,371 @@
+//! What users ask for.
+
+use std::sync::Arc;
+
+use keelson_model::{
+    Blueprint, BlueprintDiff, ClusterMaterial, ClusterSpec, FleetEvent, MachinePhase, Operation, OperationId,
+    OperationKind, OperationState, Severity,
+};
+use keelson_planner::Wanted;
+use keelson_protocol::{ClusterName, MachineId};
+
+use crate::effect::Effect;
+use crate::row::{ClusterRow, Counter, IdempotencyRow, Row};
+use crate::state::{Cluster, CoordinatorCore, Now};
+
+/// A request for a new cluster.
+#[derive(Debug, Clone)]
+pub struct CreateCluster {
+    /// What is wanted.
+    pub spec: ClusterSpec,
+    /// Fresh keys for it.
+    pub material: ClusterMaterial,
+    /// Caller's key and hash of the body, so that a repeated request leads to the same operation.
+    pub idempotency: Option<(String, String)>,
+}
+
+/// Why a request was not accepted.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CommandError {
+    /// The spec is impossible.
+    #[error("{why}")]
+    Invalid {
+        /// Why.
+        why: String,
+    },
+    /// No such plan.
+    #[error("plan {name} does not exist; there are {known}")]
+    UnknownPlan {
+        /// Asked for.
+        name: String,
+        /// Names of all plans.
+        known: String,
+    },
+    /// No such release.
+    #[error("release {name} does not exist; there are {known}")]
+    UnknownRelease {
+        /// Asked for.
+        name: String,
+        /// Names of all releases.
+        known: String,
+    },
+    /// The cluster is there already.
+    #[error("cluster {name} exists already ({why})")]
+    Exists {
+        /// Its name.
+        name: ClusterName,
+        /// In which state.
+        why: String,
+    },
+    /// A machine of another cluster has a name that the new cluster's machine would get.
+    #[error("machine {machine} of cluster {holder} has a name that this cluster needs; choose another cluster name")]
+    MachineNameTaken {
+        /// The name.
+        machine: MachineId,
+        /// Who has it.
+        holder: ClusterName,
+    },
+    /// No such cluster.
+    #[error("cluster {name} does not exist")]
+    NoCluster {
+        /// Asked for.
+        name: ClusterName,
+    },
+    /// No such operation.
+    #[error("operation {id} does not exist")]
+    NoOperation {
+        /// Asked for.
+        id: OperationId,
+    },
+    /// Deletion is switched off for this cluster.
+    #[error("cluster {name} is protected against deletion")]
+    Protected {
+        /// Its name.
+        name: ClusterName,
+    },
+    /// An operation cannot be cancelled (any more).
+    #[error("operation {id} cannot be cancelled: {why}")]
+    NotCancellable {
+        /// The operation.
+        id: OperationId,
+        /// Why not.
+        why: String,
+    },
+    /// An idempotency key was used for another request.
+    #[error("the idempotency key was used for another request, which led to operation {operation}")]
+    KeyReused {
+        /// Where that led.
+        operation: OperationId,
+    },
+}
+
+/// Whether deletion is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protection {
+    /// It is.
+    On,
+    /// It is not.
+    Off,
+}
+
+/// An accepted request.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Accepted {
+    /// The operation that follows.
+    pub operation: Operation,
+    /// What it will change.
+    pub preview: Preview,
+    /// What to do now, in order.
+    pub effects: Vec<Effect>,
+}
+
+/// What a request changes, or would change.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Preview {
+    /// The blueprint that follows.
+    pub blueprint: Blueprint,
+    /// What differs from the one in force.
+    pub diff: BlueprintDiff,
+}
+
+impl CoordinatorCore {
+    /// What `create` would do, without doing it.
+    ///
+    /// # Errors
+    /// As [`Self::create_cluster`].
+    pub fn preview_create(&self, spec: &ClusterSpec) -> Result<Preview, CommandError> {
+        if let Some(cluster) = self.clusters.get(&spec.name) {
+            self.check_retry(cluster, spec)?;
+            let diff = cluster.row.blueprint.diff(Some(&cluster.row.blueprint));
+            return Ok(Preview { blueprint: cluster.row.blueprint.clone(), diff });
+        }
+        let known = |names: Vec<String>| if names.is_empty() { "none".to_owned() } else { names.join(", ") };
+        if !self.settings.plans.iter().any(|plan| plan.name == spec.plan) {
+            let names = self.settings.plans.iter().map(|plan| plan.name.to_string()).collect();
+            return Err(CommandError::UnknownPlan { name: spec.plan.to_string(), known: known(names) });
+        }
+        if !self.settings.releases.releases.contains_key(&spec.release) {
+            let names = self.settings.releases.releases.keys().map(ToString::to_string).collect();
+            return Err(CommandError::UnknownRelease { name: spec.release.to_string(), known: known(names) });
+        }
+        let blueprint = self.plan_cluster(spec, Wanted::Present, None);
+        let blueprint = blueprint.map_err(|why| CommandError::Invalid { why })?;
+        for machine in blueprint.machines.keys() {
+            if let Some(holder) = self.machines.get(machine) {
+                let holder = holder.row.cluster.clone();
+                return Err(CommandError::MachineNameTaken { machine: machine.clone(), holder });
+            }
+        }
+        let diff = blueprint.diff(None);
+        Ok(Preview { blueprint, diff })
+    }
+
+    /// A cluster can be asked for again when it is the same and did not come to be.
+    fn check_retry(&self, cluster: &Cluster, spec: &ClusterSpec) -> Result<(), CommandError> {
+        let exists = |why: &str| CommandError::Exists { name: spec.name.clone(), why: why.to_owned() };
+        if !cluster.row.wanted {
+            return Err(exists("it is being deleted; wait for that and try again"));
+        }
+        if cluster.row.spec != *spec {
+            return Err(exists("with another spec; delete it first, or choose another name"));
+        }
+        let failed = self.machines_of(&spec.name).any(|m| matches!(m.row.phase, MachinePhase::Refused { .. }));
+        if failed { Ok(()) } else { Err(exists("with the same spec; see `keelson cluster show`")) }
+    }
+
+    /// Accepts a request for a new cluster, or for another try at one that a provider refused.
+    ///
+    /// # Errors
+    /// [`CommandError`] says what is wrong with the request.
+    pub fn create_cluster(&mut self, now: Now, request: CreateCluster) -> Result<Accepted, CommandError> {
+        if let Some(earlier) = self.earlier(&request)? {
+            let spec = &request.spec;
+            let cluster = self.clusters.get(&spec.name).map(|cluster| cluster.row.blueprint.clone());
+            let blueprint = match cluster {
+                Some(blueprint) => blueprint,
+                None => self.preview_create(spec)?.blueprint,
+            };
+            let diff = blueprint.diff(None);
+            return Ok(Accepted { operation: earlier, preview: Preview { blueprint, diff }, effects: Vec::new() });
+        }
+        let preview = self.preview_create(&request.spec)?;
+        let name = request.spec.name.clone();
+        if self.clusters.contains_key(&name) {
+            self.retry_refused(&name);
+        } else {
+            self.add_cluster(now, request.spec, request.material, preview.blueprint.clone());
+        }
+        let operation = self.begin(now, OperationKind::CreateCluster, name, request.idempotency);
+        self.touched.insert(operation.cluster.clone());
+        self.reconcile(now);
+        Ok(Accepted { operation, preview, effects: self.take_effects() })
+    }
+
+    fn earlier(&self, request: &CreateCluster) -> Result<Option<Operation>, CommandError> {
+        let Some((key, body_hash)) = &request.idempotency else { return Ok(None) };
+        let Some(row) = self.idempotency.get(key) else { return Ok(None) };
+        if row.body_hash != *body_hash {
+            return Err(CommandError::KeyReused { operation: row.operation.clone() });
+        }
+        Ok(self.operations.get(&row.operation).cloned())
+    }
+
+    fn add_cluster(&mut self, now: Now, spec: ClusterSpec, material: ClusterMaterial, blueprint: Blueprint) {
+        let name = spec.name.clone();
+        let row = ClusterRow {
+            spec,
+            wanted: true,
+            blueprint,
+            created: now.wall,
+            first_ready: None,
+            conditions: Vec::new(),
+        };
+        self.rows.push(Row::Cluster(Box::new(row.clone())));
+        self.rows.push(Row::Material(name.clone(), Box::new(material.clone())));
+        self.clusters.insert(name.clone(), Cluster::new(row, Arc::new(material)));
+        self.reserve_incarnations(&name);
+    }
+
+    fn retry_refused(&mut self, name: &ClusterName) {
+        let refused: Vec<MachineId> = self
+            .machines_of(name)
+            .filter(|machine| matches!(machine.row.phase, MachinePhase::Refused { .. }))
+            .map(|machine| machine.row.id.clone())
+            .collect();
+        for id in refused {
+            if let Some(machine) = self.machines.get_mut(&id) {
+                machine.row.phase = MachinePhase::Planned;
+                machine.attempts = 0;
+                machine.after = None;
+            }
+            self.save_machine(&id);
+        }
+    }
+
+    /// Accepts a request to remove a cluster. Asking again leads to the operation that is under way.
+    ///
+    /// # Errors
+    /// [`CommandError::NoCluster`] or [`CommandError::Protected`].
+    pub fn delete_cluster(
+        &mut self,
+        now: Now,
+        name: &ClusterName,
+    ) -> Result<Accepted, CommandError> {
+        let preview = self.preview_delete(name)?;
+        let running = self.running(name, OperationKind::DeleteCluster).cloned();
+        if let Some(operation) = running {
+            return Ok(Accepted { operation, preview, effects: Vec::new() });
+        }
+        self.end_running(now, name, "the cluster is being deleted");
+        if let Some(cluster) = self.clusters.get_mut(name) {
+            cluster.row.wanted = false;
+            cluster.row.blueprint = preview.blueprint.clone();
+            let row = Row::Cluster(Box::new(cluster.row.clone()));
+            self.rows.push(row);
+        }
+        let operation = self.begin(now, OperationKind::DeleteCluster, name.clone(), None);
+        self.touched.insert(operation.cluster.clone());
+        self.reconcile(now);
+        Ok(Accepted { operation, preview, effects: self.take_effects() })
+    }
+
+    /// What `delete` would do, without doing it.
+    ///
+    /// # Errors
+    /// As [`Self::delete_cluster`].
+    pub fn preview_delete(&self, name: &ClusterName) -> Result<Preview, CommandError> {
+        let cluster = self.clusters.get(name).ok_or_else(|| CommandError::NoCluster { name: name.clone() })?;
+        let row = &cluster.row;
+        if row.wanted && row.spec.deletion_protection {
+            return Err(CommandError::Protected { name: name.clone() });
+        }
+        let blueprint = self.plan_cluster(&row.spec, Wanted::Absent, Some(&row.blueprint));
+        let blueprint = blueprint.map_err(|why| CommandError::Invalid { why })?;
+        let diff = blueprint.diff(Some(&row.blueprint));
+        Ok(Preview { blueprint, diff })
+    }
+
+    /// Switches deletion protection of a cluster.
+    ///
+    /// # Errors
+    /// [`CommandError::NoCluster`].
+    pub fn protect_cluster(&mut self, name: &ClusterName, protection: Protection) -> Result<Vec<Effect>, CommandError> {
+        let cluster = self.clusters.get_mut(name).ok_or_else(|| CommandError::NoCluster { name: name.clone() })?;
+        cluster.row.spec.deletion_protection = protection == Protection::On;
+        let row = Row::Cluster(Box::new(cluster.row.clone()));
+        self.rows.push(row);
+        Ok(self.take_effects())
+    }
+
+    /// Cancels an operation at its next safe point.
+    ///
+    /// # Errors
+    /// [`CommandError::NoOperation`] or [`CommandError::NotCancellable`].
+    pub fn cancel_operation(
+        &mut self,
+        now: Now,
+        id: &OperationId,
+    ) -> Result<(Operation, Vec<Effect>), CommandError> {
+        let operation = self.operations.get(id).ok_or_else(|| CommandError::NoOperation { id: id.clone() })?;
+        let refuse = |why: &str| CommandError::NotCancellable { id: id.clone(), why: why.to_owned() };
+        if operation.is_done() {
+            return Err(refuse("it has ended"));
+        }
+        if operation.kind == OperationKind::DeleteCluster {
+            return Err(refuse("machines that were removed do not come back; create the cluster again"));
+        }
+        let name = operation.cluster.clone();
+        // A create that is cancelled leaves nothing behind: what was made so far is removed.
+        let left = "what was made so far is being removed".to_owned();
+        let cancelled = Operation { state: OperationState::Cancelled { at: now.wall, left }, ..operation.clone() };
+        self.save_operation(cancelled.clone());
+        let mut effects = self.take_effects();
+        effects.extend(self.delete_cluster(now, &name)?.effects);
+        Ok((cancelled, effects))
+    }
+
+    fn begin(
+        &mut self,
+        now: Now,
+        kind: OperationKind,
+        cluster: ClusterName,
+        idempotency: Option<(String, String)>,
+    ) -> Operation {
+        let id = OperationId(format!("op-{}", self.take_number(Counter::Operation)));
+        let state = OperationState::Running;
+        let operation = Operation { id: id.clone(), kind, cluster: cluster.clone(), created: now.wall, state };
+        self.save_operation(operation.clone());
+        if let Some((key, body_hash)) = idempotency {
+            let row = IdempotencyRow { key: key.clone(), body_hash, operation: id, at: now.wall };
+            self.idempotency.insert(key, row.clone());
+            self.rows.push(Row::Idempotency(row));
+        }
+        let event = self.event(now, Severity::Info, "OperationStarted");
+        self.note(FleetEvent {
+            cluster: Some(cluster),
+            cause: "a user asked for it".to_owned(),
+            outcome: format!("{kind}: operation {}", operation.id),
+            ..event
+        });
+        operation
+    }
+
+    pub(crate) fn save_operation(&mut self, operation: Operation) {
+        self.rows.push(Row::Operation(Box::new(operation.clone())));
+        self.operations.insert(operation.id.clone(), operation);
+    }
+
+    pub(crate) fn running(&self, name: &ClusterName, kind: OperationKind) -> Option<&Operation> {
+        self.operations.values().find(|op| op.cluster == *name && op.kind == kind && !op.is_done())
+    }
+
+    fn end_running(&mut self, now: Now, name: &ClusterName, why: &str) {
+        let running: Vec<Operation> =
+            self.operations.values().filter(|op| op.cluster == *name && !op.is_done()).cloned().collect();
+        for operation in running {
+            let state = OperationState::Failed { at: now.wall, why: why.to_owned() };
+            self.save_operation(Operation { state, ..operation });
+        }
+    }
+
+}

@@ -1,0 +1,231 @@
+//! What goes into the core and what comes out of it.
+
+use std::net::SocketAddr;
+
+use keelson_model::{BlueprintMachine, FleetEvent};
+use keelson_protocol::config::CertificateSpec;
+use keelson_protocol::health::Heartbeat;
+use keelson_protocol::message::{EnrolRequest, Refusal, ToAgent, ToCoordinator};
+use keelson_protocol::{ClusterName, Incarnation, MachineId, SecretBytes};
+
+use crate::row::Row;
+
+/// A provider call under way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct CallId(pub u64);
+
+/// A session of the link, as the transport numbers it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SessionId(pub u64);
+
+/// An enrolment that waits for its answer, as the shell numbers it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct EnrolId(pub u64);
+
+/// Something that happened.
+#[derive(Debug, Clone)]
+pub enum Input {
+    /// Time has passed. Given at least twice a second.
+    Tick,
+    /// A machine without a certificate asks for one.
+    Enrol {
+        /// Under which number the shell keeps the connection.
+        id: EnrolId,
+        /// What it asks.
+        request: EnrolRequest,
+        /// SHA-256 of the request's public key, in hex; `None` when the signing request is malformed.
+        key_hash: Option<String>,
+    },
+    /// A session was opened by a machine with this certificate.
+    Opened {
+        /// The session.
+        session: SessionId,
+        /// Machine in the certificate.
+        machine: MachineId,
+        /// Incarnation in the certificate.
+        incarnation: Incarnation,
+        /// Its first message.
+        hello: ToCoordinator,
+    },
+    /// A heartbeat came.
+    Heartbeat {
+        /// The session.
+        session: SessionId,
+        /// The heartbeat.
+        heartbeat: Heartbeat,
+    },
+    /// A message came.
+    Message {
+        /// The session.
+        session: SessionId,
+        /// The message.
+        message: ToCoordinator,
+    },
+    /// A session ended.
+    Closed {
+        /// The session.
+        session: SessionId,
+        /// How.
+        why: String,
+    },
+    /// A provider call ended.
+    Provider {
+        /// The call.
+        id: CallId,
+        /// How.
+        result: Result<ProviderAnswer, ProviderFailure>,
+    },
+}
+
+/// Something to do. The shell does them in order.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Effect {
+    /// Write these rows in one transaction; it is on disk before the next effect begins.
+    Persist(Vec<Row>),
+    /// Ask the provider; the answer comes back as [`Input::Provider`].
+    Provider {
+        /// Number of the call.
+        id: CallId,
+        /// The call.
+        call: ProviderCall,
+    },
+    /// Send to an agent.
+    Send {
+        /// The session.
+        session: SessionId,
+        /// The message.
+        message: Box<ToAgent>,
+    },
+    /// End a session.
+    Close {
+        /// The session.
+        session: SessionId,
+        /// Why.
+        why: String,
+    },
+    /// Sign a link certificate and answer an enrolment with it.
+    AcceptEnrol {
+        /// The enrolment.
+        id: EnrolId,
+        /// For whom.
+        machine: MachineId,
+        /// Which machine of that id.
+        incarnation: Incarnation,
+        /// The request (DER).
+        signing_request: Vec<u8>,
+    },
+    /// Answer an enrolment with a refusal.
+    RefuseEnrol {
+        /// The enrolment.
+        id: EnrolId,
+        /// Why.
+        refusal: Refusal,
+    },
+    /// Sign the next link certificate of a session's machine and send it.
+    RenewLink {
+        /// The session.
+        session: SessionId,
+        /// For whom.
+        machine: MachineId,
+        /// Which machine of that id.
+        incarnation: Incarnation,
+        /// The request (DER).
+        signing_request: Vec<u8>,
+    },
+    /// Sign a certificate of a cluster and send it.
+    SignLeaf {
+        /// The session.
+        session: SessionId,
+        /// Whose authority signs.
+        cluster: ClusterName,
+        /// What the blueprint allows.
+        spec: Box<CertificateSpec>,
+        /// The request (DER).
+        signing_request: Vec<u8>,
+    },
+    /// Tell whoever listens. The event is among the rows of an earlier `Persist`.
+    Note(FleetEvent),
+}
+
+/// A call to the infrastructure.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ProviderCall {
+    /// Make a machine, or find it, and switch it on.
+    Create {
+        /// The machine.
+        machine: Box<BlueprintMachine>,
+        /// Its cluster.
+        cluster: ClusterName,
+        /// Its enrolment token.
+        token: SecretBytes,
+    },
+    /// Remove a machine.
+    Delete {
+        /// The machine.
+        machine: MachineId,
+        /// Its cluster.
+        cluster: ClusterName,
+        /// Which machine of that id.
+        incarnation: Incarnation,
+    },
+    /// List all machines of this installation.
+    List,
+    /// Make a service reachable from outside.
+    Expose {
+        /// The cluster.
+        cluster: ClusterName,
+        /// Name of the service within it.
+        name: String,
+        /// Where it leads.
+        targets: Vec<SocketAddr>,
+    },
+    /// Remove all exposed services of a cluster.
+    Unexpose {
+        /// The cluster.
+        cluster: ClusterName,
+    },
+}
+
+/// A machine that the provider lists.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SeenMachine {
+    /// Its id.
+    pub machine: MachineId,
+    /// Its cluster.
+    pub cluster: ClusterName,
+    /// Which machine of that id.
+    pub incarnation: Incarnation,
+    /// Whether it has power.
+    pub on: bool,
+}
+
+/// What a provider call gave.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ProviderAnswer {
+    /// The machine is there and on.
+    Created,
+    /// All machines.
+    Machines(Vec<SeenMachine>),
+    /// Reachable at this address.
+    Exposed(SocketAddr),
+    /// Done.
+    Done,
+}
+
+/// Who must act on a provider's failure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Remedy {
+    /// Ask again later; it may also have taken effect.
+    Retry,
+    /// A person.
+    Person,
+}
+
+/// Why a provider call failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProviderFailure {
+    /// Who must act.
+    pub remedy: Remedy,
+    /// What the provider said.
+    pub text: String,
+}

@@ -1,0 +1,154 @@
+//! From a planned machine to one that exists, and back.
+
+use keelson_model::{BlueprintMachine, FleetEvent, MachinePhase, Severity};
+use keelson_protocol::{ClusterName, MachineId};
+
+use crate::effect::ProviderCall;
+use crate::row::{MachineRow, Row};
+use crate::state::{CallFor, CoordinatorCore, Now};
+
+impl CoordinatorCore {
+    /// Asks the provider for whatever separates machines from their blueprints.
+    pub(crate) fn reconcile_machines(&mut self, now: Now, name: &ClusterName) {
+        self.add_planned(now, name);
+        let ids: Vec<MachineId> = self.machines_of(name).map(|machine| machine.row.id.clone()).collect();
+        for id in ids {
+            self.reconcile_machine(now, &id);
+        }
+    }
+
+    fn add_planned(&mut self, now: Now, name: &ClusterName) {
+        let planned = self.clusters.get(name).into_iter().flat_map(|cluster| cluster.row.blueprint.machines.values());
+        let missing: Vec<MachineRow> = planned
+            .filter(|machine| !self.machines.contains_key(&machine.id))
+            .map(|machine| MachineRow {
+                id: machine.id.clone(),
+                cluster: name.clone(),
+                incarnation: machine.incarnation,
+                phase: MachinePhase::Planned,
+                token_made: now.wall,
+                enrolled_key: None,
+                agent_events: 0,
+            })
+            .collect();
+        for row in missing {
+            self.rows.push(Row::Machine(Box::new(row.clone())));
+            self.add_machine(row);
+        }
+    }
+
+    fn reconcile_machine(&mut self, now: Now, id: &MachineId) {
+        let Some(machine) = self.machines.get(id) else { return };
+        let due = machine.call.is_none() && machine.after.is_none_or(|after| after <= now.mono);
+        if !due {
+            return;
+        }
+        let cluster = machine.row.cluster.clone();
+        let planned = self.planned(&cluster, id).filter(|planned| planned.incarnation == machine.row.incarnation);
+        let planned = planned.cloned();
+        match (&machine.row.phase, planned) {
+            (MachinePhase::Refused { .. } | MachinePhase::Booting { .. } | MachinePhase::Enrolled { .. }, Some(_)) => {}
+            (
+                MachinePhase::Planned
+                | MachinePhase::Creating { .. }
+                | MachinePhase::Retrying { .. }
+                | MachinePhase::Off { .. }
+                | MachinePhase::Deleting { .. },
+                Some(planned),
+            ) => self.call_create(now, planned, cluster),
+            // Never asked for: there is nothing to remove, and nothing to wait for.
+            (MachinePhase::Planned, None) => self.forget_machine(id),
+            (_, None) => self.call_delete(now, id, cluster),
+        }
+    }
+
+    pub(crate) fn planned(&self, cluster: &ClusterName, id: &MachineId) -> Option<&BlueprintMachine> {
+        self.clusters.get(cluster)?.row.blueprint.machines.get(id)
+    }
+
+    fn call_create(&mut self, now: Now, planned: BlueprintMachine, cluster: ClusterName) {
+        let id = planned.id.clone();
+        let token = self.token(&id, planned.incarnation);
+        let call = ProviderCall::Create { machine: Box::new(planned), cluster, token };
+        let Some(call) = self.call(CallFor::Create(id.clone()), call) else { return };
+        let Some(machine) = self.machines.get_mut(&id) else { return };
+        machine.call = Some(call);
+        // A machine that was off keeps that word until it is on: the operator asks why, not what we do about it.
+        let keeps = matches!(
+            machine.row.phase,
+            MachinePhase::Creating { .. } | MachinePhase::Off { .. } | MachinePhase::Retrying { .. }
+        );
+        if !keeps {
+            machine.row.phase = MachinePhase::Creating { since: now.wall };
+            machine.row.token_made = now.wall;
+            self.save_machine(&id);
+        }
+    }
+
+    fn call_delete(&mut self, now: Now, id: &MachineId, cluster: ClusterName) {
+        let Some(machine) = self.machines.get(id) else { return };
+        let incarnation = machine.row.incarnation;
+        let call = ProviderCall::Delete { machine: id.clone(), cluster, incarnation };
+        let Some(call) = self.call(CallFor::Delete(id.clone()), call) else { return };
+        let Some(machine) = self.machines.get_mut(id) else { return };
+        machine.call = Some(call);
+        if !matches!(machine.row.phase, MachinePhase::Deleting { .. }) {
+            machine.row.phase = MachinePhase::Deleting { since: now.wall, why: None };
+            self.save_machine(id);
+        }
+    }
+
+    /// The provider has made a machine and it is on.
+    pub(crate) fn machine_created(&mut self, now: Now, id: &MachineId) {
+        let Some(machine) = self.machines.get_mut(id) else { return };
+        let was_off = matches!(machine.row.phase, MachinePhase::Off { .. });
+        machine.attempts = 0;
+        machine.after = None;
+        machine.row.phase = match machine.row.enrolled_key {
+            Some(_) => MachinePhase::Enrolled { since: now.wall },
+            None => MachinePhase::Booting { since: now.wall },
+        };
+        let cluster = machine.row.cluster.clone();
+        self.save_machine(id);
+        let (reason, cause) = if was_off {
+            ("MachinePoweredOn", "the machine was off, and its blueprint wants it on")
+        } else {
+            ("MachineCreated", "the blueprint names a machine that did not exist")
+        };
+        let event = self.event(now, Severity::Info, reason);
+        self.note(FleetEvent {
+            cluster: Some(cluster),
+            machine: Some(id.clone()),
+            cause: cause.to_owned(),
+            outcome: "the provider reports it as running".to_owned(),
+            ..event
+        });
+    }
+
+    /// The provider has removed a machine.
+    pub(crate) fn machine_deleted(&mut self, now: Now, id: &MachineId) {
+        let Some(machine) = self.machines.get(id) else { return };
+        let cluster = machine.row.cluster.clone();
+        self.forget_machine(id);
+        let event = self.event(now, Severity::Info, "MachineDeleted");
+        self.note(FleetEvent {
+            cluster: Some(cluster),
+            machine: Some(id.clone()),
+            cause: "no blueprint names it".to_owned(),
+            outcome: "the provider has removed it with its disk".to_owned(),
+            ..event
+        });
+    }
+
+    fn forget_machine(&mut self, id: &MachineId) {
+        if let Some(machine) = self.remove_machine(id) {
+            self.touched.insert(machine.row.cluster.clone());
+            self.rows.push(Row::RemoveMachine(id.clone()));
+            if let Some(session) = machine.session {
+                self.sessions.remove(&session);
+                let why = "the machine was removed".to_owned();
+                self.effects.push(crate::effect::Effect::Close { session, why });
+            }
+        }
+    }
+}

@@ -1,0 +1,254 @@
+//! How far clusters and operations are, and why they are not further.
+
+use keelson_model::{
+    Condition, ConditionStatus, FleetEvent, Operation, OperationKind, OperationState, Role, Severity, WaitingOn,
+};
+use keelson_planner::waiting;
+use keelson_protocol::ClusterName;
+
+use crate::limits::{IDEMPOTENCY_LIFE, OPERATION_LIFE};
+use crate::row::Row;
+use crate::state::{Cluster, CoordinatorCore, Now};
+
+/// The state of a cluster in one word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ClusterState {
+    /// It was never ready yet.
+    Creating,
+    /// It is as its blueprint says.
+    Ready,
+    /// It was ready, and something is not as its blueprint says.
+    Degraded,
+    /// It is being removed.
+    Deleting,
+    /// It cannot go on without a person.
+    Failed,
+}
+
+impl CoordinatorCore {
+    /// What a cluster waits for.
+    #[must_use]
+    pub fn waiting(&self, name: &ClusterName, now: Now) -> Vec<WaitingOn> {
+        let Some(cluster) = self.clusters.get(name) else { return Vec::new() };
+        let mut waits = waiting(&cluster.row.blueprint, &self.observed(name, now));
+        let error = cluster.exposures.values().find_map(|exposure| exposure.error.clone());
+        for wait in &mut waits {
+            if let WaitingOn::Endpoint { why } = wait {
+                *why = error.clone();
+            }
+        }
+        waits
+    }
+
+    /// The state of a cluster in one word.
+    #[must_use]
+    pub fn cluster_state(&self, cluster: &Cluster, now: Now) -> ClusterState {
+        let waits = self.waiting(&cluster.row.spec.name, now);
+        state_of(cluster, &waits)
+    }
+
+    /// Brings conditions and operations up to date, and forgets the cluster when it is gone.
+    pub(crate) fn reconcile_progress(&mut self, now: Now, name: &ClusterName) {
+        let waits = self.waiting(name, now);
+        self.update_conditions(now, name, &waits);
+        self.update_create(now, name, &waits);
+        self.finish_delete(now, name);
+    }
+
+    fn update_conditions(&mut self, now: Now, name: &ClusterName, waits: &[WaitingOn]) {
+        let Some(cluster) = self.clusters.get_mut(name) else { return };
+        let first = waits.is_empty() && cluster.row.first_ready.is_none() && cluster.row.wanted;
+        if first {
+            cluster.row.first_ready = Some(now.wall);
+        }
+        let conditions = conditions(cluster, waits, now);
+        if conditions == cluster.row.conditions && !first {
+            return;
+        }
+        let before = std::mem::replace(&mut cluster.row.conditions, conditions);
+        let row = cluster.row.clone();
+        self.rows.push(Row::Cluster(Box::new(row.clone())));
+        for condition in row.conditions {
+            let old = before.iter().find(|old| old.kind == condition.kind).map(|old| old.status);
+            if old.is_some() && old != Some(condition.status) {
+                self.note_condition(now, name, &condition);
+            }
+        }
+    }
+
+    fn note_condition(&mut self, now: Now, name: &ClusterName, condition: &Condition) {
+        let severity = match condition.status {
+            ConditionStatus::Ok | ConditionStatus::Progressing => Severity::Info,
+            ConditionStatus::Bad | ConditionStatus::Unknown => Severity::Warning,
+        };
+        let event = self.event(now, severity, "ConditionChanged");
+        self.note(FleetEvent {
+            cluster: Some(name.clone()),
+            cause: condition.message.clone(),
+            outcome: format!("{} is {}", condition.kind, condition.status),
+            ..event
+        });
+    }
+
+    fn update_create(&mut self, now: Now, name: &ClusterName, waits: &[WaitingOn]) {
+        let Some(operation) = self.running(name, OperationKind::CreateCluster).cloned() else { return };
+        let refused = waits.iter().find(|wait| wait.needs_person());
+        let state = match refused {
+            _ if waits.is_empty() => OperationState::Succeeded { at: now.wall },
+            Some(wait) => {
+                let machine = wait.machine().map(|id| format!("{id}: ")).unwrap_or_default();
+                OperationState::Failed { at: now.wall, why: format!("{machine}{wait}") }
+            }
+            None => OperationState::Running,
+        };
+        if state != operation.state {
+            self.end_operation(now, Operation { state, ..operation });
+        }
+    }
+
+    fn end_operation(&mut self, now: Now, operation: Operation) {
+        let (severity, cause) = match &operation.state {
+            OperationState::Failed { why, .. } => (Severity::Alarm, why.clone()),
+            _ => (Severity::Info, "everything is as the blueprint says".to_owned()),
+        };
+        let event = self.event(now, severity, "OperationEnded");
+        let took = now.wall.since(operation.created).as_secs();
+        self.note(FleetEvent {
+            cluster: Some(operation.cluster.clone()),
+            cause,
+            outcome: format!("{}: operation {} ended after {took} s", operation.kind, operation.id),
+            ..event
+        });
+        self.save_operation(operation);
+    }
+
+    /// Forgets a cluster whose machines and exposures are gone.
+    fn finish_delete(&mut self, now: Now, name: &ClusterName) {
+        let Some(cluster) = self.clusters.get(name) else { return };
+        if cluster.row.wanted || !cluster.unexposed || self.machines_of(name).next().is_some() {
+            return;
+        }
+        self.clusters.remove(name);
+        self.rows.push(Row::RemoveCluster(name.clone()));
+        if let Some(operation) = self.running(name, OperationKind::DeleteCluster).cloned() {
+            let state = OperationState::Succeeded { at: now.wall };
+            self.end_operation(now, Operation { state, ..operation });
+        }
+    }
+
+    /// Drops what was kept for long enough.
+    pub(crate) fn forget_old(&mut self, now: Now) {
+        let old = |at, life| now.wall.since(at) > life;
+        let keys: Vec<String> = self
+            .idempotency
+            .values()
+            .filter(|row| old(row.at, IDEMPOTENCY_LIFE))
+            .map(|row| row.key.clone())
+            .collect();
+        for key in keys {
+            self.idempotency.remove(&key);
+            self.rows.push(Row::RemoveIdempotency(key));
+        }
+        let ended = self.operations.values().filter(|op| op.is_done() && old(op.created, OPERATION_LIFE));
+        let ids: Vec<_> = ended.map(|operation| operation.id.clone()).collect();
+        for id in ids {
+            self.operations.remove(&id);
+            self.rows.push(Row::RemoveOperation(id));
+        }
+    }
+}
+
+fn state_of(cluster: &Cluster, waits: &[WaitingOn]) -> ClusterState {
+    if !cluster.row.wanted {
+        return ClusterState::Deleting;
+    }
+    if waits.iter().any(WaitingOn::needs_person) {
+        return ClusterState::Failed;
+    }
+    match (waits.is_empty(), cluster.row.first_ready) {
+        (true, _) => ClusterState::Ready,
+        (false, None) => ClusterState::Creating,
+        (false, Some(_)) => ClusterState::Degraded,
+    }
+}
+
+/// One statement for each part of a cluster, each with the first reason why it does not hold.
+fn conditions(cluster: &Cluster, waits: &[WaitingOn], now: Now) -> Vec<Condition> {
+    let parts = [
+        ("Etcd", Some(Role::Etcd)),
+        ("ControlPlane", Some(Role::Master)),
+        ("Workers", Some(Role::Worker)),
+        ("Endpoint", None),
+    ];
+    let state = state_of(cluster, waits);
+    let mut conditions: Vec<Condition> = parts
+        .into_iter()
+        .map(|(kind, role)| {
+            let concerned: Vec<&WaitingOn> =
+                waits.iter().filter(|wait| concerns(cluster, wait, role)).collect();
+            condition(cluster, kind, &concerned, state, now)
+        })
+        .collect();
+    let all: Vec<&WaitingOn> = waits.iter().collect();
+    conditions.insert(0, condition(cluster, "Ready", &all, state, now));
+    conditions
+}
+
+fn concerns(cluster: &Cluster, wait: &WaitingOn, role: Option<Role>) -> bool {
+    match (wait.machine(), role) {
+        (None, None) => true,
+        (Some(id), Some(role)) => {
+            cluster.row.blueprint.machines.get(id).is_some_and(|machine| machine.roles.contains(&role))
+        }
+        _ => false,
+    }
+}
+
+fn condition(
+    cluster: &Cluster,
+    kind: &str,
+    waits: &[&WaitingOn],
+    state: ClusterState,
+    now: Now,
+) -> Condition {
+    let (status, reason, message) = match waits.first() {
+        None if state == ClusterState::Deleting => {
+            (ConditionStatus::Progressing, "Deleting".to_owned(), "it is being removed".to_owned())
+        }
+        None => (ConditionStatus::Ok, "AsPlanned".to_owned(), "as the blueprint says".to_owned()),
+        Some(first) => {
+            let machine = first.machine().map(|id| format!("{id}: ")).unwrap_or_default();
+            let more = if waits.len() > 1 { format!(" (and {} more)", waits.len() - 1) } else { String::new() };
+            (status_of(first, state), reason(first).to_owned(), format!("{machine}{first}{more}"))
+        }
+    };
+    let before = cluster.row.conditions.iter().find(|old| old.kind == kind && old.status == status);
+    let since = before.map_or(now.wall, |old| old.since);
+    Condition { kind: kind.to_owned(), status, reason, message, since }
+}
+
+fn status_of(wait: &WaitingOn, state: ClusterState) -> ConditionStatus {
+    match wait {
+        WaitingOn::ProviderRefused { .. } => ConditionStatus::Bad,
+        WaitingOn::Silent { .. } => ConditionStatus::Unknown,
+        _ if state == ClusterState::Degraded => ConditionStatus::Bad,
+        _ => ConditionStatus::Progressing,
+    }
+}
+
+/// The variant's name: stable, for scripts.
+fn reason(wait: &WaitingOn) -> &'static str {
+    match wait {
+        WaitingOn::ProviderCreate { .. } => "ProviderCreate",
+        WaitingOn::ProviderRetry { .. } => "ProviderRetry",
+        WaitingOn::ProviderRefused { .. } => "ProviderRefused",
+        WaitingOn::Boot { .. } => "Boot",
+        WaitingOn::Connect { .. } => "Connect",
+        WaitingOn::Config { .. } => "Config",
+        WaitingOn::Unit { .. } => "Unit",
+        WaitingOn::Silent { .. } => "Silent",
+        WaitingOn::Off { .. } => "Off",
+        WaitingOn::ProviderDelete { .. } => "ProviderDelete",
+        WaitingOn::Endpoint { .. } => "Endpoint",
+    }
+}

@@ -1,0 +1,294 @@
+//! Calls to the provider, their answers, and the comparison of its list with the blueprints.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use keelson_model::{FleetEvent, MachinePhase, Role, Severity};
+use keelson_planner::node::API_PORT;
+use keelson_protocol::{ClusterName, MachineId};
+
+use crate::effect::{CallId, Effect, ProviderAnswer, ProviderCall, ProviderFailure, Remedy, SeenMachine};
+use crate::limits::{LIST_INTERVAL, LIST_INTERVAL_SILENT, PROVIDER_CALLS_MAX, PROVIDER_RETRY_MAX, PROVIDER_RETRY_MIN};
+use crate::state::{CallFor, CoordinatorCore, Exposure, Now};
+
+/// Name of the exposure that leads to the API servers.
+pub(crate) const API_EXPOSURE: &str = "api";
+
+/// Delay before try number `attempts + 1`: doubles from [`PROVIDER_RETRY_MIN`] up to [`PROVIDER_RETRY_MAX`].
+pub(crate) fn retry_delay(attempts: u32) -> Duration {
+    PROVIDER_RETRY_MIN.saturating_mul(1 << attempts.saturating_sub(1).min(16)).min(PROVIDER_RETRY_MAX)
+}
+
+impl CoordinatorCore {
+    /// Starts a call; `None` when too many are under way, then a later tick tries again.
+    pub(crate) fn call(&mut self, purpose: CallFor, call: ProviderCall) -> Option<CallId> {
+        if self.calls.len() >= PROVIDER_CALLS_MAX {
+            return None;
+        }
+        let id = CallId(self.next_call);
+        self.next_call += 1;
+        self.metrics.provider_calls += 1;
+        self.calls.insert(id, purpose);
+        self.effects.push(Effect::Provider { id, call });
+        Some(id)
+    }
+
+    pub(crate) fn on_provider(&mut self, now: Now, id: CallId, result: Result<ProviderAnswer, ProviderFailure>) {
+        let Some(purpose) = self.calls.remove(&id) else { return };
+        if result.is_err() {
+            self.metrics.provider_failures += 1;
+        }
+        match &purpose {
+            CallFor::Create(machine) | CallFor::Delete(machine) => self.touch(machine),
+            CallFor::Expose(cluster, _) | CallFor::Unexpose(cluster) => {
+                self.touched.insert(cluster.clone());
+            }
+            CallFor::Orphan(_) | CallFor::List => {}
+        }
+        match (purpose, result) {
+            (CallFor::Create(machine), Ok(_)) => {
+                self.clear_call(&machine, id);
+                self.machine_created(now, &machine);
+            }
+            (CallFor::Delete(machine), Ok(_)) => self.machine_deleted(now, &machine),
+            (CallFor::Create(machine), Err(failure)) => self.create_failed(now, &machine, failure),
+            (CallFor::Delete(machine), Err(failure)) => self.delete_failed(now, &machine, failure),
+            (CallFor::Orphan(machine), Ok(_)) => self.orphan_swept(now, &machine),
+            (CallFor::List, Ok(ProviderAnswer::Machines(machines))) => self.compare_list(now, machines),
+            // The next list tries again.
+            (CallFor::Orphan(_), Err(_)) | (CallFor::List, _) => {}
+            (CallFor::Expose(cluster, name), result) => self.exposed(now, id, (&cluster, &name), result),
+            (CallFor::Unexpose(cluster), result) => self.unexposed(now, &cluster, result.is_ok()),
+        }
+    }
+
+    fn clear_call(&mut self, id: &MachineId, call: CallId) {
+        if let Some(machine) = self.machines.get_mut(id)
+            && machine.call == Some(call)
+        {
+            machine.call = None;
+        }
+    }
+
+    fn create_failed(&mut self, now: Now, id: &MachineId, failure: ProviderFailure) {
+        let Some(machine) = self.machines.get_mut(id) else { return };
+        machine.call = None;
+        machine.attempts += 1;
+        let delay = retry_delay(machine.attempts);
+        let (severity, reason, outcome) = match failure.remedy {
+            Remedy::Retry => {
+                machine.after = Some(now.mono.plus(delay));
+                if !matches!(machine.row.phase, MachinePhase::Off { .. }) {
+                    machine.row.phase = MachinePhase::Retrying {
+                        why: failure.text.clone(),
+                        attempts: machine.attempts,
+                        next: now.wall.plus(delay),
+                    };
+                }
+                (Severity::Warning, "ProviderRetry", format!("asked again in {} s", delay.as_secs()))
+            }
+            Remedy::Person => {
+                machine.row.phase = MachinePhase::Refused { why: failure.text.clone() };
+                (Severity::Alarm, "ProviderRefused", "a person must act".to_owned())
+            }
+        };
+        let cluster = machine.row.cluster.clone();
+        self.save_machine(id);
+        let event = self.event(now, severity, reason);
+        let machine = Some(id.clone());
+        self.note(FleetEvent { cluster: Some(cluster), machine, cause: failure.text, outcome, ..event });
+    }
+
+    fn delete_failed(&mut self, now: Now, id: &MachineId, failure: ProviderFailure) {
+        let Some(machine) = self.machines.get_mut(id) else { return };
+        machine.call = None;
+        machine.attempts += 1;
+        let delay = retry_delay(machine.attempts);
+        machine.after = Some(now.mono.plus(delay));
+        let since = match machine.row.phase {
+            MachinePhase::Deleting { since, .. } => since,
+            _ => now.wall,
+        };
+        machine.row.phase = MachinePhase::Deleting { since, why: Some(failure.text.clone()) };
+        let cluster = machine.row.cluster.clone();
+        self.save_machine(id);
+        let event = self.event(now, Severity::Warning, "ProviderRetry");
+        let outcome = format!("removal is tried again in {} s", delay.as_secs());
+        let machine = Some(id.clone());
+        self.note(FleetEvent { cluster: Some(cluster), machine, cause: failure.text, outcome, ..event });
+    }
+
+    pub(crate) fn reconcile_list(&mut self, now: Now) {
+        if now.mono < self.next_list || self.calls.values().any(|call| *call == CallFor::List) {
+            return;
+        }
+        if self.call(CallFor::List, ProviderCall::List).is_some() {
+            let silent = self.machines.values().any(|machine| machine.silent);
+            let interval = if silent { LIST_INTERVAL_SILENT } else { LIST_INTERVAL };
+            self.next_list = now.mono.plus(interval);
+        }
+    }
+
+    /// Asks for the provider's list at the next tick.
+    pub(crate) fn list_soon(&mut self, now: Now) {
+        self.next_list = now.mono;
+    }
+
+    fn compare_list(&mut self, now: Now, seen: Vec<SeenMachine>) {
+        let mut by_id: BTreeMap<MachineId, SeenMachine> = BTreeMap::new();
+        for machine in seen {
+            let owned = self.machines.get(&machine.machine);
+            if owned.is_some_and(|owned| owned.row.incarnation == machine.incarnation) {
+                by_id.insert(machine.machine.clone(), machine);
+            } else {
+                self.sweep_orphan(machine);
+            }
+        }
+        let settled = self.machines.values().filter(|machine| machine.call.is_none());
+        let running = settled
+            .filter(|m| matches!(m.row.phase, MachinePhase::Booting { .. } | MachinePhase::Enrolled { .. }));
+        let gone: Vec<MachineId> = running
+            .filter(|machine| by_id.get(&machine.row.id).is_none_or(|seen| !seen.on))
+            .map(|machine| machine.row.id.clone())
+            .collect();
+        for id in gone {
+            self.machine_off(now, &id, by_id.contains_key(&id));
+        }
+    }
+
+    /// A machine of ours that no blueprint and no row names: made by a process that died before it wrote that down, or
+    /// left over from a cluster that is gone.
+    fn sweep_orphan(&mut self, seen: SeenMachine) {
+        let purpose = CallFor::Orphan(seen.machine.clone());
+        if self.calls.values().any(|call| *call == purpose) {
+            return;
+        }
+        let call = ProviderCall::Delete {
+            machine: seen.machine,
+            cluster: seen.cluster,
+            incarnation: seen.incarnation,
+        };
+        self.call(purpose, call);
+    }
+
+    fn orphan_swept(&mut self, now: Now, id: &MachineId) {
+        self.metrics.orphans_swept += 1;
+        let event = self.event(now, Severity::Warning, "OrphanRemoved");
+        self.note(FleetEvent {
+            machine: Some(id.clone()),
+            cause: "the provider listed a machine of this installation that no blueprint names".to_owned(),
+            outcome: "removed".to_owned(),
+            ..event
+        });
+    }
+
+    fn machine_off(&mut self, now: Now, id: &MachineId, listed: bool) {
+        let Some(machine) = self.machines.get_mut(id) else { return };
+        machine.row.phase = MachinePhase::Off { since: now.wall };
+        let cluster = machine.row.cluster.clone();
+        self.touched.insert(cluster.clone());
+        self.save_machine(id);
+        let event = self.event(now, Severity::Warning, "MachineOff");
+        let cause = if listed { "the provider reports it as off" } else { "the provider does not list it" };
+        self.note(FleetEvent {
+            cluster: Some(cluster),
+            machine: Some(id.clone()),
+            cause: cause.to_owned(),
+            outcome: "it is switched on again, with the disk that it has".to_owned(),
+            ..event
+        });
+    }
+
+    /// Asks for the exposures that blueprints name and that are not there.
+    pub(crate) fn reconcile_exposures(&mut self, now: Now, name: &ClusterName) {
+        let Some(cluster) = self.clusters.get_mut(name) else { return };
+        if cluster.row.wanted {
+            cluster.want_exposures();
+            return self.call_exposures(now, name);
+        }
+        let due = cluster.unexpose_after.is_none_or(|after| after <= now.mono);
+        if cluster.unexposed || cluster.unexpose_call.is_some() || !due {
+            return;
+        }
+        let call = ProviderCall::Unexpose { cluster: name.clone() };
+        let call = self.call(CallFor::Unexpose(name.clone()), call);
+        if let Some(cluster) = self.clusters.get_mut(name) {
+            cluster.unexpose_call = call;
+        }
+    }
+
+    fn call_exposures(&mut self, now: Now, name: &ClusterName) {
+        let Some(cluster) = self.clusters.get(name) else { return };
+        let due: Vec<(String, Vec<SocketAddr>)> = cluster
+            .exposures
+            .iter()
+            .filter(|(_, exposure)| exposure.address.is_none() && exposure.call.is_none())
+            .filter(|(_, exposure)| exposure.after.is_none_or(|after| after <= now.mono))
+            .map(|(service, exposure)| (service.clone(), exposure.targets.clone()))
+            .collect();
+        for (service, targets) in due {
+            let call = ProviderCall::Expose { cluster: name.clone(), name: service.clone(), targets };
+            let call = self.call(CallFor::Expose(name.clone(), service.clone()), call);
+            let exposure = self.clusters.get_mut(name).and_then(|cluster| cluster.exposures.get_mut(&service));
+            if let Some(exposure) = exposure {
+                exposure.call = call;
+            }
+        }
+    }
+
+    fn exposed(
+        &mut self,
+        now: Now,
+        call: CallId,
+        (cluster, service): (&ClusterName, &str),
+        result: Result<ProviderAnswer, ProviderFailure>,
+    ) {
+        let exposure = self.clusters.get_mut(cluster).and_then(|cluster| cluster.exposures.get_mut(service));
+        // An answer for targets that have changed since says nothing about the new ones.
+        let Some(exposure) = exposure.filter(|exposure| exposure.call == Some(call)) else { return };
+        exposure.call = None;
+        match result {
+            Ok(ProviderAnswer::Exposed(address)) => {
+                exposure.address = Some(address);
+                exposure.error = None;
+                exposure.attempts = 0;
+            }
+            Ok(_) => {}
+            Err(failure) => {
+                exposure.attempts += 1;
+                exposure.after = Some(now.mono.plus(retry_delay(exposure.attempts)));
+                exposure.error = Some(failure.text);
+            }
+        }
+    }
+
+    fn unexposed(&mut self, now: Now, name: &ClusterName, done: bool) {
+        let Some(cluster) = self.clusters.get_mut(name) else { return };
+        cluster.unexpose_call = None;
+        cluster.unexposed = done;
+        cluster.unexpose_after = if done { None } else { Some(now.mono.plus(PROVIDER_RETRY_MIN)) };
+    }
+}
+
+impl crate::state::Cluster {
+    /// Brings the list of exposures in line with the blueprint; a changed target is asked for again.
+    fn want_exposures(&mut self) {
+        let blueprint = &self.row.blueprint;
+        let addresses = |role: Role, port: u16| -> Vec<SocketAddr> {
+            blueprint.with_role(role).map(|machine| (machine.address, port).into()).collect()
+        };
+        let mut wanted = vec![(API_EXPOSURE.to_owned(), addresses(Role::Master, API_PORT))];
+        for expose in &blueprint.expose {
+            wanted.push((expose.name.clone(), addresses(Role::Worker, expose.node_port)));
+        }
+        self.exposures.retain(|name, _| wanted.iter().any(|(other, _)| other == name));
+        for (name, targets) in wanted {
+            if self.exposures.get(&name).is_none_or(|exposure| exposure.targets != targets) {
+                let exposure =
+                    Exposure { targets, address: None, error: None, call: None, attempts: 0, after: None };
+                self.exposures.insert(name, exposure);
+            }
+        }
+    }
+}

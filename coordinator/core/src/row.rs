@@ -1,0 +1,124 @@
+//! What the core keeps on disk.
+
+use keelson_model::{Blueprint, ClusterMaterial, ClusterSpec, Condition, FleetEvent, MachinePhase, Operation, OperationId};
+use keelson_protocol::{ClusterName, Incarnation, MachineId, WallTime};
+use serde::{Deserialize, Serialize};
+
+/// A cluster on disk.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ClusterRow {
+    /// What its owner wants.
+    pub spec: ClusterSpec,
+    /// Whether it shall exist.
+    pub wanted: bool,
+    /// The plan in force.
+    pub blueprint: Blueprint,
+    /// When it was asked for.
+    pub created: WallTime,
+    /// When it was ready for the first time.
+    pub first_ready: Option<WallTime>,
+    /// Its conditions, for their `since`.
+    pub conditions: Vec<Condition>,
+}
+
+/// A machine on disk.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct MachineRow {
+    /// Its id.
+    pub id: MachineId,
+    /// Its cluster.
+    pub cluster: ClusterName,
+    /// Which machine of that id.
+    pub incarnation: Incarnation,
+    /// Where it is on its way.
+    pub phase: MachinePhase,
+    /// When its enrolment token was made.
+    pub token_made: WallTime,
+    /// SHA-256 of the public key that used the token, in hex. The same key may ask again: its answer may have been lost.
+    pub enrolled_key: Option<String>,
+    /// Number of the last event that its agent sent.
+    pub agent_events: u64,
+}
+
+/// A remembered request of an API client.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IdempotencyRow {
+    /// Key and caller.
+    pub key: String,
+    /// Hash of the request's body.
+    pub body_hash: String,
+    /// What the request led to.
+    pub operation: OperationId,
+    /// When.
+    pub at: WallTime,
+}
+
+/// Numbers that are given away once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Counter {
+    /// The next incarnation of a machine.
+    Incarnation,
+    /// The next operation.
+    Operation,
+    /// The next event.
+    Event,
+}
+
+impl Counter {
+    /// All counters.
+    pub const ALL: [Self; 3] = [Self::Incarnation, Self::Operation, Self::Event];
+
+    /// Its name on disk.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Incarnation => "incarnation",
+            Self::Operation => "operation",
+            Self::Event => "event",
+        }
+    }
+}
+
+/// A change on disk.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Row {
+    /// A cluster, new or changed.
+    Cluster(Box<ClusterRow>),
+    /// A cluster's keys. Sealed before they are written.
+    Material(ClusterName, Box<ClusterMaterial>),
+    /// A cluster and its keys are gone.
+    RemoveCluster(ClusterName),
+    /// A machine, new or changed.
+    Machine(Box<MachineRow>),
+    /// A machine is gone.
+    RemoveMachine(MachineId),
+    /// An operation, new or changed.
+    Operation(Box<Operation>),
+    /// An old operation is forgotten.
+    RemoveOperation(OperationId),
+    /// An event.
+    Event(Box<FleetEvent>),
+    /// A counter's next value.
+    Counter(Counter, u64),
+    /// A request to remember.
+    Idempotency(IdempotencyRow),
+    /// A request to forget.
+    RemoveIdempotency(String),
+}
+
+/// Everything that was on disk.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Saved {
+    /// Clusters.
+    pub clusters: Vec<ClusterRow>,
+    /// Their keys.
+    pub material: Vec<(ClusterName, ClusterMaterial)>,
+    /// Machines.
+    pub machines: Vec<MachineRow>,
+    /// Operations.
+    pub operations: Vec<Operation>,
+    /// Counters.
+    pub counters: Vec<(Counter, u64)>,
+    /// Remembered requests.
+    pub idempotency: Vec<IdempotencyRow>,
+}

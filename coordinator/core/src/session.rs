@@ -1,0 +1,355 @@
+//! Sessions of the link: who may speak, what was heard, and who fell silent.
+
+use keelson_model::{FleetEvent, LinkState, MachinePhase, Severity};
+use keelson_planner::node::{HostTraits, NodeInput, node_config};
+use keelson_protocol::config::NodeConfig;
+use keelson_protocol::health::{AgentEvent, EventKind, Facts, Heartbeat};
+use keelson_protocol::limits::SILENT_AFTER;
+use keelson_protocol::message::{Refusal, RefusalCode, ToAgent, ToCoordinator};
+use keelson_protocol::wire::negotiate;
+use keelson_protocol::{BootId, ClusterName, Generation, Incarnation, MachineId};
+
+use crate::effect::{Effect, SessionId};
+use crate::limits::SECOND_HOLDER_AFTER;
+use crate::state::{CoordinatorCore, Now};
+
+impl CoordinatorCore {
+    pub(crate) fn on_opened(
+        &mut self,
+        now: Now,
+        session: SessionId,
+        id: &MachineId,
+        incarnation: Incarnation,
+        hello: ToCoordinator,
+    ) {
+        let ToCoordinator::Hello { version_min, version_max, boot, generation, facts } = hello else {
+            let why = "the first message was no hello".to_owned();
+            return self.effects.push(Effect::Close { session, why });
+        };
+        if let Err(refusal) = self.check_session(now, id, incarnation, boot) {
+            return self.refuse_session(now, session, id, refusal);
+        }
+        match negotiate(version_min, version_max) {
+            Ok(version) => {
+                self.accept_session(now, session, id, boot, *facts);
+                self.send(session, ToAgent::Welcome { version, now: now.wall });
+                self.send_config(id, generation);
+            }
+            Err(error) => {
+                let refusal = Refusal { code: RefusalCode::Version, text: error.to_string() };
+                self.refuse_session(now, session, id, refusal);
+            }
+        }
+    }
+
+    fn check_session(
+        &self,
+        now: Now,
+        id: &MachineId,
+        incarnation: Incarnation,
+        boot: BootId,
+    ) -> Result<(), Refusal> {
+        let refuse = |code, text: String| Err(Refusal { code, text });
+        let Some(machine) = self.machines.get(id) else {
+            return refuse(RefusalCode::UnknownMachine, format!("no blueprint names {id}; it will be removed"));
+        };
+        if machine.row.incarnation != incarnation {
+            return refuse(
+                RefusalCode::OldIncarnation,
+                format!("{id} was replaced: the certificate is of incarnation {incarnation}"),
+            );
+        }
+        let Some(last) = machine.last_heartbeat else { return Ok(()) };
+        let alive = machine.session.is_some() && now.mono.since(last) < SECOND_HOLDER_AFTER;
+        let same_boot = machine.heartbeat.is_some_and(|heartbeat| heartbeat.boot == boot);
+        if alive && !same_boot {
+            return refuse(
+                RefusalCode::SecondHolder,
+                format!("another live machine holds the identity {id}; it was cloned, or it rebooted just now"),
+            );
+        }
+        Ok(())
+    }
+
+    fn refuse_session(&mut self, now: Now, session: SessionId, id: &MachineId, refusal: Refusal) {
+        self.metrics.sessions_refused += 1;
+        let event = self.event(now, Severity::Alarm, "SessionRefused");
+        self.note(FleetEvent {
+            machine: Some(id.clone()),
+            cause: refusal.to_string(),
+            outcome: "the session was ended".to_owned(),
+            ..event
+        });
+        self.send(session, ToAgent::Refused(refusal));
+        let why = "refused".to_owned();
+        self.effects.push(Effect::Close { session, why });
+    }
+
+    fn accept_session(&mut self, now: Now, session: SessionId, id: &MachineId, boot: BootId, facts: Facts) {
+        let Some(machine) = self.machines.get_mut(id) else { return };
+        if let Some(old) = machine.session.replace(session) {
+            self.sessions.remove(&old);
+            let why = "the machine opened another session".to_owned();
+            self.effects.push(Effect::Close { session: old, why });
+        }
+        self.metrics.sessions_opened += 1;
+        machine.link = LinkState::Connected { since: now.wall, boot };
+        machine.last_heartbeat = Some(now.mono);
+        machine.facts = Some(facts);
+        // A machine that speaks has power, whatever an older list said.
+        if matches!(machine.row.phase, MachinePhase::Off { .. }) {
+            machine.row.phase = MachinePhase::Enrolled { since: now.wall };
+            self.save_machine(id);
+        }
+        self.sessions.insert(session, id.clone());
+        self.touch(id);
+        self.end_silence(now, id);
+    }
+
+    /// Sends the config in force to a machine whose ledger holds an older one.
+    fn send_config(&mut self, id: &MachineId, ledger: Option<Generation>) {
+        let Some(machine) = self.machines.get(id) else { return };
+        let Some(session) = machine.session else { return };
+        let cluster = machine.row.cluster.clone();
+        let current = self.clusters.get(&cluster).map(|cluster| cluster.row.blueprint.generation);
+        if ledger.is_some() && ledger == current {
+            return;
+        }
+        if let Some(config) = self.config_of(&cluster, id) {
+            self.send(session, ToAgent::Config(Box::new(config)));
+        }
+    }
+
+    /// Sends the config in force to all connected machines of a cluster.
+    pub(crate) fn send_configs(&mut self, name: &ClusterName) {
+        let ids: Vec<MachineId> =
+            self.machines_of(name).map(|machine| machine.row.id.clone()).collect();
+        for id in ids {
+            self.send_config(&id, None);
+        }
+    }
+
+    /// The whole config of a machine, once its facts are known.
+    pub(crate) fn config_of(&self, cluster: &ClusterName, id: &MachineId) -> Option<NodeConfig> {
+        let facts = self.machines.get(id)?.facts.as_ref()?;
+        let cluster = self.clusters.get(cluster)?;
+        let blueprint = &cluster.row.blueprint;
+        let release = self.settings.releases.releases.get(&blueprint.release)?;
+        let traits = HostTraits::from(facts);
+        node_config(&NodeInput { blueprint, release, material: &cluster.material, traits }, id)
+    }
+
+    pub(crate) fn send(&mut self, session: SessionId, message: ToAgent) {
+        self.effects.push(Effect::Send { session, message: Box::new(message) });
+    }
+
+    /// Takes a heartbeat. Returns whether anything but the time of the last one changed.
+    pub(crate) fn on_heartbeat(&mut self, now: Now, session: SessionId, heartbeat: Heartbeat) -> bool {
+        self.metrics.heartbeats += 1;
+        let Some(machine) = self.sessions.get(&session).and_then(|id| self.machines.get_mut(id)) else {
+            return false;
+        };
+        let before = machine.heartbeat.replace(heartbeat);
+        machine.last_heartbeat = Some(now.mono);
+        if let Some(before) = before
+            && before.boot == heartbeat.boot
+        {
+            self.metrics.heartbeats_lost += heartbeat.sequence.saturating_sub(before.sequence + 1);
+        }
+        let told = |heartbeat: Heartbeat| (heartbeat.generation, heartbeat.state);
+        let changed = before.map(told) != Some(told(heartbeat));
+        if !changed && !machine.silent {
+            return false;
+        }
+        let id = machine.row.id.clone();
+        self.touch(&id);
+        self.end_silence(now, &id);
+        true
+    }
+
+    pub(crate) fn on_message(&mut self, now: Now, session: SessionId, message: ToCoordinator) {
+        self.metrics.messages += 1;
+        let Some(id) = self.sessions.get(&session).cloned() else { return };
+        match message {
+            ToCoordinator::Hello { .. } => {
+                let why = "a second hello came".to_owned();
+                self.effects.push(Effect::Close { session, why });
+            }
+            ToCoordinator::Health(report) => {
+                if let Some(machine) = self.machines.get_mut(&id) {
+                    machine.health = Some(*report);
+                }
+                self.touch(&id);
+            }
+            ToCoordinator::Events(events) => self.on_events(session, &id, events),
+            ToCoordinator::SignCertificate { name, generation, signing_request } => {
+                self.on_sign(session, &id, name, generation, signing_request);
+            }
+            ToCoordinator::RenewLink { signing_request } => {
+                let Some(machine) = self.machines.get(&id) else { return };
+                let incarnation = machine.row.incarnation;
+                self.effects.push(Effect::RenewLink { session, machine: id, incarnation, signing_request });
+            }
+            ToCoordinator::TimeRequest { asked_at } => {
+                self.send(session, ToAgent::Time { asked_at, now: now.wall });
+            }
+        }
+    }
+
+    /// Writes down events that are new, and says how far that got.
+    fn on_events(&mut self, session: SessionId, id: &MachineId, events: Vec<AgentEvent>) {
+        let Some(machine) = self.machines.get_mut(id) else { return };
+        let cluster = machine.row.cluster.clone();
+        let known = machine.row.agent_events;
+        let Some(through) = events.last().map(|event| event.sequence) else { return };
+        machine.row.agent_events = known.max(through);
+        for event in events.into_iter().filter(|event| event.sequence > known) {
+            self.note(FleetEvent {
+                id: 0,
+                at: event.at,
+                severity: severity(event.kind),
+                reason: format!("{:?}", event.kind),
+                cluster: Some(cluster.clone()),
+                machine: Some(id.clone()),
+                cause: format!("{}: {}", event.subject, event.cause),
+                outcome: event.outcome,
+            });
+        }
+        if through > known {
+            self.save_machine(id);
+        }
+        self.send(session, ToAgent::EventsStored { through });
+    }
+
+    /// Lets a certificate be signed that the machine's blueprint names; the names come from there, not from the request.
+    fn on_sign(
+        &mut self,
+        session: SessionId,
+        id: &MachineId,
+        name: String,
+        generation: Generation,
+        signing_request: Vec<u8>,
+    ) {
+        let Some(cluster) = self.machines.get(id).map(|machine| machine.row.cluster.clone()) else { return };
+        let config = self.config_of(&cluster, id);
+        let spec = config.as_ref().and_then(|c| c.certificates.iter().find(|spec| spec.name == name)).cloned();
+        match (config, spec) {
+            (Some(config), Some(spec)) if config.generation == generation => {
+                self.metrics.certificates_signed += 1;
+                self.effects.push(Effect::SignLeaf { session, cluster, spec: Box::new(spec), signing_request });
+            }
+            (Some(config), _) => {
+                let why = format!(
+                    "generation {generation} of this machine's config has no certificate {name} that is still wanted; the newest is {}",
+                    config.generation
+                );
+                self.send(session, ToAgent::CertificateRefused { name, why });
+            }
+            (None, _) => {
+                let why = "no blueprint names this machine".to_owned();
+                self.send(session, ToAgent::CertificateRefused { name, why });
+            }
+        }
+    }
+
+    pub(crate) fn on_closed(&mut self, now: Now, session: SessionId, why: String) {
+        let Some(id) = self.sessions.remove(&session) else { return };
+        if let Some(machine) = self.machines.get_mut(&id)
+            && machine.session == Some(session)
+        {
+            machine.session = None;
+            machine.link = LinkState::Lost { since: now.wall, why };
+            self.touch(&id);
+        }
+    }
+
+    pub(crate) fn on_tick(&mut self, now: Now) {
+        let warm = self.warm(now);
+        let silent: Vec<MachineId> = self
+            .machines
+            .values()
+            .filter(|machine| !machine.silent && matches!(machine.row.phase, MachinePhase::Enrolled { .. }))
+            .filter(|machine| match machine.last_heartbeat {
+                Some(last) => now.mono.since(last) >= SILENT_AFTER,
+                // Not heard since the coordinator started: it may be on its way back.
+                None => warm,
+            })
+            .map(|machine| machine.row.id.clone())
+            .collect();
+        for id in silent {
+            self.begin_silence(now, &id);
+        }
+        self.touch_unsettled();
+        self.forget_old(now);
+    }
+
+    /// Clusters with something that may be due: a call to repeat, or a machine on its way.
+    fn touch_unsettled(&mut self) {
+        let on_its_way = |machine: &&crate::state::Machine| {
+            !matches!(machine.row.phase, MachinePhase::Enrolled { .. } | MachinePhase::Refused { .. })
+        };
+        let machines = self.machines.values().filter(on_its_way).map(|machine| machine.row.cluster.clone());
+        let mut touched: Vec<ClusterName> = machines.collect();
+        let clusters = self.clusters.values().filter(|cluster| {
+            !cluster.row.wanted || cluster.exposures.is_empty() || cluster.exposures.values().any(|e| e.address.is_none())
+        });
+        touched.extend(clusters.map(|cluster| cluster.row.spec.name.clone()));
+        self.touched.extend(touched);
+    }
+
+    fn begin_silence(&mut self, now: Now, id: &MachineId) {
+        let Some(machine) = self.machines.get_mut(id) else { return };
+        machine.silent = true;
+        let cluster = machine.row.cluster.clone();
+        self.touched.insert(cluster.clone());
+        let last = match machine.last_heartbeat {
+            Some(last) => format!("its last heartbeat came {} ms ago", now.mono.since(last).as_millis()),
+            None => "it was not heard since the coordinator started".to_owned(),
+        };
+        self.metrics.machines_silent += 1;
+        self.list_soon(now);
+        let event = self.event(now, Severity::Warning, "MachineSilent");
+        self.note(FleetEvent {
+            cluster: Some(cluster),
+            machine: Some(id.clone()),
+            cause: last,
+            outcome: "the provider is asked whether it has power; nothing is replaced on silence alone".to_owned(),
+            ..event
+        });
+    }
+
+    fn end_silence(&mut self, now: Now, id: &MachineId) {
+        let Some(machine) = self.machines.get_mut(id) else { return };
+        if !std::mem::take(&mut machine.silent) {
+            return;
+        }
+        let cluster = machine.row.cluster.clone();
+        let event = self.event(now, Severity::Info, "MachineBack");
+        self.note(FleetEvent {
+            cluster: Some(cluster),
+            machine: Some(id.clone()),
+            cause: "its heartbeats came again".to_owned(),
+            outcome: "it is watched as before".to_owned(),
+            ..event
+        });
+    }
+}
+
+/// How much an agent's event matters to an operator.
+fn severity(kind: EventKind) -> Severity {
+    match kind {
+        EventKind::AgentStarted
+        | EventKind::ConfigAccepted
+        | EventKind::UnitStarted
+        | EventKind::UnitHealthy
+        | EventKind::CertificateIssued => Severity::Info,
+        EventKind::ConfigRefused
+        | EventKind::UnitFailed
+        | EventKind::Repaired
+        | EventKind::CertificateRefused
+        | EventKind::Pressure
+        | EventKind::ActionFailed
+        | EventKind::EventsDropped => Severity::Warning,
+        EventKind::RepairWithheld => Severity::Alarm,
+    }
+}

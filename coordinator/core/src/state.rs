@@ -1,0 +1,482 @@
+//! The core's state, and the loop that compares what shall be with what is.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+
+use keelson_model::{
+    ClusterMaterial, ClusterSpec, FleetEvent, LinkState, Observed, ObservedMachine, Operation, OperationId, Plan,
+    ReleaseCatalog, Severity,
+};
+use keelson_planner::{Place, PlanInput, Wanted, lint, plan};
+use keelson_protocol::health::{Facts, HealthReport, Heartbeat};
+use keelson_protocol::{ClusterName, Incarnation, InstallId, MachineId, MonoTime, SecretBytes, WallTime};
+
+use crate::effect::{CallId, Effect, Input, SessionId};
+use crate::limits::WARM_UP;
+use crate::metrics::Metrics;
+use crate::row::{ClusterRow, Counter, IdempotencyRow, MachineRow, Row, Saved};
+
+/// The two clocks, read by the shell at the same moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Now {
+    /// For intervals.
+    pub mono: MonoTime,
+    /// For records.
+    pub wall: WallTime,
+}
+
+/// What does not change while the coordinator runs.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// This installation.
+    pub install: InstallId,
+    /// Where machines can be placed.
+    pub place: Place,
+    /// The plans that users may choose.
+    pub plans: Vec<Plan>,
+    /// The releases that users may choose.
+    pub releases: ReleaseCatalog,
+    /// Key that enrolment tokens are derived from.
+    pub token_key: SecretBytes,
+}
+
+/// A cluster in memory.
+#[derive(Debug, Clone)]
+pub struct Cluster {
+    /// What is on disk.
+    pub row: ClusterRow,
+    /// Its keys.
+    pub material: Arc<ClusterMaterial>,
+    /// Its services that users reach from outside, by name.
+    pub exposures: BTreeMap<String, Exposure>,
+    /// Whether the provider has confirmed, for a cluster that goes, that nothing is exposed any more.
+    pub unexposed: bool,
+    /// The call under way that removes them.
+    pub(crate) unexpose_call: Option<CallId>,
+    /// When to ask again after a failure.
+    pub(crate) unexpose_after: Option<MonoTime>,
+}
+
+/// A service that is, or shall be, reachable from outside.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Exposure {
+    /// Where it leads.
+    pub targets: Vec<SocketAddr>,
+    /// Where users reach it, once the provider said so for these targets.
+    pub address: Option<SocketAddr>,
+    /// What the provider said last.
+    pub error: Option<String>,
+    pub(crate) call: Option<CallId>,
+    pub(crate) attempts: u32,
+    pub(crate) after: Option<MonoTime>,
+}
+
+/// A machine in memory.
+#[derive(Debug, Clone)]
+pub struct Machine {
+    /// What is on disk.
+    pub row: MachineRow,
+    /// The provider call under way.
+    pub(crate) call: Option<CallId>,
+    /// Failed calls in a row.
+    pub(crate) attempts: u32,
+    /// When the provider may be asked again.
+    pub(crate) after: Option<MonoTime>,
+    /// The session that stands.
+    pub session: Option<SessionId>,
+    /// The link, for people.
+    pub link: LinkState,
+    /// When the last heartbeat came.
+    pub last_heartbeat: Option<MonoTime>,
+    /// The last heartbeat.
+    pub heartbeat: Option<Heartbeat>,
+    /// Whether its heartbeats stay away.
+    pub silent: bool,
+    /// The newest health report.
+    pub health: Option<HealthReport>,
+    /// What the machine is.
+    pub facts: Option<Facts>,
+}
+
+impl Machine {
+    pub(crate) fn new(row: MachineRow) -> Self {
+        Self {
+            row,
+            call: None,
+            attempts: 0,
+            after: None,
+            session: None,
+            link: LinkState::Never,
+            last_heartbeat: None,
+            heartbeat: None,
+            silent: false,
+            health: None,
+            facts: None,
+        }
+    }
+}
+
+/// What a provider call is for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum CallFor {
+    Create(MachineId),
+    Delete(MachineId),
+    Orphan(MachineId),
+    List,
+    Expose(ClusterName, String),
+    Unexpose(ClusterName),
+}
+
+/// The coordinator's decisions.
+///
+/// Call [`Self::handle`] for every input and the command methods for every request, then carry out the effects in order;
+/// a `Persist` must be on disk before the next effect begins. Calls must not go back in time. Getters may be called at
+/// any moment.
+#[derive(Debug)]
+pub struct CoordinatorCore {
+    pub(crate) settings: Settings,
+    pub(crate) clusters: BTreeMap<ClusterName, Cluster>,
+    pub(crate) machines: BTreeMap<MachineId, Machine>,
+    /// Machines of each cluster, also of clusters that are gone while their machines go.
+    pub(crate) members: BTreeMap<ClusterName, BTreeSet<MachineId>>,
+    pub(crate) sessions: BTreeMap<SessionId, MachineId>,
+    pub(crate) operations: BTreeMap<OperationId, Operation>,
+    pub(crate) idempotency: BTreeMap<String, IdempotencyRow>,
+    pub(crate) counters: BTreeMap<Counter, u64>,
+    pub(crate) calls: BTreeMap<CallId, CallFor>,
+    pub(crate) next_call: u64,
+    pub(crate) next_list: MonoTime,
+    pub(crate) started: MonoTime,
+    pub(crate) metrics: Metrics,
+    /// Clusters that something happened to since they were last compared with their blueprints. Keeps the work of an
+    /// input in proportion to one cluster, not to the fleet.
+    pub(crate) touched: BTreeSet<ClusterName>,
+    /// Rows and other effects of the call under way.
+    pub(crate) rows: Vec<Row>,
+    pub(crate) effects: Vec<Effect>,
+}
+
+impl CoordinatorCore {
+    /// Takes up where an earlier process left off, or starts afresh. Effects of the first [`Input::Tick`] do the rest.
+    #[must_use]
+    pub fn restore(settings: Settings, saved: Saved, now: Now) -> Self {
+        let mut material: BTreeMap<_, _> = saved.material.into_iter().collect();
+        let clusters = saved.clusters.into_iter().filter_map(|row| {
+            let name = row.spec.name.clone();
+            let material = Arc::new(material.remove(&name)?);
+            Some((name, Cluster::new(row, material)))
+        });
+        let mut core = Self {
+            clusters: clusters.collect(),
+            machines: BTreeMap::new(),
+            members: BTreeMap::new(),
+            sessions: BTreeMap::new(),
+            operations: saved.operations.into_iter().map(|operation| (operation.id.clone(), operation)).collect(),
+            idempotency: saved.idempotency.into_iter().map(|row| (row.key.clone(), row)).collect(),
+            counters: saved.counters.into_iter().collect(),
+            calls: BTreeMap::new(),
+            next_call: 0,
+            next_list: now.mono,
+            started: now.mono,
+            metrics: Metrics::default(),
+            touched: BTreeSet::new(),
+            rows: Vec::new(),
+            effects: Vec::new(),
+            settings,
+        };
+        for row in saved.machines {
+            core.add_machine(row);
+        }
+        core.touched.extend(core.clusters.keys().chain(core.members.keys()).cloned());
+        core.plan_all(now);
+        core
+    }
+
+    /// Takes one input and returns what to do.
+    pub fn handle(&mut self, now: Now, input: Input) -> Vec<Effect> {
+        match input {
+            // The one input that comes 20,000 times a second: it changes no plan unless the state it tells changed.
+            Input::Heartbeat { session, heartbeat } => {
+                if !self.on_heartbeat(now, session, heartbeat) {
+                    return Vec::new();
+                }
+            }
+            Input::Tick => self.on_tick(now),
+            Input::Enrol { id, request, key_hash } => self.on_enrol(now, id, &request, key_hash),
+            Input::Opened { session, machine, incarnation, hello } => {
+                self.on_opened(now, session, &machine, incarnation, hello);
+            }
+            Input::Message { session, message } => self.on_message(now, session, message),
+            Input::Closed { session, why } => self.on_closed(now, session, why),
+            Input::Provider { id, result } => self.on_provider(now, id, result),
+        }
+        self.reconcile(now);
+        self.take_effects()
+    }
+
+    /// Compares what shall be with what is, for each cluster that something happened to, and asks for what is missing.
+    pub(crate) fn reconcile(&mut self, now: Now) {
+        for name in std::mem::take(&mut self.touched) {
+            self.reconcile_machines(now, &name);
+            self.reconcile_exposures(now, &name);
+            self.reconcile_progress(now, &name);
+        }
+        self.reconcile_list(now);
+    }
+
+    pub(crate) fn add_machine(&mut self, row: MachineRow) {
+        self.members.entry(row.cluster.clone()).or_default().insert(row.id.clone());
+        self.machines.insert(row.id.clone(), Machine::new(row));
+    }
+
+    pub(crate) fn remove_machine(&mut self, id: &MachineId) -> Option<Machine> {
+        let machine = self.machines.remove(id)?;
+        if let Some(members) = self.members.get_mut(&machine.row.cluster) {
+            members.remove(id);
+            if members.is_empty() {
+                self.members.remove(&machine.row.cluster);
+            }
+        }
+        Some(machine)
+    }
+
+    /// Machines of a cluster.
+    pub fn machines_of(&self, name: &ClusterName) -> impl Iterator<Item = &Machine> {
+        self.members.get(name).into_iter().flatten().filter_map(|id| self.machines.get(id))
+    }
+
+    /// Says that something happened to a machine's cluster.
+    pub(crate) fn touch(&mut self, id: &MachineId) {
+        if let Some(machine) = self.machines.get(id) {
+            self.touched.insert(machine.row.cluster.clone());
+        }
+    }
+
+    /// Rows first, in one transaction, then everything else.
+    pub(crate) fn take_effects(&mut self) -> Vec<Effect> {
+        let mut effects = Vec::with_capacity(self.effects.len() + 1);
+        if !self.rows.is_empty() {
+            effects.push(Effect::Persist(std::mem::take(&mut self.rows)));
+        }
+        effects.append(&mut self.effects);
+        effects
+    }
+
+    fn plan_all(&mut self, now: Now) {
+        let names: Vec<ClusterName> = self.clusters.keys().cloned().collect();
+        for name in names {
+            let Some(cluster) = self.clusters.get(&name) else { continue };
+            let wanted = if cluster.row.wanted { Wanted::Present } else { Wanted::Absent };
+            match self.plan_cluster(&cluster.row.spec, wanted, Some(&cluster.row.blueprint)) {
+                Ok(blueprint) => self.set_blueprint(&name, blueprint),
+                Err(why) => {
+                    let event = self.event(now, Severity::Warning, "PlanImpossible");
+                    let outcome = "the blueprint in force stays".to_owned();
+                    self.note(FleetEvent { cluster: Some(name), cause: why, outcome, ..event });
+                }
+            }
+        }
+    }
+
+    /// Plans a cluster and lints the result.
+    pub(crate) fn plan_cluster(
+        &self,
+        spec: &ClusterSpec,
+        wanted: Wanted,
+        parent: Option<&keelson_model::Blueprint>,
+    ) -> Result<keelson_model::Blueprint, String> {
+        let plan_of = self.settings.plans.iter().find(|plan| plan.name == spec.plan);
+        let plan_of = plan_of.ok_or_else(|| format!("plan {} does not exist", spec.plan))?;
+        let release = self.settings.releases.releases.get(&spec.release);
+        let release = release.ok_or_else(|| format!("release {} does not exist", spec.release))?;
+        let taken = self.taken_addresses(&spec.name);
+        let next = self.counters.get(&Counter::Incarnation).copied().unwrap_or(1);
+        let input = PlanInput {
+            spec,
+            wanted,
+            plan: plan_of,
+            release,
+            parent,
+            place: &self.settings.place,
+            taken: &taken,
+            next_incarnation: Incarnation(u32::try_from(next).unwrap_or(u32::MAX)),
+        };
+        let blueprint = plan(&input).map_err(|error| error.to_string())?;
+        let findings = lint(&blueprint, parent, &self.settings.place, &taken);
+        match findings.first() {
+            None => Ok(blueprint),
+            Some(finding) => Err(format!("the plan breaks a rule of its own, please report this: {finding}")),
+        }
+    }
+
+    fn taken_addresses(&self, except: &ClusterName) -> BTreeSet<Ipv4Addr> {
+        let others = self.clusters.iter().filter(|(name, _)| *name != except);
+        others.flat_map(|(_, cluster)| cluster.row.blueprint.machines.values().map(|m| m.address)).collect()
+    }
+
+    /// Makes `blueprint` the plan in force, when it is another one.
+    pub(crate) fn set_blueprint(&mut self, name: &ClusterName, blueprint: keelson_model::Blueprint) {
+        let Some(cluster) = self.clusters.get_mut(name) else { return };
+        if cluster.row.blueprint == blueprint {
+            return;
+        }
+        cluster.row.blueprint = blueprint;
+        let row = Row::Cluster(Box::new(cluster.row.clone()));
+        self.rows.push(row);
+        self.reserve_incarnations(name);
+        self.send_configs(name);
+    }
+
+    /// Keeps the counter above every incarnation in use.
+    pub(crate) fn reserve_incarnations(&mut self, name: &ClusterName) {
+        let Some(cluster) = self.clusters.get(name) else { return };
+        let used = cluster.row.blueprint.machines.values().map(|machine| u64::from(machine.incarnation.0)).max();
+        let next = self.counters.get(&Counter::Incarnation).copied().unwrap_or(1);
+        if let Some(used) = used
+            && used >= next
+        {
+            self.set_counter(Counter::Incarnation, used + 1);
+        }
+    }
+
+    fn set_counter(&mut self, counter: Counter, value: u64) {
+        self.counters.insert(counter, value);
+        self.rows.push(Row::Counter(counter, value));
+    }
+
+    pub(crate) fn take_number(&mut self, counter: Counter) -> u64 {
+        let value = self.counters.get(&counter).copied().unwrap_or(1);
+        self.set_counter(counter, value + 1);
+        value
+    }
+
+    /// An event to fill in and give to [`Self::note`].
+    pub(crate) fn event(&self, now: Now, severity: Severity, reason: &str) -> FleetEvent {
+        FleetEvent {
+            id: 0,
+            at: now.wall,
+            severity,
+            reason: reason.to_owned(),
+            cluster: None,
+            machine: None,
+            cause: String::new(),
+            outcome: String::new(),
+        }
+    }
+
+    /// Numbers an event, writes it down and tells whoever listens.
+    pub(crate) fn note(&mut self, event: FleetEvent) {
+        let event = FleetEvent { id: self.take_number(Counter::Event), ..event };
+        self.rows.push(Row::Event(Box::new(event.clone())));
+        self.effects.push(Effect::Note(event));
+    }
+
+    pub(crate) fn save_machine(&mut self, id: &MachineId) {
+        if let Some(machine) = self.machines.get(id) {
+            self.rows.push(Row::Machine(Box::new(machine.row.clone())));
+        }
+    }
+
+    /// Whether the coordinator has been up for so long that silence means something.
+    pub(crate) fn warm(&self, now: Now) -> bool {
+        now.mono.since(self.started) >= WARM_UP
+    }
+
+    /// Everything that was seen of a cluster.
+    #[must_use]
+    pub fn observed(&self, name: &ClusterName, now: Now) -> Observed {
+        let machines = self.machines_of(name);
+        let machines = machines.map(|machine| (machine.row.id.clone(), self.observed_machine(machine, now)));
+        let exposures = self.clusters.get(name).into_iter().flat_map(|cluster| &cluster.exposures);
+        let services = exposures.filter(|(service, _)| *service != crate::provider::API_EXPOSURE);
+        let exposed = services.filter_map(|(service, e)| Some((service.clone(), e.address?.to_string()))).collect();
+        Observed { machines: machines.collect(), endpoint: self.endpoint(name), exposed }
+    }
+
+    /// Everything that was seen of a machine.
+    #[must_use]
+    pub fn observed_machine(&self, machine: &Machine, now: Now) -> ObservedMachine {
+        let last = machine.last_heartbeat.map(|last| now.mono.since(last).as_millis());
+        ObservedMachine {
+            phase: machine.row.phase.clone(),
+            link: machine.link.clone(),
+            last_heartbeat_ms: last.map(|ms| u64::try_from(ms).unwrap_or(u64::MAX)),
+            silent: machine.silent,
+            applied: machine.heartbeat.map(|heartbeat| (heartbeat.generation, heartbeat.state)),
+            health: machine.health.clone(),
+            facts: machine.facts.clone(),
+        }
+    }
+
+    /// URL of the API server for users outside.
+    #[must_use]
+    pub fn endpoint(&self, name: &ClusterName) -> Option<String> {
+        let exposure = self.clusters.get(name)?.exposures.get(crate::provider::API_EXPOSURE)?;
+        Some(format!("https://{}", exposure.address?))
+    }
+
+    /// What does not change.
+    #[must_use]
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// All clusters.
+    pub fn clusters(&self) -> impl Iterator<Item = &Cluster> {
+        self.clusters.values()
+    }
+
+    /// A cluster.
+    #[must_use]
+    pub fn cluster(&self, name: &ClusterName) -> Option<&Cluster> {
+        self.clusters.get(name)
+    }
+
+    /// All machines.
+    pub fn machines(&self) -> impl Iterator<Item = &Machine> {
+        self.machines.values()
+    }
+
+    /// A machine.
+    #[must_use]
+    pub fn machine(&self, id: &MachineId) -> Option<&Machine> {
+        self.machines.get(id)
+    }
+
+    /// All operations.
+    pub fn operations(&self) -> impl Iterator<Item = &Operation> {
+        self.operations.values()
+    }
+
+    /// An operation.
+    #[must_use]
+    pub fn operation(&self, id: &OperationId) -> Option<&Operation> {
+        self.operations.get(id)
+    }
+
+    /// Number of the newest event; 0 when there is none.
+    #[must_use]
+    pub fn newest_event(&self) -> u64 {
+        self.counters.get(&Counter::Event).map_or(0, |next| next - 1)
+    }
+
+    /// What was counted.
+    #[must_use]
+    pub fn metrics(&self) -> Metrics {
+        self.metrics
+    }
+}
+
+impl Cluster {
+    pub(crate) fn new(row: ClusterRow, material: Arc<ClusterMaterial>) -> Self {
+        Self {
+            row,
+            material,
+            exposures: BTreeMap::new(),
+            unexposed: false,
+            unexpose_call: None,
+            unexpose_after: None,
+        }
+    }
+}

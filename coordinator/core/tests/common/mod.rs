@@ -1,0 +1,385 @@
+//! A world around the core: a provider, agents and a disk, all in memory and in virtual time.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use keelson_coordinator_core::{
+    Accepted, CallId, ClusterState, CoordinatorCore, CreateCluster, Effect, EnrolId, Input, Now, ProviderAnswer,
+    ProviderCall, ProviderFailure, Remedy, Row, Saved, SeenMachine, SessionId, Settings,
+};
+use keelson_model::material::Authority;
+use keelson_model::{ClusterMaterial, ClusterSpec, FleetEvent, Plan, Release, ReleaseCatalog};
+use keelson_planner::Place;
+use keelson_protocol::config::Issuer;
+use keelson_protocol::health::{CgroupVersion, Facts, Heartbeat, NodeState};
+use keelson_protocol::message::{EnrolRequest, ToAgent, ToCoordinator};
+use keelson_protocol::wire::{VERSION_MAX, VERSION_MIN};
+use keelson_protocol::{BootId, ClusterName, Generation, Incarnation, MachineId, MonoTime, SecretBytes, WallTime};
+
+/// A machine at the fake provider, with its agent.
+#[derive(Debug, Clone)]
+pub(crate) struct FakeMachine {
+    pub(crate) cluster: ClusterName,
+    pub(crate) incarnation: Incarnation,
+    pub(crate) token: SecretBytes,
+    pub(crate) on: bool,
+    /// Whether its heartbeats get through.
+    pub(crate) linked: bool,
+    pub(crate) boot: BootId,
+    pub(crate) enrolled: bool,
+    pub(crate) session: Option<SessionId>,
+    pub(crate) generation: Option<Generation>,
+    pub(crate) sequence: u64,
+}
+
+/// What is on the fake disk.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Disk {
+    pub(crate) saved: Saved,
+}
+
+pub(crate) struct World {
+    pub(crate) core: CoordinatorCore,
+    pub(crate) disk: Disk,
+    pub(crate) machines: BTreeMap<MachineId, FakeMachine>,
+    pub(crate) exposed: BTreeSet<(ClusterName, String)>,
+    pub(crate) events: Vec<FleetEvent>,
+    pub(crate) sent: Vec<ToAgent>,
+    /// Failures for the next creates.
+    pub(crate) refuse: VecDeque<ProviderFailure>,
+    /// Answers that are lost, though the call took effect.
+    pub(crate) lose_answers: u32,
+    /// The coordinator dies before its effect with this number.
+    pub(crate) die_before: Option<u64>,
+    effects_done: u64,
+    answers: VecDeque<(CallId, Result<ProviderAnswer, ProviderFailure>)>,
+    pub(crate) ms: u64,
+    next_session: u64,
+    next_boot: u128,
+}
+
+impl World {
+    pub(crate) fn new() -> Self {
+        let disk = Disk::default();
+        let core = CoordinatorCore::restore(settings(), disk.saved.clone(), at(0));
+        Self {
+            core,
+            disk,
+            machines: BTreeMap::new(),
+            exposed: BTreeSet::new(),
+            events: Vec::new(),
+            sent: Vec::new(),
+            refuse: VecDeque::new(),
+            lose_answers: 0,
+            die_before: None,
+            effects_done: 0,
+            answers: VecDeque::new(),
+            ms: 0,
+            next_session: 0,
+            next_boot: 1,
+        }
+    }
+
+    pub(crate) fn now(&self) -> Now {
+        at(self.ms)
+    }
+
+    /// Asks for a cluster.
+    pub(crate) fn create(&mut self, spec: &ClusterSpec) -> Accepted {
+        let request = CreateCluster { spec: spec.clone(), material: material(), idempotency: None };
+        let accepted = self.core.create_cluster(self.now(), request).unwrap();
+        self.carry_out(accepted.effects.clone());
+        accepted
+    }
+
+    /// Asks for a cluster's removal.
+    pub(crate) fn delete(&mut self, name: &str) {
+        let accepted = self.core.delete_cluster(self.now(), &name.parse().unwrap()).unwrap();
+        self.carry_out(accepted.effects);
+    }
+
+    /// Half a second of everything. Returns whether the coordinator died.
+    pub(crate) fn step(&mut self) {
+        self.ms += 500;
+        self.input(Input::Tick);
+        while let Some((id, result)) = self.answers.pop_front() {
+            self.input(Input::Provider { id, result });
+        }
+        let ids: Vec<MachineId> = self.machines.keys().cloned().collect();
+        for id in ids {
+            self.agent(&id);
+        }
+    }
+
+    pub(crate) fn run(&mut self, steps: u32) {
+        for _ in 0..steps {
+            self.step();
+        }
+    }
+
+    pub(crate) fn input(&mut self, input: Input) {
+        let effects = self.core.handle(self.now(), input);
+        self.carry_out(effects);
+    }
+
+    fn carry_out(&mut self, effects: Vec<Effect>) {
+        for effect in effects {
+            self.effects_done += 1;
+            if self.die_before == Some(self.effects_done) {
+                // What was not done is never done; the next process knows only the disk.
+                return self.restart();
+            }
+            match effect {
+                Effect::Persist(rows) => rows.into_iter().for_each(|row| self.disk.write(row)),
+                Effect::Provider { id, call } => self.provider(id, call),
+                Effect::Send { session, message } => self.deliver(session, *message),
+                Effect::Close { session, .. } => self.end_session(session),
+                Effect::AcceptEnrol { machine, .. } => {
+                    if let Some(machine) = self.machines.get_mut(&machine) {
+                        machine.enrolled = true;
+                    }
+                }
+                Effect::RefuseEnrol { .. } | Effect::RenewLink { .. } | Effect::SignLeaf { .. } => {}
+                Effect::Note(event) => self.events.push(event),
+            }
+        }
+    }
+
+    /// The coordinator is killed and started again.
+    pub(crate) fn restart(&mut self) {
+        self.die_before = None;
+        self.answers.clear();
+        self.machines.values_mut().for_each(|machine| machine.session = None);
+        self.core = CoordinatorCore::restore(settings(), self.disk.saved.clone(), self.now());
+    }
+
+    fn provider(&mut self, id: CallId, call: ProviderCall) {
+        let answer = match call {
+            ProviderCall::Create { machine, cluster, token } => match self.refuse.pop_front() {
+                Some(failure) => Err(failure),
+                None => {
+                    self.power_on(machine.id, machine.incarnation, cluster, token);
+                    Ok(ProviderAnswer::Created)
+                }
+            },
+            ProviderCall::Delete { machine, incarnation, .. } => {
+                if self.machines.get(&machine).is_some_and(|found| found.incarnation == incarnation) {
+                    self.machines.remove(&machine);
+                }
+                Ok(ProviderAnswer::Done)
+            }
+            ProviderCall::List => Ok(ProviderAnswer::Machines(self.list())),
+            ProviderCall::Expose { cluster, name, .. } => {
+                self.exposed.insert((cluster, name));
+                Ok(ProviderAnswer::Exposed(([127, 0, 0, 1], 16443).into()))
+            }
+            ProviderCall::Unexpose { cluster } => {
+                self.exposed.retain(|(owner, _)| *owner != cluster);
+                Ok(ProviderAnswer::Done)
+            }
+        };
+        let lost = self.lose_answers > 0;
+        self.lose_answers = self.lose_answers.saturating_sub(1);
+        let unknown = ProviderFailure { remedy: Remedy::Retry, text: "timed out".to_owned() };
+        self.answers.push_back((id, if lost { Err(unknown) } else { answer }));
+    }
+
+    fn power_on(&mut self, id: MachineId, incarnation: Incarnation, cluster: ClusterName, token: SecretBytes) {
+        let boot = BootId(self.next_boot);
+        self.next_boot += 1;
+        let fresh = FakeMachine {
+            cluster,
+            incarnation,
+            token: token.clone(),
+            on: true,
+            linked: true,
+            boot,
+            enrolled: false,
+            session: None,
+            generation: None,
+            sequence: 0,
+        };
+        let machine = self.machines.entry(id).or_insert(fresh);
+        machine.token = token;
+        if !machine.on {
+            machine.on = true;
+            machine.boot = boot;
+            machine.sequence = 0;
+        }
+    }
+
+    fn list(&self) -> Vec<SeenMachine> {
+        let seen = |(id, machine): (&MachineId, &FakeMachine)| SeenMachine {
+            machine: id.clone(),
+            cluster: machine.cluster.clone(),
+            incarnation: machine.incarnation,
+            on: machine.on,
+        };
+        self.machines.iter().map(seen).collect()
+    }
+
+    /// What a machine's agent does in half a second: enrol, connect, or send a heartbeat.
+    fn agent(&mut self, id: &MachineId) {
+        let Some(machine) = self.machines.get(id).cloned() else { return };
+        if !machine.on || !machine.linked {
+            return;
+        }
+        if !machine.enrolled {
+            return self.enrol(id, &machine);
+        }
+        let Some(session) = machine.session else { return self.connect(id) };
+        let machine = self.machines.get_mut(id).unwrap();
+        machine.sequence += 1;
+        let state = if machine.generation.is_some() { NodeState::Ready } else { NodeState::Idle };
+        let heartbeat = Heartbeat {
+            sequence: machine.sequence,
+            boot: machine.boot,
+            generation: machine.generation.unwrap_or_default(),
+            state,
+            report: 0,
+        };
+        self.input(Input::Heartbeat { session, heartbeat });
+    }
+
+    fn enrol(&mut self, id: &MachineId, machine: &FakeMachine) {
+        let request = EnrolRequest {
+            machine: id.clone(),
+            incarnation: machine.incarnation,
+            token: machine.token.clone(),
+            signing_request: vec![1],
+        };
+        self.input(Input::Enrol { id: EnrolId(0), request, key_hash: Some(format!("key of {id}")) });
+    }
+
+    /// Opens a session of a machine, as its agent would.
+    pub(crate) fn connect(&mut self, id: &MachineId) {
+        let session = SessionId(self.next_session);
+        self.next_session += 1;
+        let machine = self.machines.get_mut(id).unwrap();
+        machine.session = Some(session);
+        let (incarnation, hello) = (machine.incarnation, hello(machine.boot, machine.generation));
+        self.input(Input::Opened { session, machine: id.clone(), incarnation, hello });
+    }
+
+    fn deliver(&mut self, session: SessionId, message: ToAgent) {
+        if let ToAgent::Config(config) = &message
+            && let Some(machine) = self.machines.values_mut().find(|machine| machine.session == Some(session))
+        {
+            machine.generation = Some(config.generation);
+        }
+        self.sent.push(message);
+    }
+
+    fn end_session(&mut self, session: SessionId) {
+        for machine in self.machines.values_mut() {
+            if machine.session == Some(session) {
+                machine.session = None;
+            }
+        }
+    }
+
+    pub(crate) fn state(&self, name: &str) -> Option<ClusterState> {
+        let cluster = self.core.cluster(&name.parse().unwrap())?;
+        Some(self.core.cluster_state(cluster, self.now()))
+    }
+
+    /// Names of the events so far, without doubles in a row.
+    pub(crate) fn reasons(&self) -> Vec<&str> {
+        let mut reasons: Vec<&str> = self.events.iter().map(|event| event.reason.as_str()).collect();
+        reasons.dedup();
+        reasons
+    }
+}
+
+impl Disk {
+    fn write(&mut self, row: Row) {
+        let saved = &mut self.saved;
+        match row {
+            Row::Cluster(row) => {
+                saved.clusters.retain(|old| old.spec.name != row.spec.name);
+                saved.clusters.push(*row);
+            }
+            Row::Material(name, material) => saved.material.push((name, *material)),
+            Row::RemoveCluster(name) => {
+                saved.clusters.retain(|old| old.spec.name != name);
+                saved.material.retain(|(old, _)| *old != name);
+            }
+            Row::Machine(row) => {
+                saved.machines.retain(|old| old.id != row.id);
+                saved.machines.push(*row);
+            }
+            Row::RemoveMachine(id) => saved.machines.retain(|old| old.id != id),
+            Row::Operation(row) => {
+                saved.operations.retain(|old| old.id != row.id);
+                saved.operations.push(*row);
+            }
+            Row::RemoveOperation(id) => saved.operations.retain(|old| old.id != id),
+            Row::Event(_) => {}
+            Row::Counter(counter, value) => {
+                saved.counters.retain(|(old, _)| *old != counter);
+                saved.counters.push((counter, value));
+            }
+            Row::Idempotency(row) => saved.idempotency.push(row),
+            Row::RemoveIdempotency(key) => saved.idempotency.retain(|old| old.key != key),
+        }
+    }
+}
+
+fn at(ms: u64) -> Now {
+    Now { mono: MonoTime(ms), wall: WallTime(1_800_000_000_000 + i64::try_from(ms).unwrap()) }
+}
+
+pub(crate) fn hello(boot: BootId, generation: Option<Generation>) -> ToCoordinator {
+    ToCoordinator::Hello {
+        version_min: VERSION_MIN,
+        version_max: VERSION_MAX,
+        boot,
+        generation,
+        facts: Box::new(Facts {
+            agent_version: "0.1.0".to_owned(),
+            kernel: "6.1".to_owned(),
+            os: "Debian".to_owned(),
+            cgroup: CgroupVersion::V2,
+            may_raise_limits: true,
+            cpus: 2,
+            memory_bytes: 1,
+            disks: Vec::new(),
+            image_digest: None,
+            releases: Vec::new(),
+            boot,
+        }),
+    }
+}
+
+pub(crate) fn small(name: &str) -> ClusterSpec {
+    serde_json::from_value(serde_json::json!({ "name": name, "plan": "small", "release": "1.37.2" })).unwrap()
+}
+
+fn settings() -> Settings {
+    let release: Release = serde_json::from_value(serde_json::json!({
+        "name": "1.37.2", "components": {}, "images": {}, "archives": {}, "upgradeFrom": [], "image": "1234",
+    }))
+    .unwrap();
+    Settings {
+        install: "test".parse().unwrap(),
+        place: Place {
+            network: "10.210.0.0/16".parse().unwrap(),
+            first_address: [10, 210, 1, 0].into(),
+            zones: vec!["zone-a".to_owned(), "zone-b".to_owned()],
+        },
+        plans: Plan::built_in(),
+        releases: ReleaseCatalog { releases: BTreeMap::from([(release.name.clone(), release)]) },
+        token_key: SecretBytes::new(vec![3; 32]),
+    }
+}
+
+fn material() -> ClusterMaterial {
+    let authority = || Authority { certificate: "certificate".to_owned(), key: SecretBytes::new(vec![1]) };
+    let issuers = [Issuer::Kubernetes, Issuer::Etcd, Issuer::FrontProxy];
+    ClusterMaterial {
+        authorities: BTreeMap::from(issuers.map(|issuer| (issuer, authority()))),
+        signer: authority(),
+        service_account_key: SecretBytes::new(vec![2]),
+        service_account_public_key: String::new(),
+        encryption_key: SecretBytes::new(vec![3]),
+    }
+}

@@ -1,0 +1,326 @@
+//! The coordinator's decisions in virtual time: whole lives of clusters, with crashes, lost answers and silence.
+
+mod common;
+
+use common::{World, hello, small};
+use keelson_coordinator_core::{
+    ClusterState, CommandError, CreateCluster, EnrolId, Input, ProviderFailure, Remedy, SessionId,
+};
+use keelson_model::{MachinePhase, OperationState};
+use keelson_protocol::message::{EnrolRequest, RefusalCode, ToAgent};
+use keelson_protocol::{BootId, Generation, Incarnation, SecretBytes};
+
+/// Steps of half a second within which everything converges when nothing fails.
+const CONVERGED: u32 = 20;
+
+#[test]
+fn a_cluster_comes_to_be_and_goes_without_a_trace() {
+    let mut world = World::new();
+    world.create(&small("demo"));
+    assert_eq!(world.state("demo"), Some(ClusterState::Creating));
+    world.run(CONVERGED);
+    assert_eq!(world.state("demo"), Some(ClusterState::Ready));
+    assert_eq!(world.machines.len(), 4);
+    let operation = world.core.operations().next().unwrap();
+    assert!(matches!(operation.state, OperationState::Succeeded { .. }), "{operation:?}");
+    world.delete("demo");
+    assert_eq!(world.state("demo"), Some(ClusterState::Deleting));
+    world.run(CONVERGED);
+    assert_eq!(world.state("demo"), None);
+    assert!(world.machines.is_empty() && world.exposed.is_empty());
+    let saved = &world.disk.saved;
+    assert!(saved.clusters.is_empty() && saved.machines.is_empty() && saved.material.is_empty());
+}
+
+/// Counts the effects of one whole life, then dies before each of them once.
+#[test]
+fn a_coordinator_killed_between_any_two_effects_finishes_what_it_began() {
+    for die_before in 1..400 {
+        let mut world = World::new();
+        world.die_before = Some(die_before);
+        // A request that was never answered may be lost; the user asks again.
+        world.create(&small("demo"));
+        if world.core.cluster(&"demo".parse().unwrap()).is_none() {
+            world.create(&small("demo"));
+        }
+        // A dead coordinator's agents need a moment to come back.
+        world.run(CONVERGED + 20);
+        assert_eq!(world.state("demo"), Some(ClusterState::Ready), "killed before effect {die_before}");
+        assert_eq!(world.machines.len(), 4);
+        let died = world.die_before.is_none();
+        world.delete("demo");
+        world.run(CONVERGED + 70);
+        if world.core.cluster(&"demo".parse().unwrap()).is_some() {
+            assert!(!died, "killed before effect {die_before}");
+            world.delete("demo");
+            world.run(CONVERGED);
+        }
+        assert_eq!(world.state("demo"), None, "killed before effect {die_before}");
+        assert!(world.machines.is_empty() && world.exposed.is_empty(), "killed before effect {die_before}");
+    }
+}
+
+#[test]
+fn lost_answers_make_no_second_machine() {
+    let mut world = World::new();
+    world.lose_answers = 6;
+    world.create(&small("demo"));
+    world.run(CONVERGED + 20);
+    assert_eq!(world.state("demo"), Some(ClusterState::Ready));
+    assert_eq!(world.machines.len(), 4);
+}
+
+#[test]
+fn a_provider_that_refuses_for_now_is_asked_again_and_the_wait_is_explained() {
+    let mut world = World::new();
+    let failure = ProviderFailure { remedy: Remedy::Retry, text: "slow down".to_owned() };
+    world.refuse.extend(std::iter::repeat_n(failure, 4));
+    world.create(&small("demo"));
+    world.step();
+    let waits: Vec<String> =
+        world.core.waiting(&"demo".parse().unwrap(), world.now()).iter().map(ToString::to_string).collect();
+    assert!(waits.contains(&"the provider refused 1 times and is asked again: slow down".to_owned()), "{waits:?}");
+    world.run(CONVERGED);
+    assert_eq!(world.state("demo"), Some(ClusterState::Ready));
+}
+
+#[test]
+fn a_provider_that_refuses_for_good_fails_the_operation_and_a_second_create_tries_again() {
+    let mut world = World::new();
+    let failure = ProviderFailure { remedy: Remedy::Person, text: "quota used up".to_owned() };
+    world.refuse.push_back(failure);
+    world.create(&small("demo"));
+    world.run(CONVERGED);
+    assert_eq!(world.state("demo"), Some(ClusterState::Failed));
+    let operation = world.core.operations().next().unwrap();
+    assert!(
+        matches!(&operation.state, OperationState::Failed { why, .. } if why.contains("quota used up")),
+        "{operation:?}"
+    );
+    world.create(&small("demo"));
+    world.run(CONVERGED);
+    assert_eq!(world.state("demo"), Some(ClusterState::Ready));
+}
+
+#[test]
+fn deleting_while_creating_converges_to_nothing() {
+    for steps in 0..8 {
+        let mut world = World::new();
+        world.create(&small("demo"));
+        world.run(steps);
+        world.delete("demo");
+        world.run(CONVERGED);
+        assert_eq!(world.state("demo"), None, "deleted after {steps} steps");
+        assert!(world.machines.is_empty() && world.exposed.is_empty());
+    }
+}
+
+#[test]
+fn a_cancelled_create_leaves_nothing_and_a_delete_cannot_be_cancelled() {
+    let mut world = World::new();
+    let operation = world.create(&small("demo")).operation;
+    world.run(2);
+    let (cancelled, effects) = world.core.cancel_operation(world.now(), &operation.id).unwrap();
+    assert!(matches!(cancelled.state, OperationState::Cancelled { .. }));
+    assert!(!effects.is_empty());
+    let delete = world.core.operations().find(|op| op.id != operation.id).unwrap().id.clone();
+    let refused = world.core.cancel_operation(world.now(), &delete);
+    assert!(matches!(refused, Err(CommandError::NotCancellable { .. })), "{refused:?}");
+}
+
+#[test]
+fn names_are_taken_once_and_the_same_key_gives_the_same_operation() {
+    let mut world = World::new();
+    let first = world.create(&small("demo")).operation;
+    let again = CreateCluster {
+        spec: small("demo"),
+        material: world.disk.saved.material[0].1.clone(),
+        idempotency: None,
+    };
+    let refused = world.core.create_cluster(world.now(), again.clone());
+    assert!(matches!(refused, Err(CommandError::Exists { .. })), "{refused:?}");
+    let keyed = |spec, key: &str, hash: &str| CreateCluster {
+        spec,
+        idempotency: Some((key.to_owned(), hash.to_owned())),
+        ..again.clone()
+    };
+    let one = world.core.create_cluster(world.now(), keyed(small("other"), "k", "h")).unwrap().operation;
+    let two = world.core.create_cluster(world.now(), keyed(small("other"), "k", "h")).unwrap().operation;
+    assert_eq!(one.id, two.id);
+    assert_ne!(one.id, first.id);
+    let reused = world.core.create_cluster(world.now(), keyed(small("third"), "k", "x"));
+    assert!(matches!(reused, Err(CommandError::KeyReused { .. })), "{reused:?}");
+}
+
+#[test]
+fn a_dead_machine_is_silent_within_three_seconds_and_switched_on_again() {
+    let mut world = World::new();
+    world.create(&small("demo"));
+    world.run(CONVERGED);
+    let id = "demo-worker-1".parse().unwrap();
+    let died = world.ms;
+    let machine = world.machines.get_mut(&id).unwrap();
+    machine.on = false;
+    machine.session = None;
+    // Looked at through the events: in the same step the provider may already have switched it on again.
+    while !world.reasons().contains(&"MachineSilent") {
+        world.step();
+        assert!(world.ms - died <= 3_000, "still not silent after {} ms", world.ms - died);
+    }
+    world.run(CONVERGED);
+    assert_eq!(world.state("demo"), Some(ClusterState::Ready));
+    let reasons = world.reasons();
+    for reason in ["MachineSilent", "MachineOff", "MachinePoweredOn", "MachineBack"] {
+        assert!(reasons.contains(&reason), "{reason} is not among {reasons:?}");
+    }
+}
+
+#[test]
+fn silence_alone_replaces_nothing() {
+    let mut world = World::new();
+    world.create(&small("demo"));
+    world.run(CONVERGED);
+    let before: Vec<_> = world.machines.values().map(|m| (m.incarnation, m.boot)).collect();
+    world.machines.values_mut().for_each(|machine| machine.linked = false);
+    world.run(1_200);
+    assert_eq!(world.state("demo"), Some(ClusterState::Degraded));
+    let after: Vec<_> = world.machines.values().map(|m| (m.incarnation, m.boot)).collect();
+    assert_eq!(before, after);
+    world.machines.values_mut().for_each(|machine| machine.linked = true);
+    world.run(CONVERGED);
+    assert_eq!(world.state("demo"), Some(ClusterState::Ready));
+}
+
+#[test]
+fn a_restarted_coordinator_raises_no_alarm_while_agents_come_back() {
+    let mut world = World::new();
+    world.create(&small("demo"));
+    world.run(CONVERGED);
+    world.events.clear();
+    world.restart();
+    world.machines.values_mut().for_each(|machine| machine.linked = false);
+    world.run(40);
+    assert!(!world.reasons().contains(&"MachineSilent"), "{:?}", world.reasons());
+    world.machines.values_mut().for_each(|machine| machine.linked = true);
+    world.run(CONVERGED);
+    assert_eq!(world.state("demo"), Some(ClusterState::Ready));
+    assert!(!world.reasons().contains(&"MachineSilent"));
+}
+
+fn refusal(world: &World) -> Option<RefusalCode> {
+    world.sent.iter().rev().find_map(|message| match message {
+        ToAgent::Refused(refusal) => Some(refusal.code),
+        _ => None,
+    })
+}
+
+#[test]
+fn a_second_holder_of_an_identity_is_refused_while_the_first_lives() {
+    let mut world = World::new();
+    world.create(&small("demo"));
+    world.run(CONVERGED);
+    let id = "demo-worker-1".parse().unwrap();
+    let incarnation = world.machines[&id].incarnation;
+    let clone = |incarnation, boot| Input::Opened {
+        session: SessionId(9_999),
+        machine: "demo-worker-1".parse().unwrap(),
+        incarnation,
+        hello: hello(boot, None),
+    };
+    world.input(clone(incarnation, BootId(77)));
+    assert_eq!(refusal(&world), Some(RefusalCode::SecondHolder));
+    world.input(clone(Incarnation(0), BootId(77)));
+    assert_eq!(refusal(&world), Some(RefusalCode::OldIncarnation));
+    // A machine that fell silent may come back with another boot: it was rebooted.
+    let machine = world.machines.get_mut(&id).unwrap();
+    machine.linked = false;
+    world.run(8);
+    world.sent.clear();
+    world.input(clone(incarnation, BootId(78)));
+    assert_eq!(refusal(&world), None);
+}
+
+#[test]
+fn tokens_work_once_for_one_machine_and_not_for_ever() {
+    let mut world = World::new();
+    world.create(&small("demo"));
+    world.machines.values_mut().for_each(|machine| machine.linked = false);
+    world.step();
+    let machine = world.machines[&"demo-etcd-1".parse().unwrap()].clone();
+    let request = |machine_id: &str, incarnation, token: &SecretBytes| EnrolRequest {
+        machine: machine_id.parse().unwrap(),
+        incarnation,
+        token: token.clone(),
+        signing_request: vec![1],
+    };
+    let other = world.machines[&"demo-master-1".parse().unwrap()].clone();
+    let mut check = |request: EnrolRequest, key: &str, expected: Option<RefusalCode>| {
+        let input = Input::Enrol { id: EnrolId(1), request, key_hash: Some(key.to_owned()) };
+        let now = world.now();
+        let effects = world.core.handle(now, input);
+        let refused = effects.iter().find_map(|effect| match effect {
+            keelson_coordinator_core::Effect::RefuseEnrol { refusal, .. } => Some(refusal.code),
+            _ => None,
+        });
+        assert_eq!(refused, expected);
+    };
+    let good = request("demo-etcd-1", machine.incarnation, &machine.token);
+    check(request("nobody-1", machine.incarnation, &machine.token), "key", Some(RefusalCode::UnknownMachine));
+    check(
+        request("demo-etcd-1", machine.incarnation, &SecretBytes::new(b"00".to_vec())),
+        "key",
+        Some(RefusalCode::WrongToken),
+    );
+    check(request("demo-etcd-1", machine.incarnation, &other.token), "key", Some(RefusalCode::WrongToken));
+    check(good.clone(), "key", None);
+    check(good.clone(), "key", None);
+    check(good, "another key", Some(RefusalCode::TokenUsed));
+    world.ms += 2 * 3600 * 1000;
+    let machine = world.machines[&"demo-worker-1".parse().unwrap()].clone();
+    let late = request("demo-worker-1", machine.incarnation, &machine.token);
+    let input = Input::Enrol { id: EnrolId(1), request: late, key_hash: Some("key".to_owned()) };
+    let effects = world.core.handle(world.now(), input);
+    assert!(effects.iter().any(|effect| matches!(effect,
+        keelson_coordinator_core::Effect::RefuseEnrol { refusal, .. } if refusal.code == RefusalCode::TokenExpired)));
+}
+
+#[test]
+fn an_orphan_at_the_provider_is_swept() {
+    let mut world = World::new();
+    world.create(&small("demo"));
+    world.run(CONVERGED);
+    let mut orphan = world.machines[&"demo-etcd-1".parse().unwrap()].clone();
+    orphan.linked = false;
+    world.machines.insert("demo-lost-7".parse().unwrap(), orphan);
+    world.run(80);
+    assert!(!world.machines.contains_key(&"demo-lost-7".parse().unwrap()));
+    assert_eq!(world.machines.len(), 4);
+    assert!(world.reasons().contains(&"OrphanRemoved"));
+}
+
+#[test]
+fn a_protected_cluster_is_not_deleted() {
+    let mut world = World::new();
+    world.create(&small("demo"));
+    let name = "demo".parse().unwrap();
+    let _ = world.core.protect_cluster(&name, keelson_coordinator_core::Protection::On).unwrap();
+    let refused = world.core.delete_cluster(world.now(), &name);
+    assert_eq!(refused, Err(CommandError::Protected { name: name.clone() }));
+    let _ = world.core.protect_cluster(&name, keelson_coordinator_core::Protection::Off).unwrap();
+    assert!(world.core.delete_cluster(world.now(), &name).is_ok());
+}
+
+#[test]
+fn a_machine_gets_its_whole_config_once_and_again_only_when_it_is_newer() {
+    let mut world = World::new();
+    world.create(&small("demo"));
+    world.run(CONVERGED);
+    let configs = |world: &World| world.sent.iter().filter(|m| matches!(m, ToAgent::Config(_))).count();
+    assert_eq!(configs(&world), 4);
+    world.restart();
+    world.run(CONVERGED);
+    assert_eq!(configs(&world), 4);
+    let machine = world.core.machine(&"demo-etcd-1".parse().unwrap()).unwrap();
+    assert!(matches!(machine.row.phase, MachinePhase::Enrolled { .. }));
+    assert_eq!(world.machines[&"demo-etcd-1".parse().unwrap()].generation, Some(Generation(1)));
+}

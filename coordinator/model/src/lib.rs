@@ -1,0 +1,28 @@
+//! Specs, plans, blueprints and what was observed.
+//!
+//! Purpose: the data that planner, executor, store and API share, with its validation and its diffs.
+//!
+//! Place in the data flow: a `ClusterSpec` becomes, through the planner, a `Blueprint`; `Observed` goes in beside it and
+//! a `PlanReport` comes out.
+//!
+//! Deliberately does not know: providers, SQL, HTTP, clocks. All functions are pure.
+
+pub mod blueprint;
+pub mod event;
+pub mod material;
+pub mod observed;
+pub mod operation;
+pub mod plan;
+pub mod release;
+pub mod report;
+pub mod spec;
+
+pub use blueprint::{Blueprint, BlueprintDiff, BlueprintMachine, Change, ClusterNetwork, Effect};
+pub use event::{FleetEvent, Severity};
+pub use material::{Authority, ClusterMaterial};
+pub use observed::{LinkState, MachinePhase, Observed, ObservedMachine, Seen};
+pub use operation::{Operation, OperationId, OperationKind, OperationState};
+pub use plan::{Plan, PlanName, PoolName, PoolPlan, Role, Size};
+pub use release::{Release, ReleaseCatalog};
+pub use report::{Condition, ConditionStatus, PlanReport, WaitingOn};
+pub use spec::{ClusterSpec, ExposeSpec, SpecError};

@@ -1,0 +1,204 @@
+//! Why a cluster is not (yet) as its blueprint says, in typed reasons.
+
+use std::fmt;
+
+use keelson_protocol::{MachineId, WallTime};
+use serde::{Deserialize, Serialize};
+
+use crate::blueprint::BlueprintDiff;
+
+/// What a plan waits for.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(tag = "on", rename_all = "camelCase", rename_all_fields = "camelCase")]
+pub enum WaitingOn {
+    /// The provider is making a machine.
+    ProviderCreate {
+        /// The machine.
+        machine: MachineId,
+    },
+    /// The provider refused and is asked again.
+    ProviderRetry {
+        /// The machine.
+        machine: MachineId,
+        /// What the provider said.
+        why: String,
+        /// How often it was asked.
+        attempts: u32,
+        /// When it is asked again.
+        next: WallTime,
+    },
+    /// The provider refused for good: a person must act.
+    ProviderRefused {
+        /// The machine.
+        machine: MachineId,
+        /// What the provider said.
+        why: String,
+    },
+    /// A machine boots; its agent has not enrolled.
+    Boot {
+        /// The machine.
+        machine: MachineId,
+    },
+    /// The agent enrolled and has not connected.
+    Connect {
+        /// The machine.
+        machine: MachineId,
+    },
+    /// The agent has an older config.
+    Config {
+        /// The machine.
+        machine: MachineId,
+    },
+    /// A unit waits, starts or fails.
+    Unit {
+        /// The machine.
+        machine: MachineId,
+        /// The unit.
+        unit: String,
+        /// Its state in words.
+        state: String,
+    },
+    /// A machine's heartbeats stay away.
+    Silent {
+        /// The machine.
+        machine: MachineId,
+    },
+    /// A machine has no power, though it should have.
+    Off {
+        /// The machine.
+        machine: MachineId,
+    },
+    /// The provider is removing a machine.
+    ProviderDelete {
+        /// The machine.
+        machine: MachineId,
+        /// Why the last try failed.
+        why: Option<String>,
+    },
+    /// The provider has not yet made the API server reachable from outside.
+    Endpoint {
+        /// What it said.
+        why: Option<String>,
+    },
+}
+
+impl WaitingOn {
+    /// The machine that is waited for.
+    #[must_use]
+    pub fn machine(&self) -> Option<&MachineId> {
+        match self {
+            Self::ProviderCreate { machine }
+            | Self::ProviderRetry { machine, .. }
+            | Self::ProviderRefused { machine, .. }
+            | Self::Boot { machine }
+            | Self::Connect { machine }
+            | Self::Config { machine }
+            | Self::Unit { machine, .. }
+            | Self::Silent { machine }
+            | Self::Off { machine }
+            | Self::ProviderDelete { machine, .. } => Some(machine),
+            Self::Endpoint { .. } => None,
+        }
+    }
+
+    /// Whether only a person can end the wait.
+    #[must_use]
+    pub fn needs_person(&self) -> bool {
+        matches!(self, Self::ProviderRefused { .. })
+    }
+
+    /// What ends the wait, in words.
+    #[must_use]
+    pub fn ends_when(&self) -> &'static str {
+        match self {
+            Self::ProviderCreate { .. } => "the provider reports the machine as running",
+            Self::ProviderRetry { .. } => "the provider accepts the call",
+            Self::ProviderRefused { .. } => {
+                "a person removes the cause; then run `keelson cluster create` again"
+            }
+            Self::Boot { .. } => "its agent asks for a certificate",
+            Self::Connect { .. } | Self::Silent { .. } => "its agent connects",
+            Self::Config { .. } => "its agent reports the newest generation",
+            Self::Unit { .. } => "the unit answers its health probe",
+            Self::Off { .. } => "the provider reports the machine as running",
+            Self::ProviderDelete { .. } => "the provider no longer lists the machine",
+            Self::Endpoint { .. } => "the provider reports the address",
+        }
+    }
+}
+
+impl fmt::Display for WaitingOn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::ProviderCreate { .. } => f.write_str("the provider is making it"),
+            Self::ProviderRetry { why, attempts, .. } => {
+                write!(f, "the provider refused {attempts} times and is asked again: {why}")
+            }
+            Self::ProviderRefused { why, .. } => write!(f, "the provider refused: {why}"),
+            Self::Boot { .. } => f.write_str("booting"),
+            Self::Connect { .. } => f.write_str("enrolled, connecting"),
+            Self::Config { .. } => f.write_str("receiving its config"),
+            Self::Unit { unit, state, .. } => write!(f, "{unit} {state}"),
+            Self::Silent { .. } => f.write_str("no heartbeat"),
+            Self::Off { .. } => f.write_str("switched off"),
+            Self::ProviderDelete { why: None, .. } => f.write_str("the provider is removing it"),
+            Self::ProviderDelete { why: Some(why), .. } => {
+                write!(f, "the provider could not remove it and is asked again: {why}")
+            }
+            Self::Endpoint { why: None } => f.write_str("the API server's outside address"),
+            Self::Endpoint { why: Some(why) } => write!(f, "the API server's outside address: {why}"),
+        }
+    }
+}
+
+/// Why a plan does not go further, beside what it changes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PlanReport {
+    /// What differs from the blueprint before.
+    pub changes: BlueprintDiff,
+    /// What is waited for; empty when the cluster is as its blueprint says.
+    pub waiting: Vec<WaitingOn>,
+}
+
+/// Whether a condition holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum ConditionStatus {
+    /// It holds.
+    Ok,
+    /// It does not hold yet, and work on it goes on.
+    Progressing,
+    /// It does not hold.
+    Bad,
+    /// It cannot be seen.
+    Unknown,
+}
+
+impl fmt::Display for ConditionStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Ok => "ok",
+            Self::Progressing => "progressing",
+            Self::Bad => "bad",
+            Self::Unknown => "unknown",
+        })
+    }
+}
+
+/// One statement about a cluster, with its reason.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Condition {
+    /// What it is about (`Machines`, `ControlPlane`, `Etcd`, `Endpoint`, `Workers`).
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// Whether it holds.
+    pub status: ConditionStatus,
+    /// Why, in one word.
+    pub reason: String,
+    /// Why, in a sentence.
+    pub message: String,
+    /// Since when it is so.
+    pub since: WallTime,
+}

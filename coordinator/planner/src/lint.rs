@@ -1,0 +1,174 @@
+//! Finds blueprints that must never be carried out. Runs on every blueprint before it becomes the target.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::Ipv4Addr;
+
+use keelson_model::{Blueprint, Role};
+use keelson_protocol::{Generation, MachineId};
+
+use crate::plan::Place;
+
+/// What is wrong with a blueprint.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Finding {
+    /// The cluster has machines, and none of them has this role.
+    NoMachineWithRole {
+        /// The role.
+        role: Role,
+    },
+    /// Etcd needs an odd number of members for a useful quorum.
+    EvenEtcd {
+        /// How many members there are.
+        members: usize,
+    },
+    /// Two machines have one address.
+    AddressTwice {
+        /// The address.
+        address: Ipv4Addr,
+        /// One of the machines.
+        machine: MachineId,
+    },
+    /// An address is outside the infrastructure's network or belongs to somebody else.
+    AddressForeign {
+        /// The machine.
+        machine: MachineId,
+        /// The address.
+        address: Ipv4Addr,
+    },
+    /// Two machines share addresses of pods.
+    PodsTwice {
+        /// One of the machines.
+        machine: MachineId,
+    },
+    /// A machine that runs pods has no addresses for them, or they are outside the cluster's pod network.
+    PodsForeign {
+        /// The machine.
+        machine: MachineId,
+    },
+    /// A machine is in a zone that does not exist.
+    UnknownZone {
+        /// The machine.
+        machine: MachineId,
+        /// The zone.
+        zone: String,
+    },
+    /// A machine's number was given away before, or will be given again.
+    NumberReused {
+        /// The machine.
+        machine: MachineId,
+    },
+    /// Two machines have one incarnation.
+    IncarnationTwice {
+        /// One of the machines.
+        machine: MachineId,
+    },
+    /// The generation does not follow the parent's.
+    Generation {
+        /// The parent's.
+        parent: Generation,
+        /// This one's.
+        got: Generation,
+    },
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoMachineWithRole { role } => write!(f, "no machine has the role {role}"),
+            Self::EvenEtcd { members } => write!(f, "{members} etcd members: the number must be odd"),
+            Self::AddressTwice { address, machine } => write!(f, "{machine}: {address} is used twice"),
+            Self::AddressForeign { machine, address } => write!(f, "{machine}: {address} is not ours to use"),
+            Self::PodsTwice { machine } => write!(f, "{machine}: its pod addresses are used twice"),
+            Self::PodsForeign { machine } => write!(f, "{machine}: its pod addresses are missing or outside"),
+            Self::UnknownZone { machine, zone } => write!(f, "{machine}: zone {zone} does not exist"),
+            Self::NumberReused { machine } => write!(f, "{machine}: its number was not the next one"),
+            Self::IncarnationTwice { machine } => write!(f, "{machine}: its incarnation is used twice"),
+            Self::Generation { parent, got } => write!(f, "generation {got} does not follow {parent}"),
+        }
+    }
+}
+
+/// All findings on `blueprint`; empty when it may be carried out.
+#[must_use]
+pub fn lint(
+    blueprint: &Blueprint,
+    parent: Option<&Blueprint>,
+    place: &Place,
+    taken: &BTreeSet<Ipv4Addr>,
+) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    roles(blueprint, &mut findings);
+    addresses(blueprint, place, taken, &mut findings);
+    pods(blueprint, &mut findings);
+    names(blueprint, place, &mut findings);
+    if let Some(parent) = parent
+        && blueprint != parent
+        && (blueprint.generation != parent.generation.next() || blueprint.parent != Some(parent.generation))
+    {
+        findings.push(Finding::Generation { parent: parent.generation, got: blueprint.generation });
+    }
+    findings
+}
+
+fn roles(blueprint: &Blueprint, findings: &mut Vec<Finding>) {
+    if blueprint.machines.is_empty() {
+        return;
+    }
+    for role in [Role::Etcd, Role::Master, Role::Worker] {
+        if blueprint.with_role(role).next().is_none() {
+            findings.push(Finding::NoMachineWithRole { role });
+        }
+    }
+    let members = blueprint.with_role(Role::Etcd).count();
+    if members % 2 == 0 && members > 0 {
+        findings.push(Finding::EvenEtcd { members });
+    }
+}
+
+fn addresses(blueprint: &Blueprint, place: &Place, taken: &BTreeSet<Ipv4Addr>, findings: &mut Vec<Finding>) {
+    let mut seen = BTreeSet::new();
+    for machine in blueprint.machines.values() {
+        let address = machine.address;
+        if !seen.insert(address) {
+            findings.push(Finding::AddressTwice { address, machine: machine.id.clone() });
+        }
+        if !place.network.contains(&address) || address < place.first_address || taken.contains(&address) {
+            findings.push(Finding::AddressForeign { machine: machine.id.clone(), address });
+        }
+    }
+}
+
+fn pods(blueprint: &Blueprint, findings: &mut Vec<Finding>) {
+    let mut seen = BTreeSet::new();
+    for machine in blueprint.machines.values() {
+        let runs_pods = machine.roles.contains(&Role::Worker) || machine.roles.contains(&Role::Master);
+        let fits = machine.pods.is_some_and(|pods| blueprint.network.pods.contains(&pods));
+        if runs_pods && !fits {
+            findings.push(Finding::PodsForeign { machine: machine.id.clone() });
+        }
+        if let Some(pods) = machine.pods
+            && !seen.insert(pods)
+        {
+            findings.push(Finding::PodsTwice { machine: machine.id.clone() });
+        }
+    }
+}
+
+fn names(blueprint: &Blueprint, place: &Place, findings: &mut Vec<Finding>) {
+    let mut incarnations = BTreeMap::new();
+    for machine in blueprint.machines.values() {
+        if !place.zones.contains(&machine.zone) {
+            findings.push(Finding::UnknownZone { machine: machine.id.clone(), zone: machine.zone.clone() });
+        }
+        if incarnations.insert(machine.incarnation, machine.id.clone()).is_some() {
+            findings.push(Finding::IncarnationTwice { machine: machine.id.clone() });
+        }
+        let prefix = format!("{}-{}-", blueprint.cluster, machine.pool);
+        let number = machine.id.as_str().strip_prefix(&prefix).and_then(|digits| digits.parse::<u32>().ok());
+        let next = blueprint.next_number.get(&machine.pool).copied().unwrap_or(0);
+        if number.is_none_or(|number| number >= next) {
+            findings.push(Finding::NumberReused { machine: machine.id.clone() });
+        }
+    }
+}

@@ -1,0 +1,59 @@
+//! Where things lie on a machine. State is below `/var/lib`, sockets below `/run`, programs in the image.
+
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+
+use keelson_protocol::ReleaseName;
+
+/// Port of the API servers.
+pub const API_PORT: u16 = 6443;
+/// Port of etcd for clients.
+pub(crate) const ETCD_CLIENT_PORT: u16 = 2379;
+/// Port of etcd for its peers.
+pub(crate) const ETCD_PEER_PORT: u16 = 2380;
+/// Port of etcd's own health and metrics, on loopback.
+pub(crate) const ETCD_METRICS_PORT: u16 = 2381;
+/// Port of the controller-manager.
+pub(crate) const CONTROLLER_MANAGER_PORT: u16 = 10257;
+/// Port of the scheduler.
+pub(crate) const SCHEDULER_PORT: u16 = 10259;
+/// Port of kubelet's health endpoint, on loopback.
+pub(crate) const KUBELET_HEALTH_PORT: u16 = 10248;
+/// Port of kube-proxy's health endpoint.
+pub(crate) const PROXY_HEALTH_PORT: u16 = 10256;
+
+/// Where the agent's balancer listens: the API server as this machine's own programs see it.
+pub(crate) const BALANCER: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 7445));
+
+pub(crate) const ETCD_CA: &str = "/var/lib/keelson/pki/etcd-ca.crt";
+pub(crate) const KUBERNETES_CA: &str = "/var/lib/keelson/pki/kubernetes-ca.crt";
+pub(crate) const CLIENT_CA: &str = "/var/lib/keelson/pki/client-ca.crt";
+pub(crate) const FRONT_PROXY_CA: &str = "/var/lib/keelson/pki/front-proxy-ca.crt";
+pub(crate) const SIGNER_CERTIFICATE: &str = "/var/lib/keelson/pki/signer.crt";
+pub(crate) const SIGNER_KEY: &str = "/var/lib/keelson/pki/signer.key";
+pub(crate) const SERVICE_ACCOUNT_KEY: &str = "/var/lib/keelson/pki/service-account.key";
+pub(crate) const SERVICE_ACCOUNT_PUBLIC_KEY: &str = "/var/lib/keelson/pki/service-account.pub";
+pub(crate) const ETCD_DATA: &str = "/var/lib/etcd";
+pub(crate) const AUDIT_DIRECTORY: &str = "/var/lib/keelson/audit";
+pub(crate) const CNI_CONFIG_DIRECTORY: &str = "/var/lib/keelson/cni/net.d";
+pub(crate) const CONTAINERD_SOCKET: &str = "/run/containerd/containerd.sock";
+
+pub(crate) fn release(name: &ReleaseName) -> String {
+    format!("/opt/keelson/releases/{name}")
+}
+
+pub(crate) fn conf(name: &str) -> String {
+    format!("/var/lib/keelson/conf/{name}")
+}
+
+pub(crate) fn certificate(name: &str) -> String {
+    format!("/var/lib/keelson/pki/{name}.crt")
+}
+
+pub(crate) fn key(name: &str) -> String {
+    format!("/var/lib/keelson/pki/{name}.key")
+}
+
+/// A loopback address with `port`.
+pub(crate) fn loopback(port: u16) -> SocketAddr {
+    SocketAddr::from((Ipv4Addr::LOCALHOST, port))
+}

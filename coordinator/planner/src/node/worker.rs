@@ -1,0 +1,247 @@
+//! containerd, kubelet and kube-proxy of a machine that runs pods, and the seam to the pod network.
+
+use keelson_model::Role;
+use keelson_protocol::config::{
+    ClientFiles, Expect, Hardening, Issuer, Need, ProbeSpec, ProbeTarget, UnitKind, UnitSpec, Usage,
+};
+use keelson_protocol::health::CgroupVersion;
+use serde_json::json;
+
+use super::kube::{PROBE_TIMEOUT_MS, api_probe, api_ready, base_unit, http_probe, kubeconfig, oneshot};
+use super::{Node, Subject, paths};
+
+const KUBELET: &str = "kubelet";
+const KUBELET_SERVER: &str = "kubelet-server";
+const KUBE_PROXY: &str = "kube-proxy";
+
+/// Taint of masters, so that users' pods keep away (Kubernetes "well-known labels, annotations and taints").
+pub(crate) const MASTER_TAINT: &str = "node-role.kubernetes.io/control-plane";
+
+/// Adds all three programs, images and pod network.
+pub(crate) fn add(node: &mut Node) {
+    containerd(node);
+    let images = images(node);
+    pod_network(node);
+    kubelet(node, &images);
+    services(node);
+    node_ready(node);
+}
+
+fn containerd(node: &mut Node) {
+    let config = paths::conf("containerd.toml");
+    node.text_file(&config, containerd_config(node));
+    let bin = format!("{}/bin", paths::release(&node.input.blueprint.release));
+    let command = vec![node.program("containerd"), format!("--config={config}")];
+    node.unit(UnitSpec {
+        kind: UnitKind::Notify,
+        hardening: Hardening::Host,
+        // The shims are found on the path, and so are the tools that they call.
+        environment: vec![("PATH".to_owned(), format!("{bin}:/usr/sbin:/usr/bin:/sbin:/bin"))],
+        delegate: true,
+        children_survive: true,
+        health: Some(ProbeSpec {
+            name: "containerd".to_owned(),
+            target: ProbeTarget::Unix(paths::CONTAINERD_SOCKET.to_owned()),
+            expect: Expect::Answer,
+            timeout_ms: PROBE_TIMEOUT_MS,
+        }),
+        restart_on: vec![config],
+        ..base_unit("containerd", "Container runtime", command)
+    });
+}
+
+/// containerd's configuration, version 3 (containerd 2.x).
+fn containerd_config(node: &Node) -> String {
+    let release = paths::release(&node.input.blueprint.release);
+    let pause = node.input.release.images.get("pause").cloned().unwrap_or_default();
+    let systemd_cgroup = node.input.traits.cgroup == CgroupVersion::V2;
+    let config = json!({
+        "version": 3,
+        "root": "/var/lib/containerd",
+        "state": "/run/containerd",
+        "plugins": {
+            "io.containerd.cri.v1.images": {
+                "snapshotter": "overlayfs",
+                "pinned_images": { "sandbox": pause },
+            },
+            "io.containerd.cri.v1.runtime": {
+                "restrict_oom_score_adj": !node.input.traits.may_raise_limits,
+                "containerd": {
+                    "default_runtime_name": "runc",
+                    "runtimes": { "runc": {
+                        "runtime_type": "io.containerd.runc.v2",
+                        "options": { "BinaryName": format!("{release}/bin/runc"), "SystemdCgroup": systemd_cgroup },
+                    }},
+                },
+                "cni": { "bin_dirs": [format!("{release}/cni/bin")], "conf_dir": paths::CNI_CONFIG_DIRECTORY },
+            },
+            "io.containerd.internal.v1.opt": { "path": "/var/lib/containerd/opt" },
+        },
+    });
+    toml::to_string(&config).expect("this document has no null and no mixed array")
+}
+
+/// One unit for each image archive; returns their names.
+fn images(node: &mut Node) -> Vec<String> {
+    let mut units = Vec::new();
+    for (name, archive) in &node.input.release.archives {
+        let ctr = node.program("ctr");
+        let command = [&ctr, "--namespace=k8s.io", "images", "import", "--local", archive].map(str::to_owned).to_vec();
+        let unit = UnitSpec {
+            needs: vec![Need::Unit("containerd.service".to_owned())],
+            ..oneshot(&format!("image-{name}"), &format!("Container image {name}"), command)
+        };
+        units.push(unit.name.clone());
+        node.unit(unit);
+    }
+    units
+}
+
+/// The seam of the pod network: reference CNI plugins here, routes between machines in the config.
+fn pod_network(node: &mut Node) {
+    let Some(pods) = node.machine.pods else { return };
+    let list = json!({
+        "cniVersion": "1.0.0",
+        "name": "pods",
+        "plugins": [
+            {
+                "type": "bridge",
+                "bridge": "cni0",
+                "isGateway": true,
+                "isDefaultGateway": true,
+                "hairpinMode": true,
+                "ipam": { "type": "host-local", "ranges": [[{ "subnet": pods.to_string() }]], "dataDir": "/run/cni" },
+            },
+            { "type": "portmap", "capabilities": { "portMappings": true } },
+        ],
+    });
+    node.json_file(format!("{}/10-pods.conflist", paths::CNI_CONFIG_DIRECTORY), &list);
+}
+
+fn kubelet(node: &mut Node, images: &[String]) {
+    let id = node.machine.id.clone();
+    let subject = || Subject::named(format!("system:node:{id}")).group("system:nodes");
+    node.certificate(KUBELET, Issuer::Kubernetes, Usage::Client, subject());
+    let server = subject().dns(&[id.as_str()]).address(node.machine.address);
+    node.certificate(KUBELET_SERVER, Issuer::Kubernetes, Usage::Server, server);
+    let kubeconfig_path = paths::conf("kubelet.kubeconfig");
+    node.json_file(&kubeconfig_path, &kubeconfig(KUBELET));
+    let config = paths::conf("kubelet.json");
+    node.json_file(&config, &kubelet_config(node));
+    let labels = [
+        ("topology.kubernetes.io/zone", node.machine.zone.as_str()),
+        ("keelson.dev/pool", node.machine.pool.0.as_str()),
+    ];
+    let labels: Vec<String> = labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    let command = vec![
+        node.program("kubelet"),
+        format!("--config={config}"),
+        format!("--kubeconfig={kubeconfig_path}"),
+        format!("--hostname-override={id}"),
+        format!("--node-ip={}", node.machine.address),
+        format!("--node-labels={}", labels.join(",")),
+    ];
+    let mut needs = vec![Need::Unit("containerd.service".to_owned())];
+    needs.extend(images.iter().map(|unit| Need::Unit(unit.clone())));
+    needs.push(api_ready());
+    node.unit(UnitSpec {
+        hardening: Hardening::Host,
+        children_survive: true,
+        needs,
+        health: Some(http_probe(KUBELET, paths::KUBELET_HEALTH_PORT, "/healthz")),
+        restart_on: [&config, &kubeconfig_path, paths::CLIENT_CA, paths::KUBERNETES_CA, KUBELET, KUBELET_SERVER]
+            .map(str::to_owned)
+            .to_vec(),
+        ..base_unit(KUBELET, "Kubernetes node agent", command)
+    });
+}
+
+fn kubelet_config(node: &Node) -> serde_json::Value {
+    let machine = node.machine;
+    let v2 = node.input.traits.cgroup == CgroupVersion::V2;
+    let worker = machine.roles.contains(&Role::Worker);
+    let taints = if worker { json!([]) } else { json!([{ "key": MASTER_TAINT, "effect": "NoSchedule" }]) };
+    let mut config = json!({
+        "apiVersion": "kubelet.config.k8s.io/v1beta1",
+        "kind": "KubeletConfiguration",
+        "authentication": {
+            "anonymous": { "enabled": false },
+            "webhook": { "enabled": true },
+            "x509": { "clientCAFile": paths::CLIENT_CA },
+        },
+        "authorization": { "mode": "Webhook" },
+        "tlsCertFile": paths::certificate(KUBELET_SERVER),
+        "tlsPrivateKeyFile": paths::key(KUBELET_SERVER),
+        "rotateCertificates": false,
+        "cgroupDriver": if v2 { "systemd" } else { "cgroupfs" },
+        "failCgroupV1": false,
+        "failSwapOn": false,
+        "clusterDNS": [node.input.blueprint.network.dns_service()],
+        "clusterDomain": node.input.blueprint.network.domain,
+        "containerRuntimeEndpoint": format!("unix://{}", paths::CONTAINERD_SOCKET),
+        "providerID": format!("keelson://{}/{}", node.input.blueprint.cluster, machine.id),
+        "registerWithTaints": taints,
+        "serializeImagePulls": false,
+        // Images come from the node image and cannot be pulled again, so they must never be collected.
+        "imageGCHighThresholdPercent": 100,
+        "imageGCLowThresholdPercent": 99,
+        // In bytes, not percent: a machine's disk may be a folder of a large disk that others fill too.
+        "evictionHard": {
+            "memory.available": "100Mi",
+            "nodefs.available": "1Gi",
+            "imagefs.available": "1Gi",
+            "nodefs.inodesFree": "1%",
+        },
+    });
+    if !node.input.traits.may_raise_limits {
+        config["oomScoreAdj"] = json!(0);
+        config["featureGates"] = json!({ "KubeletInUserNamespace": true });
+    }
+    config
+}
+
+/// The seam of Services: kube-proxy here.
+fn services(node: &mut Node) {
+    node.certificate(KUBE_PROXY, Issuer::Kubernetes, Usage::Client, Subject::named("system:kube-proxy"));
+    let kubeconfig_path = paths::conf("kube-proxy.kubeconfig");
+    node.json_file(&kubeconfig_path, &kubeconfig(KUBE_PROXY));
+    let config_path = paths::conf("kube-proxy.json");
+    let config = json!({
+        "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
+        "kind": "KubeProxyConfiguration",
+        "mode": "nftables",
+        "clusterCIDR": node.input.blueprint.network.pods.to_string(),
+        "hostnameOverride": node.machine.id,
+        "clientConnection": { "kubeconfig": kubeconfig_path },
+        // The sysctls behind these belong to the host of a container machine; zero leaves them alone.
+        "conntrack": { "maxPerCore": 0, "min": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s" },
+        "oomScoreAdj": 0,
+    });
+    node.json_file(&config_path, &config);
+    let command = vec![node.program("kube-proxy"), format!("--config={config_path}")];
+    node.unit(UnitSpec {
+        hardening: Hardening::Host,
+        needs: vec![api_ready()],
+        health: Some(http_probe(KUBE_PROXY, paths::PROXY_HEALTH_PORT, "/livez")),
+        restart_on: [&config_path, &kubeconfig_path, paths::KUBERNETES_CA, KUBE_PROXY].map(str::to_owned).to_vec(),
+        ..base_unit(KUBE_PROXY, "Kubernetes Services", command)
+    });
+}
+
+/// Done once Kubernetes itself calls the node ready, so that a machine is not called ready before.
+fn node_ready(node: &mut Node) {
+    let id = node.machine.id.clone();
+    let mut probe = api_probe(format!("node {id} to be Ready"), format!("/api/v1/nodes/{id}"), Some(KUBELET));
+    probe.expect = Expect::NodeReady;
+    if let ProbeTarget::Https { client, .. } = &mut probe.target {
+        *client = Some(ClientFiles {
+            certificate_path: paths::certificate(KUBELET),
+            key_path: paths::key(KUBELET),
+        });
+    }
+    let unit = UnitSpec {
+        needs: vec![Need::Unit("kubelet.service".to_owned()), Need::Probe(probe)],
+        ..oneshot("node-ready", "Kubernetes calls this node ready", vec!["/usr/bin/true".to_owned()])
+    };
+    node.unit(unit);
+}

@@ -1,0 +1,94 @@
+//! Why a cluster is not yet as its blueprint says.
+
+use keelson_model::{Blueprint, LinkState, MachinePhase, Observed, ObservedMachine, WaitingOn};
+use keelson_protocol::MachineId;
+use keelson_protocol::health::{NodeState, UnitState};
+
+/// Everything that `blueprint` waits for, in the order of its machines; empty when `observed` is as planned.
+#[must_use]
+pub fn waiting(blueprint: &Blueprint, observed: &Observed) -> Vec<WaitingOn> {
+    let mut waits = Vec::new();
+    for id in blueprint.machines.keys() {
+        match observed.machines.get(id) {
+            None => waits.push(WaitingOn::ProviderCreate { machine: id.clone() }),
+            Some(machine) => waits.extend(machine_waits(blueprint, id, machine)),
+        }
+    }
+    for (id, machine) in &observed.machines {
+        if !blueprint.machines.contains_key(id) {
+            let why = match &machine.phase {
+                MachinePhase::Deleting { why, .. } => why.clone(),
+                _ => None,
+            };
+            waits.push(WaitingOn::ProviderDelete { machine: id.clone(), why });
+        }
+    }
+    if !blueprint.machines.is_empty() && observed.endpoint.is_none() {
+        waits.push(WaitingOn::Endpoint { why: None });
+    }
+    waits
+}
+
+fn machine_waits(blueprint: &Blueprint, id: &MachineId, machine: &ObservedMachine) -> Vec<WaitingOn> {
+    let wait = match &machine.phase {
+        MachinePhase::Planned | MachinePhase::Creating { .. } => WaitingOn::ProviderCreate { machine: id.clone() },
+        MachinePhase::Retrying { why, attempts, next } => WaitingOn::ProviderRetry {
+            machine: id.clone(),
+            why: why.clone(),
+            attempts: *attempts,
+            next: *next,
+        },
+        MachinePhase::Refused { why } => {
+            WaitingOn::ProviderRefused { machine: id.clone(), why: why.clone() }
+        }
+        MachinePhase::Booting { .. } => WaitingOn::Boot { machine: id.clone() },
+        MachinePhase::Off { .. } => WaitingOn::Off { machine: id.clone() },
+        MachinePhase::Deleting { why, .. } => {
+            WaitingOn::ProviderDelete { machine: id.clone(), why: why.clone() }
+        }
+        MachinePhase::Enrolled { .. } => return link_waits(blueprint, id, machine),
+    };
+    vec![wait]
+}
+
+fn link_waits(blueprint: &Blueprint, id: &MachineId, machine: &ObservedMachine) -> Vec<WaitingOn> {
+    if machine.silent {
+        return vec![WaitingOn::Silent { machine: id.clone() }];
+    }
+    if !matches!(machine.link, LinkState::Connected { .. }) {
+        return vec![WaitingOn::Connect { machine: id.clone() }];
+    }
+    let wait_for_config = || vec![WaitingOn::Config { machine: id.clone() }];
+    if let Some((generation, NodeState::Ready)) = machine.applied
+        && generation >= blueprint.generation
+    {
+        return Vec::new();
+    }
+    let received = machine.health.as_ref().is_some_and(|health| health.generation >= blueprint.generation);
+    if !received {
+        return wait_for_config();
+    }
+    let units = machine.health.iter().flat_map(|health| &health.units);
+    let waits: Vec<WaitingOn> = units
+        .filter_map(|unit| {
+            Some(WaitingOn::Unit {
+                machine: id.clone(),
+                unit: unit.name.clone(),
+                state: describe(&unit.state)?,
+            })
+        })
+        .collect();
+    if waits.is_empty() { wait_for_config() } else { waits }
+}
+
+/// A unit's state in words; `None` when it is healthy.
+fn describe(state: &UnitState) -> Option<String> {
+    match state {
+        UnitState::Healthy => None,
+        UnitState::Waiting { on } => Some(format!("waits for {on}")),
+        UnitState::Starting => Some("is starting".to_owned()),
+        UnitState::Unhealthy { why } => Some(format!("does not answer: {why}")),
+        UnitState::Down { why } => Some(format!("is down: {why}")),
+        UnitState::GivenUp { why } => Some(format!("was given up: {why}")),
+    }
+}

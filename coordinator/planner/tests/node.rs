@@ -1,0 +1,120 @@
+//! What machines are told: golden texts of whole configs, and rules that hold for each.
+
+mod common;
+
+use std::fmt::Write;
+
+use common::{World, material, spec};
+use keelson_model::Blueprint;
+use keelson_planner::Wanted;
+use keelson_planner::node::{HostTraits, NodeInput, node_config};
+use keelson_protocol::config::{FileContent, Need, NodeConfig};
+use keelson_protocol::health::CgroupVersion;
+use keelson_protocol::wire;
+use serde_json::json;
+
+/// Set to write the golden files anew.
+const UPDATE: &str = "KEELSON_UPDATE_GOLDEN";
+
+fn config(blueprint: &Blueprint, machine: &str, cgroup: CgroupVersion) -> NodeConfig {
+    let (world, material) = (World::new(), material());
+    let traits = HostTraits { cgroup, may_raise_limits: cgroup == CgroupVersion::V2 };
+    let input = NodeInput { blueprint, release: &world.release, material: &material, traits };
+    node_config(&input, &machine.parse().unwrap()).unwrap()
+}
+
+fn small() -> Blueprint {
+    World::new().plan(&spec("small", json!({})), Wanted::Present, None).unwrap()
+}
+
+fn text(config: &NodeConfig) -> String {
+    let mut text = String::new();
+    for file in &config.files {
+        let content = match &file.content {
+            FileContent::Text(content) => content.clone(),
+            FileContent::Secret(_) => "(secret)\n".to_owned(),
+        };
+        write!(text, "==== file {} {:o}\n{content}", file.path, file.mode).unwrap();
+    }
+    for certificate in &config.certificates {
+        writeln!(text, "==== certificate {}\n{certificate:#?}", certificate.name).unwrap();
+    }
+    for unit in &config.units {
+        writeln!(text, "==== unit {}\n{unit:#?}", unit.name).unwrap();
+    }
+    writeln!(text, "==== routes\n{:#?}\n==== balancer\n{:#?}", config.routes, config.balancer).unwrap();
+    text
+}
+
+fn check_golden(name: &str, config: &NodeConfig) {
+    let path = format!("{}/tests/golden/{name}.txt", env!("CARGO_MANIFEST_DIR"));
+    let text = text(config);
+    if std::env::var_os(UPDATE).is_some() {
+        std::fs::write(&path, &text).unwrap();
+    }
+    let expected = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(text == expected, "{name} differs from {path}; set {UPDATE}=1 to write it anew, then read the diff");
+}
+
+#[test]
+fn configs_are_as_recorded() {
+    let blueprint = small();
+    check_golden("small-etcd", &config(&blueprint, "demo-etcd-1", CgroupVersion::V1));
+    check_golden("small-master", &config(&blueprint, "demo-master-1", CgroupVersion::V1));
+    check_golden("small-worker", &config(&blueprint, "demo-worker-1", CgroupVersion::V1));
+    check_golden("small-worker-cgroup2", &config(&blueprint, "demo-worker-1", CgroupVersion::V2));
+}
+
+#[test]
+fn every_config_passes_its_own_checks_and_fits_into_a_message() {
+    let tiny = World::new().plan(&spec("tiny", json!({})), Wanted::Present, None).unwrap();
+    for blueprint in [small(), tiny] {
+        for id in blueprint.machines.keys() {
+            let config = config(&blueprint, id.as_str(), CgroupVersion::V1);
+            config.check().unwrap();
+            wire::encode(&keelson_protocol::message::ToAgent::Config(Box::new(config))).unwrap();
+        }
+    }
+}
+
+#[test]
+fn needs_of_units_have_no_circle() {
+    let tiny = World::new().plan(&spec("tiny", json!({})), Wanted::Present, None).unwrap();
+    let config = config(&tiny, "demo-node-1", CgroupVersion::V1);
+    let mut started: Vec<&str> = Vec::new();
+    while started.len() < config.units.len() {
+        let ready = config.units.iter().find(|unit| {
+            !started.contains(&unit.name.as_str())
+                && unit.needs.iter().all(|need| match need {
+                    Need::Unit(name) => started.contains(&name.as_str()),
+                    Need::Probe(_) => true,
+                })
+        });
+        started.push(&ready.expect("some unit must be startable").name);
+    }
+}
+
+#[test]
+fn secrets_stay_out_of_texts_and_command_lines() {
+    let blueprint = small();
+    for id in blueprint.machines.keys() {
+        let shown = text(&config(&blueprint, id.as_str(), CgroupVersion::V1));
+        for secret in ["(service account key)", "(encryption key)", "(signer key)", "(Kubernetes key)"] {
+            assert!(!shown.contains(secret), "{id} shows {secret}");
+        }
+    }
+}
+
+#[test]
+fn keys_of_authorities_never_leave_the_coordinator() {
+    let blueprint = small();
+    for id in blueprint.machines.keys() {
+        let config = config(&blueprint, id.as_str(), CgroupVersion::V1);
+        for file in &config.files {
+            let content = String::from_utf8_lossy(file.content.bytes());
+            for key in ["(Kubernetes key)", "(Etcd key)", "(FrontProxy key)"] {
+                assert!(!content.contains(key), "{id}: {} holds {key}", file.path);
+            }
+        }
+    }
+}

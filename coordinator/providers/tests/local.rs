@@ -1,0 +1,118 @@
+//! The local provider for real: machines, their network and their forwards on this host. Needs root, runc, nftables and
+//! busybox-static; says so when one is missing.
+
+#![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr, reason = "a failing test says so")]
+
+mod host;
+mod suite;
+
+use std::fs;
+use std::time::Instant;
+
+use host::Host;
+use keelson_providers::local::{Level, preflight};
+use keelson_providers::{Call, MachineState};
+use suite::{create, done, list, request, state};
+
+contract!(Host::new().await);
+
+#[test]
+fn this_host_has_all_that_is_required() {
+    let dir = tempfile::tempdir().unwrap();
+    let findings = preflight(&dir.path().join("not made yet"));
+    let bad: Vec<_> = findings.iter().filter(|f| f.level == Level::Required && !f.ok).collect();
+    assert!(bad.is_empty(), "{bad:#?}");
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "preflight leaves nothing");
+}
+
+#[tokio::test]
+async fn a_machine_is_placed_as_it_should_be() {
+    let host = Host::new().await;
+    let mut wanted = request(&host, 0, 1);
+    wanted.cpu_millis_max = Some(1500);
+    wanted.memory_bytes_max = Some(64 << 20);
+    let interfaces = fs::read_to_string("/proc/net/dev").unwrap().lines().count();
+    create(&host, &wanted).await.unwrap();
+    let id = &wanted.key.machine;
+    host.wait_up(id, 1);
+    let note = |name: &str| host.var(id, name).unwrap();
+    assert!(note("addresses").contains("inet 10.210.0.10/16 brd 10.210.255.255"), "{}", note("addresses"));
+    assert!(note("routes").contains("default via 10.210.0.1"), "{}", note("routes"));
+    assert!(note("cgroup").lines().all(|line| line.ends_with(":/")), "{}", note("cgroup"));
+    assert!(note("container").starts_with("runc "), "{}", note("container"));
+    assert!(note("metadata.json").contains(&"11".repeat(32)));
+    assert!(
+        note("sysctl_vm").contains("Read-only"),
+        "the host's settings are not a machine's: {}",
+        note("sysctl_vm")
+    );
+    assert_eq!(note("sysctl_panic").trim(), "7", "what kubelet must write is a file of the machine");
+    assert_ne!(fs::read_to_string("/proc/sys/kernel/panic").unwrap().trim(), "7");
+    assert_eq!(note("sysctl_net").trim(), "1", "its network's settings are");
+    assert!(note("propagation").lines().all(|line| line.contains("shared:")), "{}", note("propagation"));
+    let outside = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    assert!(!outside.contains(" inside "), "mounts made in a machine show outside: {outside}");
+    let now = fs::read_to_string("/proc/net/dev").unwrap().lines().count();
+    assert_eq!(now, interfaces, "the host has another interface now");
+    host.destroy();
+}
+
+#[tokio::test]
+async fn the_root_is_fresh_at_each_boot() {
+    let host = Host::new().await;
+    let wanted = request(&host, 0, 1);
+    create(&host, &wanted).await.unwrap();
+    let id = &wanted.key.machine;
+    host.wait_up(id, 1);
+    fs::remove_file(host.machine_dir(id).join("var/up")).unwrap();
+    suite::perform(&host, Call::Reboot(wanted.key.clone())).await.unwrap();
+    host.wait_up(id, 2);
+    assert_eq!(host.var(id, "root_boots").as_deref().map(str::trim), Some("1"));
+    let boot_ids = host.var(id, "boot_ids").unwrap();
+    let kernels = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+    let distinct: std::collections::BTreeSet<_> = boot_ids.lines().chain(kernels.lines()).collect();
+    assert_eq!(distinct.len(), 3, "each boot has an id of its own: {distinct:?}");
+    assert_eq!(host.var(id, "log.txt").as_deref(), Some("halted\n"), "init was asked to shut down");
+    let console = suite::perform(&host, Call::Console(wanted.key.clone())).await.unwrap();
+    assert_eq!(console, keelson_providers::Answer::Console("boot of demo-worker-0\n".repeat(2)));
+}
+
+#[tokio::test]
+async fn four_machines_at_once() {
+    let host = Host::new().await;
+    let begin = Instant::now();
+    let one = |number: u8| {
+        let host = &host;
+        async move {
+            let wanted = request(host, number, 1);
+            let begin = Instant::now();
+            create(host, &wanted).await.unwrap();
+            begin.elapsed()
+        }
+    };
+    let took = tokio::join!(one(0), one(1), one(2), one(3));
+    println!("four machines: {:?}, each {took:?}", begin.elapsed());
+    assert_eq!(list(&host).await.len(), 4);
+    let begin = Instant::now();
+    let alone = one(4).await;
+    println!("one machine: {alone:?}; list of 5: {:?}", {
+        let begin = Instant::now();
+        list(&host).await;
+        begin.elapsed()
+    });
+    let _ = begin;
+    let begin = Instant::now();
+    host.destroy();
+    println!("destroy of 5: {:?}", begin.elapsed());
+}
+
+#[tokio::test]
+async fn a_new_coordinator_finds_everything() {
+    let mut host = Host::new().await;
+    let wanted = request(&host, 0, 1);
+    create(&host, &wanted).await.unwrap();
+    host.reopen().await;
+    assert_eq!(state(&host, &wanted.key).await, Some(MachineState::On));
+    done(&host, Call::DeleteMachine(wanted.key)).await;
+    host.destroy();
+}

@@ -1,0 +1,511 @@
+//! What the API asks of the coordinator, answered from the core and the store.
+
+use std::time::Duration;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use bytes::Bytes;
+use futures::StreamExt;
+use keelson_api::convert::{
+    ClusterParts, cluster_view, event_view, machine_view, meta, operation_metadata, operation_view, plan_view,
+    preview, release_view, waiting_view,
+};
+use keelson_api::fleet::{
+    Answer, EventBatch, EventQuery, EventRange, Follow, Idempotency, IfMatch, LogStream, LogsRequest, Protection, ShellPipe,
+};
+use keelson_api::types::{
+    API_VERSION, ClusterCounts, ClusterView, HealthView, KubeconfigView, MachineCounts, MachineView, OperationCounts,
+    OperationView, Page, PageRequest, PlanPreview, PlanView, ProtocolView, ReleaseView, SecretText, SeverityView,
+    ShellRequestBody, StatusView, VersionView,
+};
+use keelson_api::{Fleet, Problem};
+use keelson_coordinator_core::{Cluster, ClusterState, CommandError, CreateCluster, Now};
+use keelson_model::{ClusterSpec, Operation, OperationId, OperationState, PlanReport, Severity, WaitingOn};
+use keelson_pki::{admin_certificate, new_cluster_material};
+use keelson_planner::node::{ADMIN_GROUP, admin_kubeconfig};
+use keelson_protocol::config::Issuer;
+use keelson_protocol::message::BulkRequest;
+use keelson_protocol::wire::{VERSION_MAX, VERSION_MIN};
+use keelson_protocol::{ClusterName, MachineId, ReleaseName, WallTime};
+use keelson_store::{EventFilter, StoreError};
+use tokio::sync::watch;
+use tokio_util::io::ReaderStream;
+
+use crate::catalog::Catalog;
+use crate::clock::wall_now;
+use crate::metrics;
+use crate::shell::{Handle, Shell, chain_text};
+use crate::state_dir::StateDir;
+
+/// Longest life of a certificate in a kubeconfig that is handed out.
+const KUBECONFIG_LIFE_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// The coordinator, as the API sees it.
+pub(crate) struct CoordinatorFleet {
+    handle: Handle,
+    install: String,
+    default_release: ReleaseName,
+    started: WallTime,
+}
+
+impl CoordinatorFleet {
+    pub(crate) fn new(handle: Handle, state: &StateDir, catalog: &Catalog, started: WallTime) -> Self {
+        Self { handle, install: state.install.to_string(), default_release: catalog.default.clone(), started }
+    }
+
+    /// Runs `request` on the loop.
+    async fn ask<T: Send + 'static>(
+        &self,
+        request: impl FnOnce(&mut Shell) -> Result<T, Problem> + Send + 'static,
+    ) -> Result<T, Problem> {
+        self.change(move |shell| Ok(request(shell))).await
+    }
+
+    /// Runs `request`, which may write to the store, on the loop.
+    async fn change<T: Send + 'static>(
+        &self,
+        request: impl FnOnce(&mut Shell) -> Result<Result<T, Problem>, StoreError> + Send + 'static,
+    ) -> Result<T, Problem> {
+        match self.handle.call(request).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(store)) => Err(Problem::internal(store)),
+            Err(stopping) => Err(Problem::internal(stopping)),
+        }
+    }
+}
+
+impl Fleet for CoordinatorFleet {
+    fn version(&self) -> Answer<'_, VersionView> {
+        let view = VersionView {
+            api_version: API_VERSION.to_owned(),
+            kind: "Version".to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            install: self.install.clone(),
+            api_versions: vec!["v1".to_owned()],
+            protocol: ProtocolView { min: VERSION_MIN.0, max: VERSION_MAX.0 },
+        };
+        Box::pin(async move { Ok(view) })
+    }
+
+    fn status(&self) -> Answer<'_, StatusView> {
+        let (install, started) = (self.install.clone(), self.started);
+        Box::pin(self.ask(move |shell| Ok(status(shell, install, started))))
+    }
+
+    fn health(&self) -> Answer<'_, HealthView> {
+        // The loop ends when its store fails, so an answer of the loop is the proof of health.
+        Box::pin(self.ask(|_| Ok(HealthView { ready: true, problems: Vec::new() })))
+    }
+
+    fn metrics(&self) -> Answer<'_, String> {
+        Box::pin(self.ask(|shell| Ok(metrics::render(&shell.core, shell.now()))))
+    }
+
+    fn revision(&self) -> watch::Receiver<u64> {
+        self.handle.revision.clone()
+    }
+
+    fn clusters(&self, page: PageRequest) -> Answer<'_, Page<ClusterView>> {
+        Box::pin(self.ask(move |shell| {
+            let now = shell.now();
+            let view = |cluster: &Cluster| view_cluster(shell, cluster, now);
+            Ok(Page::upwards(shell.core.clusters(), &page, |cluster| cluster.row.spec.name.to_string(), view))
+        }))
+    }
+
+    fn cluster(&self, name: ClusterName) -> Answer<'_, ClusterView> {
+        Box::pin(self.ask(move |shell| find_cluster(shell, &name)))
+    }
+
+    fn preview_create(&self, spec: ClusterSpec) -> Answer<'_, PlanPreview> {
+        Box::pin(self.ask(move |shell| {
+            let name = spec.name.clone();
+            let planned = shell.core.preview_create(&spec).map_err(|error| problem(&error))?;
+            Ok(preview(&name, &planned.diff, Some(planned.blueprint.generation)))
+        }))
+    }
+
+    fn create_cluster(&self, spec: ClusterSpec, idempotency: Option<Idempotency>) -> Answer<'_, OperationView> {
+        Box::pin(async move {
+            let material =
+                new_cluster_material(&spec.name, wall_now()).map_err(|e| Problem::internal(chain_text(&e)))?;
+            let idempotency =
+                idempotency.map(|known| (format!("{}/{}", known.caller, known.key), hex::encode(known.body_sha256)));
+            self.change(move |shell| {
+                let now = shell.now();
+                match shell.core.create_cluster(now, CreateCluster { spec, material, idempotency }) {
+                    Ok(accepted) => {
+                        shell.carry_out(accepted.effects)?;
+                        Ok(Ok(view_operation(shell, &accepted.operation, now)))
+                    }
+                    Err(error) => Ok(Err(problem(&error))),
+                }
+            })
+            .await
+        })
+    }
+
+    fn protect_cluster(
+        &self,
+        name: ClusterName,
+        if_match: IfMatch,
+        protection: Protection,
+    ) -> Answer<'_, ClusterView> {
+        let protection = match protection {
+            Protection::On => keelson_coordinator_core::Protection::On,
+            Protection::Off => keelson_coordinator_core::Protection::Off,
+        };
+        Box::pin(self.change(move |shell| {
+            if let Err(stale) = check_etag(shell, &name, &if_match) {
+                return Ok(Err(stale));
+            }
+            match shell.core.protect_cluster(&name, protection) {
+                Ok(effects) => {
+                    shell.carry_out(effects)?;
+                    Ok(find_cluster(shell, &name))
+                }
+                Err(error) => Ok(Err(problem(&error))),
+            }
+        }))
+    }
+
+    fn preview_delete(&self, name: ClusterName) -> Answer<'_, PlanPreview> {
+        Box::pin(self.ask(move |shell| {
+            let planned = shell.core.preview_delete(&name).map_err(|error| problem(&error))?;
+            Ok(preview(&name, &planned.diff, None))
+        }))
+    }
+
+    fn delete_cluster(&self, name: ClusterName, if_match: IfMatch) -> Answer<'_, OperationView> {
+        Box::pin(self.change(move |shell| {
+            if let Err(stale) = check_etag(shell, &name, &if_match) {
+                return Ok(Err(stale));
+            }
+            let now = shell.now();
+            match shell.core.delete_cluster(now, &name) {
+                Ok(accepted) => {
+                    shell.carry_out(accepted.effects)?;
+                    Ok(Ok(view_operation(shell, &accepted.operation, now)))
+                }
+                Err(error) => Ok(Err(problem(&error))),
+            }
+        }))
+    }
+
+    fn kubeconfig(&self, name: ClusterName, ttl: Duration) -> Answer<'_, KubeconfigView> {
+        Box::pin(async move {
+            let life = ttl.min(KUBECONFIG_LIFE_MAX);
+            let asked = name.clone();
+            let (endpoint, material) = self
+                .ask(move |shell| {
+                    let cluster =
+                        shell.core.cluster(&asked).ok_or_else(|| Problem::cluster_not_found(&asked))?;
+                    let endpoint = shell.core.endpoint(&asked);
+                    let why = "its API server is not reachable from outside yet";
+                    let endpoint = endpoint.ok_or_else(|| Problem::cluster_not_ready(&asked, why))?;
+                    Ok((endpoint, cluster.material.clone()))
+                })
+                .await?;
+            let now = wall_now();
+            let (certificate, key) = admin_certificate(&material, "keelson:admin", ADMIN_GROUP, now, life)
+                .map_err(|error| Problem::internal(chain_text(&error)))?;
+            let ca = material.authorities.get(&Issuer::Kubernetes).map(|authority| authority.certificate.clone());
+            let config = admin_kubeconfig(
+                name.as_str(),
+                &endpoint,
+                &BASE64.encode(ca.unwrap_or_default()),
+                &BASE64.encode(certificate),
+                &BASE64.encode(key.expose_secret()),
+            );
+            let text = serde_json::to_string_pretty(&config).map_err(Problem::internal)?;
+            tracing::info!(cluster = %name, life_s = life.as_secs(), "an admin kubeconfig was handed out");
+            Ok(KubeconfigView {
+                api_version: API_VERSION.to_owned(),
+                kind: "Kubeconfig".to_owned(),
+                cluster: name.to_string(),
+                expires: now.plus(life).into(),
+                kubeconfig: SecretText::new(text + "\n"),
+            })
+        })
+    }
+
+    fn machines(&self, cluster: Option<ClusterName>, page: PageRequest) -> Answer<'_, Page<MachineView>> {
+        Box::pin(self.ask(move |shell| {
+            let now = shell.now();
+            if let Some(name) = &cluster {
+                shell.core.cluster(name).ok_or_else(|| Problem::cluster_not_found(name))?;
+            }
+            let mut planned: Vec<(&Cluster, &MachineId)> = shell
+                .core
+                .clusters()
+                .filter(|one| cluster.as_ref().is_none_or(|name| one.row.spec.name == *name))
+                .flat_map(|one| one.row.blueprint.machines.keys().map(move |id| (one, id)))
+                .collect();
+            planned.sort_by_key(|(_, id)| (*id).clone());
+            let view = |(cluster, id): &(&Cluster, &MachineId)| view_machine(shell, cluster, id, now);
+            let page = Page::upwards(&planned, &page, |(_, id)| id.to_string(), view);
+            Ok(Page { items: page.items.into_iter().flatten().collect(), next: page.next, total: page.total })
+        }))
+    }
+
+    fn machine(&self, id: MachineId) -> Answer<'_, MachineView> {
+        Box::pin(self.ask(move |shell| {
+            let now = shell.now();
+            let cluster = shell.core.clusters().find(|cluster| cluster.row.blueprint.machines.contains_key(&id));
+            let cluster = cluster.ok_or_else(|| Problem::machine_not_found(&id))?;
+            view_machine(shell, cluster, &id, now).ok_or_else(|| Problem::machine_not_found(&id))
+        }))
+    }
+
+    fn machine_logs(&self, id: MachineId, request: LogsRequest) -> Answer<'_, LogStream> {
+        Box::pin(async move {
+            let follow = request.follow == Follow::Yes;
+            let request = BulkRequest::Journal { unit: request.unit, lines: request.lines, follow };
+            let stream = self.open_bulk(&id, request).await?;
+            let stream: LogStream = Box::pin(ReaderStream::new(stream).map(|chunk| chunk.map(Bytes::from)));
+            Ok(stream)
+        })
+    }
+
+    fn machine_shell(&self, id: MachineId, request: ShellRequestBody) -> Answer<'_, Box<dyn ShellPipe>> {
+        Box::pin(async move {
+            tracing::info!(machine = %id, command = ?request.command.first(), "a shell was opened");
+            let request = BulkRequest::Shell {
+                command: request.command,
+                terminal: request.terminal,
+                rows: request.rows,
+                columns: request.columns,
+            };
+            let pipe: Box<dyn ShellPipe> = Box::new(self.open_bulk(&id, request).await?);
+            Ok(pipe)
+        })
+    }
+
+    fn operations(&self, cluster: Option<ClusterName>, page: PageRequest) -> Answer<'_, Page<OperationView>> {
+        Box::pin(self.ask(move |shell| {
+            let now = shell.now();
+            let mut operations: Vec<&Operation> = shell
+                .core
+                .operations()
+                .filter(|operation| cluster.as_ref().is_none_or(|name| operation.cluster == *name))
+                .collect();
+            operations.sort_by_key(|operation| std::cmp::Reverse(sort_key(operation)));
+            let key = |operation: &&Operation| sort_key(operation);
+            Ok(Page::downwards(&operations, &page, key, |operation| view_operation(shell, operation, now)))
+        }))
+    }
+
+    fn operation(&self, id: OperationId) -> Answer<'_, OperationView> {
+        Box::pin(self.ask(move |shell| {
+            let now = shell.now();
+            let operation = shell.core.operation(&id).ok_or_else(|| Problem::operation_not_found(&id))?;
+            Ok(view_operation(shell, operation, now))
+        }))
+    }
+
+    fn cancel_operation(&self, id: OperationId) -> Answer<'_, OperationView> {
+        Box::pin(self.change(move |shell| {
+            let now = shell.now();
+            if let Some(operation) = shell.core.operation(&id)
+                && matches!(operation.state, OperationState::Cancelled { .. })
+            {
+                return Ok(Ok(view_operation(shell, operation, now)));
+            }
+            match shell.core.cancel_operation(now, &id) {
+                Ok((operation, effects)) => {
+                    shell.carry_out(effects)?;
+                    Ok(Ok(view_operation(shell, &operation, now)))
+                }
+                Err(error) => Ok(Err(problem(&error))),
+            }
+        }))
+    }
+
+    fn plans(&self) -> Answer<'_, Vec<PlanView>> {
+        Box::pin(self.ask(|shell| Ok(shell.core.settings().plans.iter().map(plan_view).collect())))
+    }
+
+    fn releases(&self) -> Answer<'_, Vec<ReleaseView>> {
+        let default = self.default_release.clone();
+        Box::pin(self.ask(move |shell| {
+            let releases = shell.core.settings().releases.releases.values();
+            Ok(releases.map(|release| release_view(release, &default)).collect())
+        }))
+    }
+
+    fn events(&self, query: EventQuery) -> Answer<'_, EventBatch> {
+        Box::pin(self.change(move |shell| events(shell, &query).map(Ok)))
+    }
+}
+
+impl CoordinatorFleet {
+    async fn open_bulk(
+        &self,
+        id: &MachineId,
+        request: BulkRequest,
+    ) -> Result<keelson_transport::BulkStream, Problem> {
+        let machine = id.clone();
+        let session = self
+            .ask(move |shell| {
+                shell.core.machine(&machine).ok_or_else(|| Problem::machine_not_found(&machine))?;
+                shell.session_of(&machine).ok_or_else(|| Problem::agent_away(&machine))
+            })
+            .await?;
+        session.open_bulk(request).await.map_err(|error| Problem::agent_refused(id, chain_text(&error)))
+    }
+}
+
+/// Newest operations have the highest numbers; as text, numbers need leading zeros to sort.
+fn sort_key(operation: &Operation) -> String {
+    let number: u64 = operation.id.0.trim_start_matches("op-").parse().unwrap_or(0);
+    format!("{number:020}")
+}
+
+fn check_etag(shell: &Shell, name: &ClusterName, if_match: &IfMatch) -> Result<(), Problem> {
+    let cluster = shell.core.cluster(name).ok_or_else(|| Problem::cluster_not_found(name))?;
+    if_match.check(&meta(&cluster.row.spec, cluster.row.blueprint.generation).etag)
+}
+
+fn find_cluster(shell: &Shell, name: &ClusterName) -> Result<ClusterView, Problem> {
+    let cluster = shell.core.cluster(name).ok_or_else(|| Problem::cluster_not_found(name))?;
+    Ok(view_cluster(shell, cluster, shell.now()))
+}
+
+fn report(cluster: &Cluster, waiting: Vec<WaitingOn>) -> PlanReport {
+    let blueprint = &cluster.row.blueprint;
+    PlanReport { changes: blueprint.diff(Some(blueprint)), waiting }
+}
+
+fn view_cluster(shell: &Shell, cluster: &Cluster, now: Now) -> ClusterView {
+    let row = &cluster.row;
+    let observed = shell.core.observed(&row.spec.name, now);
+    let report = report(cluster, shell.core.waiting(&row.spec.name, now));
+    let running = shell.core.operations().find(|op| op.cluster == row.spec.name && !op.is_done());
+    cluster_view(&ClusterParts {
+        spec: &row.spec,
+        blueprint: Some(&row.blueprint),
+        observed: &observed,
+        report: Some(&report),
+        conditions: &row.conditions,
+        state: state_view(shell.core.cluster_state(cluster, now)),
+        created: row.created,
+        operation: running,
+    })
+}
+
+fn state_view(state: ClusterState) -> keelson_api::types::ClusterState {
+    match state {
+        ClusterState::Creating => keelson_api::types::ClusterState::Creating,
+        ClusterState::Ready => keelson_api::types::ClusterState::Ready,
+        ClusterState::Degraded => keelson_api::types::ClusterState::Degraded,
+        ClusterState::Deleting => keelson_api::types::ClusterState::Deleting,
+        ClusterState::Failed => keelson_api::types::ClusterState::Failed,
+    }
+}
+
+fn view_machine(shell: &Shell, cluster: &Cluster, id: &MachineId, now: Now) -> Option<MachineView> {
+    let name = &cluster.row.spec.name;
+    let machine = cluster.row.blueprint.machines.get(id)?;
+    let observed = shell.core.observed(name, now);
+    let waiting = shell.core.waiting(name, now);
+    Some(machine_view(&cluster.row.blueprint, machine, &observed, &waiting, cluster.row.created))
+}
+
+fn view_operation(shell: &Shell, operation: &Operation, now: Now) -> OperationView {
+    let metadata = match shell.core.cluster(&operation.cluster) {
+        // Progress is of the cluster as it is; an operation that has ended has none.
+        Some(cluster) if !operation.is_done() => {
+            let observed = shell.core.observed(&operation.cluster, now);
+            let report = report(cluster, shell.core.waiting(&operation.cluster, now));
+            operation_metadata(Some(&cluster.row.blueprint), &observed, Some(&report), operation.created)
+        }
+        _ => Default::default(),
+    };
+    operation_view(operation, metadata)
+}
+
+fn status(shell: &Shell, install: String, started: WallTime) -> StatusView {
+    let now = shell.now();
+    let mut clusters = ClusterCounts::default();
+    let mut machines = MachineCounts::default();
+    let mut needs_person = Vec::new();
+    for cluster in shell.core.clusters() {
+        clusters.total += 1;
+        *match shell.core.cluster_state(cluster, now) {
+            ClusterState::Creating => &mut clusters.creating,
+            ClusterState::Ready => &mut clusters.ready,
+            ClusterState::Degraded => &mut clusters.degraded,
+            ClusterState::Deleting => &mut clusters.deleting,
+            ClusterState::Failed => &mut clusters.failed,
+        } += 1;
+        let name = &cluster.row.spec.name;
+        let waits = shell.core.waiting(name, now);
+        if waits.iter().any(WaitingOn::needs_person) {
+            let observed = shell.core.observed(name, now);
+            let blocked = waits.iter().filter(|wait| wait.needs_person());
+            needs_person.extend(blocked.map(|wait| waiting_view(wait, &observed, cluster.row.created)));
+        }
+    }
+    for machine in shell.core.machines() {
+        machines.total += 1;
+        machines.connected += u32::from(machine.session.is_some());
+        machines.silent += u32::from(machine.silent);
+        let ready = machine.heartbeat.is_some_and(|beat| beat.state == keelson_protocol::health::NodeState::Ready);
+        machines.ready += u32::from(ready && !machine.silent);
+    }
+    let mut operations = OperationCounts::default();
+    for operation in shell.core.operations() {
+        operations.running += u32::from(operation.state == OperationState::Running);
+        operations.blocked += u32::from(matches!(operation.state, OperationState::Blocked { .. }));
+    }
+    StatusView {
+        api_version: API_VERSION.to_owned(),
+        kind: "Status".to_owned(),
+        install,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        started: started.into(),
+        clusters,
+        machines,
+        operations,
+        needs_person,
+    }
+}
+
+fn events(shell: &Shell, query: &EventQuery) -> Result<EventBatch, StoreError> {
+    let filter = EventFilter {
+        range: match query.range {
+            EventRange::After(after) => keelson_store::EventRange::After(after),
+            EventRange::Newest => keelson_store::EventRange::Newest,
+        },
+        severity_min: match query.severity_min {
+            SeverityView::Info => Severity::Info,
+            SeverityView::Warning => Severity::Warning,
+            SeverityView::Alarm => Severity::Alarm,
+        },
+        cluster: query.cluster.clone(),
+        machine: query.machine.clone(),
+        count_max: u32::try_from(query.limit).unwrap_or(u32::MAX),
+    };
+    let items = shell.store.events(&filter)?.iter().map(event_view).collect();
+    let oldest = shell.store.oldest_event()?.unwrap_or(0);
+    Ok(EventBatch { items, oldest, newest: shell.core.newest_event() })
+}
+
+fn problem(error: &CommandError) -> Problem {
+    match error {
+        CommandError::Invalid { why } => Problem::spec_invalid("spec", why),
+        CommandError::UnknownPlan { name, known } => {
+            Problem::plan_unknown(name, &known.split(", ").map(str::to_owned).collect::<Vec<_>>())
+        }
+        CommandError::UnknownRelease { name, known } => {
+            Problem::release_unknown(name, &known.split(", ").map(str::to_owned).collect::<Vec<_>>())
+        }
+        CommandError::Exists { name, .. } => Problem::cluster_exists(name).because(error),
+        CommandError::MachineNameTaken { .. } => Problem::name_invalid("spec.name", error),
+        CommandError::NoCluster { name } => Problem::cluster_not_found(name),
+        CommandError::NoOperation { id } => Problem::operation_not_found(id),
+        CommandError::Protected { name } => Problem::deletion_protected(name),
+        CommandError::NotCancellable { id, .. } => Problem::operation_ended(id).because(error),
+        CommandError::KeyReused { .. } => Problem::idempotency_key_reused(),
+    }
+}

@@ -1,0 +1,38 @@
+//! The coordinator: decides for the whole fleet.
+//!
+//! This program is a shell around `keelson-coordinator-core`: it owns clocks, sockets, the store and the provider, and
+//! carries out what the core decides. It has no policy and no SQL of its own.
+
+mod args;
+mod catalog;
+mod clock;
+mod fleet;
+mod link;
+mod metrics;
+mod providers;
+mod serve;
+mod shell;
+mod state_dir;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::args::{Arguments, Command};
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let result = match &arguments.command {
+        Command::Serve(serve) => serve::run(serve),
+        Command::LocalForwarder { state_dir } => {
+            keelson_providers::local::forwarder::run(state_dir).map_err(anyhow::Error::from)
+        }
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(error = format!("{error:#}"), "the coordinator ends");
+            ExitCode::FAILURE
+        }
+    }
+}

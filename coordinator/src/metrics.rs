@@ -1,0 +1,58 @@
+//! Metrics in Prometheus' text format (exposition format 0.0.4). Few series: nothing here grows with the fleet.
+
+use std::fmt::Write;
+
+use keelson_coordinator_core::{ClusterState, CoordinatorCore, Now};
+use keelson_model::MachinePhase;
+
+/// All metrics as text.
+pub(crate) fn render(core: &CoordinatorCore, now: Now) -> String {
+    let metrics = core.metrics();
+    let mut text = String::new();
+    for (name, help, value) in [
+        ("heartbeats_total", "Heartbeats that came.", metrics.heartbeats),
+        ("heartbeats_lost_total", "Heartbeats missing in their sequences.", metrics.heartbeats_lost),
+        ("link_messages_total", "Messages on control streams.", metrics.messages),
+        ("sessions_opened_total", "Sessions that were accepted.", metrics.sessions_opened),
+        ("sessions_refused_total", "Sessions that were refused.", metrics.sessions_refused),
+        ("enrolments_total", "Enrolments that were accepted.", metrics.enrolled),
+        ("enrolments_refused_total", "Enrolments that were refused.", metrics.enrol_refused),
+        ("certificates_signed_total", "Certificates signed for clusters.", metrics.certificates_signed),
+        ("provider_calls_total", "Calls to the provider.", metrics.provider_calls),
+        ("provider_failures_total", "Calls to the provider that failed.", metrics.provider_failures),
+        ("machines_silent_total", "Times that a machine fell silent.", metrics.machines_silent),
+        ("orphans_swept_total", "Machines without an owner that were removed.", metrics.orphans_swept),
+    ] {
+        write_series(&mut text, name, "counter", help, &[("", value)]);
+    }
+    let count = |test: fn(&keelson_coordinator_core::Machine) -> bool| {
+        u64::try_from(core.machines().filter(|machine| test(machine)).count()).unwrap_or(u64::MAX)
+    };
+    let machines = [
+        ("{state=\"connected\"}", count(|machine| machine.session.is_some())),
+        ("{state=\"silent\"}", count(|machine| machine.silent)),
+        ("{state=\"off\"}", count(|machine| matches!(machine.row.phase, MachinePhase::Off { .. }))),
+        ("{state=\"all\"}", count(|_| true)),
+    ];
+    write_series(&mut text, "machines", "gauge", "Machines by state.", &machines);
+    let clusters = |state: ClusterState| {
+        let of_state = core.clusters().filter(|cluster| core.cluster_state(cluster, now) == state);
+        u64::try_from(of_state.count()).unwrap_or(u64::MAX)
+    };
+    let clusters = [
+        ("{state=\"creating\"}", clusters(ClusterState::Creating)),
+        ("{state=\"ready\"}", clusters(ClusterState::Ready)),
+        ("{state=\"degraded\"}", clusters(ClusterState::Degraded)),
+        ("{state=\"deleting\"}", clusters(ClusterState::Deleting)),
+        ("{state=\"failed\"}", clusters(ClusterState::Failed)),
+    ];
+    write_series(&mut text, "clusters", "gauge", "Clusters by state.", &clusters);
+    text
+}
+
+fn write_series(text: &mut String, name: &str, kind: &str, help: &str, values: &[(&str, u64)]) {
+    let written = writeln!(text, "# HELP keelson_{name} {help}\n# TYPE keelson_{name} {kind}").and_then(|()| {
+        values.iter().try_for_each(|(labels, value)| writeln!(text, "keelson_{name}{labels} {value}"))
+    });
+    written.expect("writing to a string cannot fail");
+}

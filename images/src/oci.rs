@@ -1,0 +1,227 @@
+//! A small writer of container images: one layer, from files, the same bytes for the same input.
+//!
+//! The file is an OCI image layout in a tar (<https://github.com/opencontainers/image-spec/blob/v1.1.1/image-layout.md>)
+//! that also carries the `manifest.json` of a docker archive, so `ctr images import`, skopeo and podman all take it.
+//! Layers are not compressed: a node imports the image from its own disk, and unpacking would cost boot time.
+
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+
+use serde_json::{Value, json};
+
+use crate::digest::Digest;
+use crate::manifest::Architecture;
+
+/// User and group of a process without rights in our images: the id that Kubernetes documents use for "nonroot".
+const NONROOT_ID: u32 = 65_532;
+
+/// A container image to write.
+#[derive(Clone, Debug)]
+pub(crate) struct OciImage<'a> {
+    /// Name with registry and tag.
+    pub(crate) name: &'a str,
+    /// Absolute path of the program in the image.
+    pub(crate) entrypoint: &'a str,
+    /// Content of the program, a static binary.
+    pub(crate) program: &'a [u8],
+    /// TCP ports that it listens on.
+    pub(crate) ports: &'a [u16],
+    pub(crate) architecture: Architecture,
+    pub(crate) epoch: u64,
+}
+
+impl OciImage<'_> {
+    /// The bytes of the image file.
+    pub(crate) fn to_bytes(&self) -> io::Result<Vec<u8>> {
+        let layer = self.layer()?;
+        let diff_id = oci_digest(&layer);
+        let config = self.config(&diff_id);
+        let manifest = to_json(&json!({
+            "schemaVersion": 2,
+            "mediaType": "application/vnd.oci.image.manifest.v1+json",
+            "config": descriptor("application/vnd.oci.image.config.v1+json", &config),
+            "layers": [descriptor("application/vnd.oci.image.layer.v1.tar", &layer)],
+        }));
+        let mut entry = descriptor("application/vnd.oci.image.manifest.v1+json", &manifest);
+        entry["platform"] = json!({"architecture": self.architecture.as_str(), "os": "linux"});
+        entry["annotations"] = json!({
+            "io.containerd.image.name": self.name,
+            "org.opencontainers.image.ref.name": self.name.rsplit(':').next().unwrap_or("latest"),
+        });
+        let index = to_json(&json!({
+            "schemaVersion": 2,
+            "mediaType": "application/vnd.oci.image.index.v1+json",
+            "manifests": [entry],
+        }));
+        let docker = to_json(&json!([{
+            "Config": blob_path(&config),
+            "RepoTags": [self.name],
+            "Layers": [blob_path(&layer)],
+        }]));
+        let layout = to_json(&json!({"imageLayoutVersion": "1.0.0"}));
+
+        let mut blobs = [&config, &layer, &manifest].map(|blob| (blob_path(blob), blob.as_slice()));
+        blobs.sort();
+        let mut archive = Archive::new(self.epoch);
+        archive.dir("blobs/")?;
+        archive.dir("blobs/sha256/")?;
+        for (path, blob) in &blobs {
+            archive.file(path, 0o644, blob)?;
+        }
+        archive.file("index.json", 0o644, &index)?;
+        archive.file("manifest.json", 0o644, &docker)?;
+        archive.file("oci-layout", 0o644, &layout)?;
+        archive.finish()
+    }
+
+    fn layer(&self) -> io::Result<Vec<u8>> {
+        let mut archive = Archive::new(self.epoch);
+        let passwd = format!(
+            "root:x:0:0:root:/:/sbin/nologin\nnonroot:x:{NONROOT_ID}:{NONROOT_ID}:nonroot:/:/sbin/nologin\n\
+             nobody:x:65534:65534:nobody:/:/sbin/nologin\n"
+        );
+        let group = format!("root:x:0:\nnonroot:x:{NONROOT_ID}:\nnogroup:x:65534:\n");
+        archive.dir("etc/")?;
+        archive.file("etc/group", 0o644, group.as_bytes())?;
+        // Without it a static program asks DNS only and misses the names in /etc/hosts.
+        archive.file("etc/nsswitch.conf", 0o644, b"hosts: files dns\n")?;
+        archive.file("etc/passwd", 0o644, passwd.as_bytes())?;
+        archive.file(self.entrypoint.trim_start_matches('/'), 0o755, self.program)?;
+        archive.finish()
+    }
+
+    fn config(&self, diff_id: &str) -> Vec<u8> {
+        let ports: Value = self.ports.iter().map(|port| (format!("{port}/tcp"), json!({}))).collect();
+        to_json(&json!({
+            "architecture": self.architecture.as_str(),
+            "os": "linux",
+            "config": {"Entrypoint": [self.entrypoint], "ExposedPorts": ports, "WorkingDir": "/"},
+            "rootfs": {"type": "layers", "diff_ids": [diff_id]},
+        }))
+    }
+}
+
+/// The bytes of a JSON value with sorted keys, whichever map another crate of the program makes `serde_json` use.
+pub(crate) fn to_json(value: &Value) -> Vec<u8> {
+    serde_json::to_vec(&sorted(value)).expect("a JSON value can be written")
+}
+
+fn sorted(value: &Value) -> Value {
+    match value {
+        Value::Object(map) => {
+            let ordered: BTreeMap<_, _> =
+                map.iter().map(|(key, value)| (key.clone(), sorted(value))).collect();
+            Value::Object(ordered.into_iter().collect())
+        }
+        Value::Array(values) => Value::Array(values.iter().map(sorted).collect()),
+        other => other.clone(),
+    }
+}
+
+fn oci_digest(blob: &[u8]) -> String {
+    format!("sha256:{}", Digest::of(blob))
+}
+
+fn blob_path(blob: &[u8]) -> String {
+    format!("blobs/sha256/{}", Digest::of(blob))
+}
+
+fn descriptor(media_type: &str, blob: &[u8]) -> Value {
+    json!({"mediaType": media_type, "digest": oci_digest(blob), "size": blob.len()})
+}
+
+struct Archive {
+    tar: tar::Builder<Vec<u8>>,
+    epoch: u64,
+}
+
+impl Archive {
+    fn new(epoch: u64) -> Archive {
+        Archive { tar: tar::Builder::new(Vec::new()), epoch }
+    }
+
+    fn dir(&mut self, path: &str) -> io::Result<()> {
+        self.entry(path, tar::EntryType::Directory, 0o755, &[])
+    }
+
+    fn file(&mut self, path: &str, mode: u32, content: &[u8]) -> io::Result<()> {
+        self.entry(path, tar::EntryType::Regular, mode, content)
+    }
+
+    fn entry(&mut self, path: &str, kind: tar::EntryType, mode: u32, content: &[u8]) -> io::Result<()> {
+        let mut header = tar::Header::new_ustar();
+        header.set_entry_type(kind);
+        header.set_mode(mode);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(self.epoch);
+        header.set_size(content.len() as u64);
+        self.tar.append_data(&mut header, path, content)
+    }
+
+    fn finish(mut self) -> io::Result<Vec<u8>> {
+        self.tar.get_mut().flush()?;
+        self.tar.into_inner()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+
+    use super::*;
+
+    fn entries(bytes: &[u8]) -> BTreeMap<String, (u32, Vec<u8>)> {
+        let mut archive = tar::Archive::new(bytes);
+        let read = |entry: io::Result<tar::Entry<'_, &[u8]>>| {
+            let mut entry = entry.unwrap();
+            let mut content = Vec::new();
+            entry.read_to_end(&mut content).unwrap();
+            let path = entry.path().unwrap().display().to_string();
+            (path, (entry.header().mode().unwrap(), content))
+        };
+        archive.entries().unwrap().map(read).collect()
+    }
+
+    fn sample() -> Vec<u8> {
+        let image = OciImage {
+            name: "registry.keelson.internal/demo:0.1.0",
+            entrypoint: "/demo",
+            program: b"program",
+            ports: &[8080],
+            architecture: Architecture::Amd64,
+            epoch: 7,
+        };
+        image.to_bytes().unwrap()
+    }
+
+    #[test]
+    fn every_reference_leads_to_a_blob_with_that_digest() {
+        let files = entries(&sample());
+        let json = |path: &str| serde_json::from_slice::<Value>(&files[path].1).unwrap();
+        let blob = |descriptor: &Value| {
+            let digest = descriptor["digest"].as_str().unwrap().strip_prefix("sha256:").unwrap();
+            let content = &files[&format!("blobs/sha256/{digest}")].1;
+            assert_eq!(Digest::of(content).to_string(), digest);
+            assert_eq!(descriptor["size"], content.len());
+            content
+        };
+        let index = json("index.json");
+        let annotations = &index["manifests"][0]["annotations"];
+        assert_eq!(annotations["io.containerd.image.name"], "registry.keelson.internal/demo:0.1.0");
+        let manifest: Value = serde_json::from_slice(blob(&index["manifests"][0])).unwrap();
+        let config: Value = serde_json::from_slice(blob(&manifest["config"])).unwrap();
+        assert_eq!(config["rootfs"]["diff_ids"][0], manifest["layers"][0]["digest"]);
+        let layer = entries(blob(&manifest["layers"][0]));
+        assert_eq!(layer["demo"], (0o755, b"program".to_vec()));
+        assert_eq!(config["config"]["Entrypoint"], json!(["/demo"]));
+        let docker = json("manifest.json");
+        assert!(files.contains_key(docker[0]["Config"].as_str().unwrap()));
+        assert!(files.contains_key(docker[0]["Layers"][0].as_str().unwrap()));
+    }
+
+    #[test]
+    fn the_same_image_has_the_same_bytes() {
+        assert_eq!(Digest::of(&sample()), Digest::of(&sample()));
+    }
+}

@@ -1,0 +1,338 @@
+//! The whole desired state of one machine.
+//!
+//! A `NodeConfig` is complete and immutable: applying it twice changes nothing, a lost or doubled one is harmless, an
+//! older one is refused. It speaks of files, certificates, units, routes and probes, never of Kubernetes, so that an
+//! agent can run a release that did not exist when the agent was built.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use ipnet::Ipv4Net;
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{ClusterName, Generation, Incarnation, MachineId, ReleaseName};
+use crate::limits;
+use crate::secret::SecretBytes;
+
+/// Everything that a machine shall be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeConfig {
+    /// Generation of the blueprint that this was made from. Older ones are refused.
+    pub generation: Generation,
+    /// The machine that this is for; any other refuses it.
+    pub machine: MachineId,
+    /// Which machine of that id.
+    pub incarnation: Incarnation,
+    /// Its cluster.
+    pub cluster: ClusterName,
+    /// The release whose programs its units run.
+    pub release: ReleaseName,
+    /// Files to write.
+    pub files: Vec<FileSpec>,
+    /// Certificates to hold and to renew.
+    pub certificates: Vec<CertificateSpec>,
+    /// Units to run. Their order is given by their needs alone.
+    pub units: Vec<UnitSpec>,
+    /// Routes to the pod networks of other machines.
+    pub routes: Vec<RouteSpec>,
+    /// The balancer in front of the API servers, where the machine needs one.
+    pub balancer: Option<BalancerSpec>,
+}
+
+impl NodeConfig {
+    /// Checks counts, sizes and references.
+    ///
+    /// # Errors
+    /// A sentence that names the first rule that is broken.
+    pub fn check(&self) -> Result<(), String> {
+        at_most("files", self.files.len(), limits::FILES_MAX)?;
+        at_most("certificates", self.certificates.len(), limits::CERTIFICATES_MAX)?;
+        at_most("units", self.units.len(), limits::UNITS_MAX)?;
+        at_most("routes", self.routes.len(), limits::ROUTES_MAX)?;
+        for file in &self.files {
+            at_most(&file.path, file.content.bytes().len(), limits::FILE_BYTES_MAX)?;
+            check_path(&file.path)?;
+        }
+        for certificate in &self.certificates {
+            check_path(&certificate.certificate_path)?;
+            check_path(&certificate.key_path)?;
+        }
+        for unit in &self.units {
+            unit.check(self)?;
+        }
+        Ok(())
+    }
+
+    /// The unit of that name.
+    #[must_use]
+    pub fn unit(&self, name: &str) -> Option<&UnitSpec> {
+        self.units.iter().find(|unit| unit.name == name)
+    }
+}
+
+/// Folders below which a config may write: state and run-time folders of a machine, never its image.
+pub const WRITABLE_ROOTS: [&str; 2] = ["/var/lib/", "/run/"];
+
+fn check_path(path: &str) -> Result<(), String> {
+    let clean = !path.split('/').any(|part| part == ".." || part == ".") && !path.contains("//");
+    if clean && WRITABLE_ROOTS.iter().any(|root| path.starts_with(root)) && !path.ends_with('/') {
+        return Ok(());
+    }
+    Err(format!("path `{path}` is not a plain path below {}", WRITABLE_ROOTS.join(" or ")))
+}
+
+fn at_most(what: &str, count: usize, count_max: usize) -> Result<(), String> {
+    if count > count_max {
+        return Err(format!("{what}: {count}, at most {count_max} are allowed"));
+    }
+    Ok(())
+}
+
+/// A file that the agent owns: written atomically, checked for drift, written again when it differs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileSpec {
+    /// Absolute path below one of [`WRITABLE_ROOTS`].
+    pub path: String,
+    /// Permission bits, for example `0o600`. The owner is root.
+    pub mode: u32,
+    /// The content.
+    pub content: FileContent,
+}
+
+/// Content of a file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FileContent {
+    /// Text that anybody may see in a plan or a diff.
+    Text(String),
+    /// Bytes that must never be shown.
+    Secret(SecretBytes),
+}
+
+impl FileContent {
+    /// The bytes to write.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Text(text) => text.as_bytes(),
+            Self::Secret(secret) => secret.expose_secret(),
+        }
+    }
+}
+
+/// Which authority signs a certificate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Issuer {
+    /// The cluster's Kubernetes CA.
+    Kubernetes,
+    /// The cluster's etcd CA.
+    Etcd,
+    /// The cluster's front-proxy CA, which the aggregation layer trusts.
+    FrontProxy,
+}
+
+/// What a certificate may be used for (RFC 5280, section 4.2.1.12).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Usage {
+    /// serverAuth.
+    Server,
+    /// clientAuth.
+    Client,
+    /// Both.
+    Both,
+}
+
+/// A certificate that the machine holds. The key is made on the machine and never leaves it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CertificateSpec {
+    /// Name within the config, for requests and messages.
+    pub name: String,
+    /// Where the chain is written (PEM).
+    pub certificate_path: String,
+    /// Where the key is written (PEM, PKCS#8, 0600).
+    pub key_path: String,
+    /// Who signs it.
+    pub issuer: Issuer,
+    /// Subject common name.
+    pub common_name: String,
+    /// Subject organizations: Kubernetes groups.
+    pub organizations: Vec<String>,
+    /// DNS subject alternative names.
+    pub dns_names: Vec<String>,
+    /// IP subject alternative names.
+    pub addresses: Vec<IpAddr>,
+    /// What it may be used for.
+    pub usage: Usage,
+    /// Life in seconds. Renewed in place after two thirds of it.
+    pub lifetime_s: u32,
+}
+
+/// How systemd knows that a unit has started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum UnitKind {
+    /// Started when its program was executed.
+    Exec,
+    /// Started when its program says so (`sd_notify`).
+    Notify,
+    /// Done when its program has ended with success; it is run again only when its inputs change.
+    Oneshot,
+}
+
+/// How much of the machine a unit's program may touch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Hardening {
+    /// It manages the machine (kubelet, containerd, kube-proxy) and sees all of it.
+    Host,
+    /// It is a server: no new privileges, a read-only file system but for its own folders, private `/tmp`.
+    Server,
+}
+
+/// A program that the machine runs as a systemd unit.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnitSpec {
+    /// systemd unit name, with suffix, for example `kubelet.service`.
+    pub name: String,
+    /// One line for people.
+    pub description: String,
+    /// How systemd knows that it has started.
+    pub kind: UnitKind,
+    /// Program (absolute path) and arguments. Never a shell line.
+    pub command: Vec<String>,
+    /// Environment variables.
+    pub environment: Vec<(String, String)>,
+    /// What it may touch.
+    pub hardening: Hardening,
+    /// Folders that it writes; made before it starts. With [`Hardening::Server`] it can write nowhere else.
+    pub state_directories: Vec<String>,
+    /// Whether it manages control groups below its own.
+    pub delegate: bool,
+    /// Whether its children live on when it is stopped (containers of containerd).
+    pub children_survive: bool,
+    /// Open files allowed; `None` leaves the default.
+    pub open_files_max: Option<u32>,
+    /// How long it may take to stop before it is killed, in seconds.
+    pub stop_timeout_s: u32,
+    /// What must hold before it is started.
+    pub needs: Vec<Need>,
+    /// How the agent sees that it works. Without one, running is enough.
+    pub health: Option<ProbeSpec>,
+    /// Paths of files and names of certificates whose *specification* is an input: when one changes, the unit is
+    /// restarted. A renewed certificate is no change: programs read those again by themselves.
+    pub restart_on: Vec<String>,
+}
+
+impl UnitSpec {
+    fn check(&self, config: &NodeConfig) -> Result<(), String> {
+        let name_ok = self.name.ends_with(".service")
+            && self.name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.@".contains(&b));
+        if !name_ok {
+            return Err(format!("unit name `{}` is not a plain name ending with .service", self.name));
+        }
+        if !self.command.first().is_some_and(|program| program.starts_with('/')) {
+            return Err(format!("unit {}: the program must be an absolute path", self.name));
+        }
+        for need in &self.needs {
+            if let Need::Unit(other) = need
+                && config.unit(other).is_none()
+            {
+                return Err(format!("unit {} needs {other}, which the config does not have", self.name));
+            }
+        }
+        for input in &self.restart_on {
+            let known = config.files.iter().any(|file| file.path == *input)
+                || config.certificates.iter().any(|certificate| certificate.name == *input);
+            if !known {
+                return Err(format!("unit {} restarts on {input}, which the config does not have", self.name));
+            }
+        }
+        for directory in &self.state_directories {
+            check_path(directory)?;
+        }
+        Ok(())
+    }
+}
+
+/// What a unit waits for before it is started.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Need {
+    /// Another unit of this machine is healthy.
+    Unit(String),
+    /// Something answers, here or on another machine.
+    Probe(ProbeSpec),
+}
+
+/// A question that is answered by asking, not by believing.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct ProbeSpec {
+    /// What is asked, in words: `etcd at 10.0.0.2:2379`.
+    pub name: String,
+    /// Whom to ask.
+    pub target: ProbeTarget,
+    /// Which answer is good.
+    pub expect: Expect,
+    /// How long to wait for the answer, in milliseconds.
+    pub timeout_ms: u32,
+}
+
+/// Whom a probe asks.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum ProbeTarget {
+    /// A TCP port.
+    Tcp(SocketAddr),
+    /// A Unix socket.
+    Unix(String),
+    /// An HTTP endpoint.
+    Http {
+        /// Where it listens.
+        address: SocketAddr,
+        /// Path and query.
+        path: String,
+    },
+    /// An HTTPS endpoint.
+    Https {
+        /// Where it listens.
+        address: SocketAddr,
+        /// Path and query.
+        path: String,
+        /// Name that its certificate must carry.
+        server_name: String,
+        /// CA bundle that must have signed it (PEM file).
+        ca_path: String,
+        /// Client certificate and key to show (PEM files).
+        client: Option<ClientFiles>,
+    },
+}
+
+/// Files of a client certificate.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct ClientFiles {
+    /// The chain (PEM).
+    pub certificate_path: String,
+    /// The key (PEM).
+    pub key_path: String,
+}
+
+/// Which answer of a probe is good.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Expect {
+    /// The connection stands, or the status is 2xx.
+    Answer,
+    /// The body is a Kubernetes `Node` object whose `Ready` condition is `True`.
+    NodeReady,
+}
+
+/// A route of this machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct RouteSpec {
+    /// Where to.
+    pub destination: Ipv4Net,
+    /// Through whom.
+    pub via: Ipv4Addr,
+}
+
+/// A TCP balancer inside the agent, so that kubelet and kube-proxy outlive any one master.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BalancerSpec {
+    /// Where it listens on this machine (loopback).
+    pub listen: SocketAddr,
+    /// The API servers.
+    pub backends: Vec<SocketAddr>,
+}

@@ -1,0 +1,48 @@
+//! `cargo xtask`: one command for every chore.
+
+mod check;
+mod coordinator;
+mod demo;
+mod down;
+mod host;
+mod image;
+mod programs;
+mod state;
+mod test;
+mod up;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// Every chore of the source tree.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", disable_help_subcommand = true)]
+struct Arguments {
+    #[command(subcommand)]
+    chore: Chore,
+}
+
+#[derive(Debug, Subcommand)]
+enum Chore {
+    /// Set up this machine, build everything, and end with a running demo cluster.
+    Up(up::UpArgs),
+    /// Remove every process, namespace, mount and container that `up` made.
+    Down(down::DownArgs),
+    /// Run everything that CI runs.
+    Test(test::TestArgs),
+    /// Check style: formatting, lints, dependency arrows, documents, no binary files.
+    Check,
+    /// Build, list, show and verify node images.
+    #[command(subcommand)]
+    Image(image::ImageCommand),
+}
+
+fn main() -> Result<()> {
+    match Arguments::parse().chore {
+        Chore::Up(args) => up::run(&args),
+        Chore::Down(args) => down::run(&args),
+        Chore::Test(args) => test::run(&args),
+        Chore::Check => check::run(),
+        Chore::Image(command) => image::run(command),
+    }
+}

@@ -1,0 +1,80 @@
+//! `cargo xtask test`: everything that CI runs.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use clap::Args;
+use keelson_images::SourceMode;
+
+use crate::check::{self, cargo};
+use crate::programs::workspace_root;
+use crate::state::StateArgs;
+use crate::{down, host, up};
+
+/// What to run.
+#[derive(Debug, Args)]
+pub(crate) struct TestArgs {
+    /// Leave out the tests on real machines (they need root and minutes).
+    #[arg(long)]
+    no_e2e: bool,
+}
+
+/// Runs `cargo xtask test`.
+pub(crate) fn run(args: &TestArgs) -> Result<()> {
+    let root = workspace_root()?;
+    let scratch = Scratch::new()?;
+    host::prepare(&scratch.path)?;
+    check::run()?;
+    cargo(&root, &["test", "--workspace", "--exclude", "keelson-e2e", "--locked", "--quiet"])?;
+    if args.no_e2e {
+        return Ok(());
+    }
+    e2e(&root, &scratch.path)
+}
+
+/// Makes an installation of its own, tests it, and removes it, also when a test fails.
+fn e2e(root: &Path, state_dir: &Path) -> Result<()> {
+    let up_args = up::UpArgs {
+        state: StateArgs::at(state_dir.to_owned()),
+        source: SourceMode::Auto,
+        output: up::Output::Text,
+    };
+    let result = up::up(&up_args).and_then(|installation| {
+        let mut cargo = std::process::Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        cargo.current_dir(root).args(["test", "--package", "keelson-e2e", "--locked", "--", "--test-threads=1"]);
+        for (name, value) in installation.variables() {
+            cargo.env(name, value);
+        }
+        let status = cargo.status().context("cargo cannot be started")?;
+        anyhow::ensure!(status.success(), "the tests on real machines failed");
+        Ok(())
+    });
+    if result.is_err() {
+        let log = std::fs::read_to_string(state_dir.join("coordinator.log")).unwrap_or_default();
+        let tail: Vec<&str> = log.lines().rev().take(60).collect();
+        eprintln!("last lines of the coordinator's log:");
+        tail.iter().rev().for_each(|line| eprintln!("  {line}"));
+    }
+    let removed = down::remove(state_dir);
+    result.and(removed)
+}
+
+/// A state directory for one run. What is in it is removed by `down::remove`; the empty rest goes with this value.
+struct Scratch {
+    path: PathBuf,
+}
+
+impl Scratch {
+    fn new() -> Result<Self> {
+        let name = format!("keelson-test-{}", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        std::fs::create_dir_all(&path).context("could not make a scratch directory")?;
+        Ok(Self { path })
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir(&self.path);
+    }
+}

@@ -1,0 +1,239 @@
+//! `cargo xtask up`: from nothing to a running demo cluster with an application on it.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::{Args, ValueEnum};
+use keelson_images::{CacheDir, SourceMode};
+use serde_json::{Value, json};
+
+use crate::coordinator::Coordinator;
+use crate::demo;
+use crate::host;
+use crate::image;
+use crate::programs::{compile, workspace_root};
+use crate::state::StateArgs;
+
+/// The cluster that `up` makes.
+const CLUSTER: &str = "demo";
+
+/// What to set up.
+#[derive(Debug, Args)]
+pub(crate) struct UpArgs {
+    #[command(flatten)]
+    pub(crate) state: StateArgs,
+    /// How upstream parts are got: auto builds where Go 1.26 is installed, else downloads.
+    #[arg(long, default_value = "auto")]
+    pub(crate) source: SourceMode,
+    /// Form of the result on standard output; progress goes to standard error.
+    #[arg(long, value_enum, default_value = "text")]
+    pub(crate) output: Output,
+}
+
+/// Forms of the result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Output {
+    /// For people.
+    Text,
+    /// One JSON object on the last line.
+    Json,
+}
+
+/// What `up` leaves: everything that a user needs to go on.
+pub(crate) struct Installation {
+    pub(crate) state_dir: PathBuf,
+    pub(crate) coordinator: PathBuf,
+    pub(crate) keelson: PathBuf,
+    pub(crate) image: String,
+    pub(crate) kubectl: PathBuf,
+    pub(crate) kubeconfig: PathBuf,
+    pub(crate) endpoint: String,
+    pub(crate) web: SocketAddr,
+    pub(crate) steps: Vec<(&'static str, f64)>,
+}
+
+impl Installation {
+    /// What tests need, as environment variables.
+    pub(crate) fn variables(&self) -> Vec<(&'static str, String)> {
+        let text = |path: &Path| path.display().to_string();
+        vec![
+            ("KEELSON_E2E_STATE_DIR", text(&self.state_dir)),
+            ("KEELSON_E2E_COORDINATOR", text(&self.coordinator)),
+            ("KEELSON_E2E_KEELSON", text(&self.keelson)),
+            ("KEELSON_E2E_KUBECTL", text(&self.kubectl)),
+            ("KEELSON_E2E_KUBECONFIG", text(&self.kubeconfig)),
+            ("KEELSON_E2E_IMAGE", self.image.clone()),
+            ("KEELSON_E2E_WEB", self.web.to_string()),
+        ]
+    }
+}
+
+/// Runs `cargo xtask up`.
+pub(crate) fn run(args: &UpArgs) -> Result<()> {
+    let installation = up(args)?;
+    match args.output {
+        Output::Text => print_text(&installation),
+        Output::Json => print_json(&installation),
+    }
+    Ok(())
+}
+
+/// Sets up an installation, or finds what is there.
+pub(crate) fn up(args: &UpArgs) -> Result<Installation> {
+    let mut steps = Steps::default();
+    let state_dir = args.state.directory()?;
+    steps.run("prepare this machine", || host::prepare(&state_dir))?;
+    let programs = steps.run("build Keelson", build_programs)?;
+    let build = image::BuildArgs::newest(args.source);
+    let image = steps.run("node image", || {
+        image::build(&CacheDir::from_environment()?, &build, &mut image::Lines)
+    })?;
+    let kubectl = image.tools.get("kubectl").context("the image has no kubectl for this machine")?.clone();
+    let keelson = Keelson { program: programs.keelson, context: state_dir.join("context.json") };
+    let coordinator = Coordinator::of(&state_dir);
+    steps.run("coordinator", || {
+        coordinator.ensure(&programs.coordinator, &image.digest.to_string(), || keelson.answers())
+    })?;
+    steps.run("cluster", || keelson.create_cluster())?;
+    let kubeconfig = state_dir.join(format!("{CLUSTER}.kubeconfig"));
+    let status = steps.run("kubeconfig", || keelson.kubeconfig(&kubeconfig))?;
+    steps.run("application", || demo::apply(&kubectl, &kubeconfig))?;
+    let web = exposed(&status, "web")?;
+    let (frontend, backend) = steps.run("check over HTTP", || demo::check(web))?;
+    eprintln!("the frontend on {frontend} and the backend on {backend} answer at http://{web}/");
+    Ok(Installation {
+        endpoint: status["endpoint"].as_str().unwrap_or_default().to_owned(),
+        coordinator: programs.coordinator,
+        keelson: keelson.program,
+        image: image.digest.to_string(),
+        state_dir,
+        kubectl,
+        kubeconfig,
+        web,
+        steps: steps.done,
+    })
+}
+
+/// Times steps and says when each begins.
+#[derive(Default)]
+struct Steps {
+    done: Vec<(&'static str, f64)>,
+}
+
+impl Steps {
+    fn run<T>(&mut self, name: &'static str, step: impl FnOnce() -> Result<T>) -> Result<T> {
+        eprintln!("==> {name}");
+        let began = Instant::now();
+        let result = step().with_context(|| format!("step \"{name}\" failed"))?;
+        self.done.push((name, began.elapsed().as_secs_f64()));
+        Ok(result)
+    }
+}
+
+struct Programs {
+    coordinator: PathBuf,
+    keelson: PathBuf,
+}
+
+fn build_programs() -> Result<Programs> {
+    let packages = ["keelson-coordinator", "keelson-cli"];
+    let mut built = compile(&workspace_root()?, &packages, &mut image::Lines)?;
+    let mut take = |name: &str| built.remove(name).with_context(|| format!("cargo built no program {name}"));
+    Ok(Programs { coordinator: take("keelson-coordinator")?, keelson: take("keelson")? })
+}
+
+/// The command line program, pointed at one coordinator.
+struct Keelson {
+    program: PathBuf,
+    context: PathBuf,
+}
+
+impl Keelson {
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(&self.program);
+        command.arg("--context").arg(&self.context).args(arguments).stdin(Stdio::null());
+        command
+    }
+
+    fn answers(&self) -> bool {
+        let status = self.command(&["status"]).stdout(Stdio::null()).stderr(Stdio::null()).status();
+        self.context.exists() && status.is_ok_and(|status| status.success())
+    }
+
+    fn create_cluster(&self) -> Result<()> {
+        if self.show().is_ok() {
+            let wait = ["cluster", "show", CLUSTER];
+            eprintln!("    cluster {CLUSTER} is there already");
+            ensure!(self.command(&wait).stdout(Stdio::null()).status()?.success(), "it cannot be shown");
+            return Ok(());
+        }
+        let expose = format!("web={}", demo::NODE_PORT);
+        let create = ["cluster", "create", CLUSTER, "--plan", "small", "--expose", &expose, "--wait"];
+        let status = self.command(&create).stdout(Stdio::null()).status()?;
+        ensure!(status.success(), "keelson {} ended with {status}", create.join(" "));
+        Ok(())
+    }
+
+    /// Writes a kubeconfig and returns the cluster's status.
+    fn kubeconfig(&self, path: &Path) -> Result<Value> {
+        let text = path.to_str().context("the state directory's path is no text")?;
+        let write = ["cluster", "kubeconfig", CLUSTER, "--file", text, "--set-context"];
+        let output = self.command(&write).output()?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        Ok(self.show()?["status"].clone())
+    }
+
+    fn show(&self) -> Result<Value> {
+        let output = self.command(&["cluster", "show", CLUSTER, "--output", "json"]).output()?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+        serde_json::from_slice(&output.stdout).context("keelson printed no JSON")
+    }
+}
+
+fn exposed(status: &Value, name: &str) -> Result<SocketAddr> {
+    let Some(list) = status["exposed"].as_array() else { bail!("the cluster's status lists no exposed services") };
+    let service = list.iter().find(|service| service["name"] == name);
+    let address = service.and_then(|service| service["address"].as_str());
+    let address = address.with_context(|| format!("service {name} is not reachable from outside"))?;
+    address.parse().with_context(|| format!("`{address}` is no address"))
+}
+
+#[allow(clippy::print_stdout, reason = "the result of the command goes to standard output")]
+fn print_text(done: &Installation) {
+    let context = done.state_dir.join("context.json");
+    println!();
+    for (name, seconds) in &done.steps {
+        println!("  {name:<22} {seconds:>7.1} s");
+    }
+    println!("\nCluster {CLUSTER} is ready: {}", done.endpoint);
+    println!("The application answers at http://{}/\n", done.web);
+    println!("  export KUBECONFIG={}", done.kubeconfig.display());
+    println!("  export KEELSON_CONTEXT={}", context.display());
+    println!("  alias kubectl={} keelson={}\n", done.kubectl.display(), done.keelson.display());
+    println!("Three things to try next:");
+    println!("  kubectl get pods --all-namespaces --output wide");
+    println!("  keelson cluster show {CLUSTER}");
+    println!("  keelson cluster create second --plan tiny --wait");
+    println!("\nRemove everything again with: cargo xtask down");
+}
+
+#[allow(clippy::print_stdout, reason = "the result of the command goes to standard output")]
+fn print_json(done: &Installation) {
+    let steps: Vec<Value> =
+        done.steps.iter().map(|(name, seconds)| json!({ "name": name, "seconds": seconds })).collect();
+    println!(
+        "{}",
+        json!({
+            "kubeconfig": done.kubeconfig,
+            "kubectl": done.kubectl,
+            "keelson": done.keelson,
+            "context": done.state_dir.join("context.json"),
+            "endpoint": done.endpoint,
+            "web": format!("http://{}/", done.web),
+            "steps": steps,
+        })
+    );
+}
