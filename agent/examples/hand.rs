@@ -79,13 +79,14 @@ async fn main() -> anyhow::Result<()> {
                 }
                 LinkEvent::Opened { session: opened, hello, .. } => {
                     say(&format!("{hello:?}"));
-                    opened.send(ToAgent::Welcome { version: VERSION_MAX, now: wall() })?;
+                    let _ = opened.send(ToAgent::Welcome { version: VERSION_MAX, now: wall() });
                     session = Some(opened);
                     sent = None;
                 }
                 LinkEvent::Message { message, .. } => {
                     if let Some(session) = &session {
-                        answer(&ca, life, &first, session, message)?;
+                        // A session that has just ended is no reason to end as well.
+                        let _ = answer(&ca, life, &first, session, message);
                     }
                 }
                 LinkEvent::Closed { why, .. } => say(&format!("closed: {why}")),
@@ -96,7 +97,7 @@ async fn main() -> anyhow::Result<()> {
         if let (Some(session), Ok(now)) = (&session, read(&config))
             && sent.as_ref() != Some(&now)
         {
-            session.send(ToAgent::Config(Box::new(now.clone())))?;
+            let _ = session.send(ToAgent::Config(Box::new(now.clone())));
             sent = Some(now);
         }
     }

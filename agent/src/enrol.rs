@@ -22,6 +22,9 @@ use crate::metadata::Metadata;
 use crate::paths::Paths;
 use crate::shell::Input;
 
+/// Metadata that is not there yet is looked for this often.
+const METADATA_EVERY: Duration = Duration::from_millis(500);
+
 /// Generation that the next `Hello` tells.
 pub(crate) type SharedGeneration = Arc<Mutex<Option<Generation>>>;
 
@@ -47,6 +50,9 @@ impl LinkTask {
     }
 
     async fn keep_up(&mut self) -> Result<std::convert::Infallible, Gone> {
+        if let Err(error) = Metadata::read(&self.paths.metadata) {
+            self.tell(LinkNews::Enrolling { why: chain(&error), retry_in: METADATA_EVERY }).await?;
+        }
         let metadata = wait_for_metadata(&self.paths).await;
         if (&metadata.machine, metadata.incarnation) != (&self.machine, self.incarnation) {
             let why = format!("the metadata names {} incarnation {}", metadata.machine, metadata.incarnation);
@@ -189,7 +195,6 @@ impl Failure {
 
 /// A machine whose metadata cannot be read waits for it: on some infrastructures it comes after the agent starts.
 pub(crate) async fn wait_for_metadata(paths: &Paths) -> Metadata {
-    const EVERY: Duration = Duration::from_millis(500);
     const TOLD_EVERY: u32 = 60;
     for attempt in 0_u32.. {
         match Metadata::read(&paths.metadata) {
@@ -199,7 +204,7 @@ pub(crate) async fn wait_for_metadata(paths: &Paths) -> Metadata {
             }
             Err(_) => {}
         }
-        tokio::time::sleep(EVERY).await;
+        tokio::time::sleep(METADATA_EVERY).await;
     }
     unreachable!("the loop ends only with the metadata")
 }

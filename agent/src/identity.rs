@@ -146,3 +146,89 @@ impl IdentityFiles {
         write_atomically(path, mode, content, Durability::OnDisk).map_err(IdentityFileError::Write)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use keelson_transport::LinkCa;
+
+    use super::*;
+
+    const NOW: WallTime = WallTime(1_700_000_000_000);
+    const HOUR: Duration = Duration::from_secs(3_600);
+
+    struct Fixture {
+        _root: tempfile::TempDir,
+        files: IdentityFiles,
+        ca: LinkCa,
+        machine: MachineId,
+    }
+
+    fn fixture() -> Fixture {
+        let root = tempfile::tempdir().unwrap();
+        let files = IdentityFiles::new(root.path().join("link"));
+        let ca = LinkCa::generate("test", NOW, 100 * HOUR).unwrap();
+        Fixture { _root: root, files, ca, machine: MachineId::new("demo-worker-1").unwrap() }
+    }
+
+    impl Fixture {
+        fn certify(&self, request: KeyRequest) -> Identity {
+            let signed = self
+                .ca
+                .sign_machine(&request.signing_request, &self.machine, Incarnation(1), NOW, HOUR)
+                .unwrap();
+            Identity { chain: signed, key: request.key }
+        }
+
+        fn install(&self, identity: &Identity) {
+            let ca = Some(self.ca.certificate_der());
+            self.files.install(identity, ca, &self.machine, Incarnation(1)).unwrap();
+        }
+
+        fn load(&self) -> Result<Held, &'static str> {
+            self.files.load(&self.machine, Incarnation(1), NOW)
+        }
+    }
+
+    #[test]
+    fn a_killed_enrolment_asks_again_with_the_same_key() {
+        let fixture = fixture();
+        assert_eq!(fixture.load().unwrap_err(), "there is no link certificate");
+        let first = fixture.files.pending_key().unwrap();
+        let again = fixture.files.pending_key().unwrap();
+        assert_eq!((&first.key, &first.signing_request), (&again.key, &again.signing_request));
+        fixture.install(&fixture.certify(again));
+        assert_eq!(fixture.load().unwrap().identity.key, first.key);
+        assert_ne!(fixture.files.pending_key().unwrap().key, first.key, "a used key is not used again");
+    }
+
+    #[test]
+    fn a_pair_is_complete_whenever_the_agent_dies_while_it_is_replaced() {
+        let fixture = fixture();
+        let old = fixture.certify(keelson_transport::make_key_request().unwrap());
+        let new = fixture.certify(keelson_transport::make_key_request().unwrap());
+        fixture.install(&old);
+        // The new key is there, the new chain is not.
+        fixture.files.write_secret("key.next.pem", &key_to_pem(&new.key)).unwrap();
+        assert_eq!(fixture.load().unwrap().identity, old);
+        // The new chain is there, the new key is not in its place.
+        fixture.files.write("chain.pem", CHAIN_MODE, chain_to_pem(&new.chain).as_bytes()).unwrap();
+        assert_eq!(fixture.load().unwrap().identity, new);
+        assert_eq!(fixture.load().unwrap().identity, new, "and it stays so");
+    }
+
+    #[test]
+    fn an_identity_of_others_or_of_the_past_is_not_used() {
+        let fixture = fixture();
+        let identity = fixture.certify(keelson_transport::make_key_request().unwrap());
+        fixture.install(&identity);
+        let load = |incarnation, now| fixture.files.load(&fixture.machine, Incarnation(incarnation), now);
+        assert_eq!(load(2, NOW).unwrap_err(), "the link certificate is for another machine");
+        assert_eq!(load(1, NOW.plus(2 * HOUR)).unwrap_err(), "the link certificate has expired");
+        let stolen =
+            Identity { chain: identity.chain, key: keelson_transport::make_key_request().unwrap().key };
+        let refused = fixture.files.install(&stolen, None, &fixture.machine, Incarnation(1)).unwrap_err();
+        assert!(refused.to_string().ends_with("it is for another key"));
+    }
+}

@@ -7,8 +7,8 @@ use anyhow::{Context, Result, bail};
 use keelson_images::{CacheDir, Digest, ImageManifest, ImageStore};
 use keelson_model::{Release, ReleaseCatalog};
 use keelson_protocol::ReleaseName;
-use keelson_providers::call::{ImageLayers, ImageResolver};
 use keelson_providers::ProviderError;
+use keelson_providers::call::{ImageLayers, ImageResolver};
 
 /// What the images give.
 pub(crate) struct Catalog {
@@ -30,10 +30,13 @@ pub(crate) fn open(digests: &[String]) -> Result<Catalog> {
         let image = store.get(&digest)?;
         let release = release_of(&image.manifest, &digest)?;
         default.get_or_insert_with(|| release.name.clone());
-        let upgrade_from = releases.get(&release.name).map(|known| known.upgrade_from.clone()).unwrap_or_default();
+        let upgrade_from =
+            releases.get(&release.name).map(|known| known.upgrade_from.clone()).unwrap_or_default();
         releases.insert(release.name.clone(), Release { upgrade_from, ..release });
     }
-    let Some(default) = default else { bail!("no image was given; build one with `cargo xtask image build`") };
+    let Some(default) = default else {
+        bail!("no image was given; build one with `cargo xtask image build`")
+    };
     let resolver: ImageResolver = Arc::new(move |digest: &str| resolve(&store, digest));
     Ok(Catalog { releases: ReleaseCatalog { releases }, default, resolver })
 }
@@ -69,8 +72,16 @@ fn release_of(manifest: &ImageManifest, digest: &Digest) -> Result<Release> {
     }
     Ok(Release {
         name: ReleaseName::new(content.name.to_string())?,
-        components: content.components.iter().map(|(name, info)| (name.clone(), info.version.clone())).collect(),
-        images: content.container_images.iter().map(|(name, image)| (name.clone(), image.name.clone())).collect(),
+        components: content
+            .components
+            .iter()
+            .map(|(name, info)| (name.clone(), info.version.clone()))
+            .collect(),
+        images: content
+            .container_images
+            .iter()
+            .map(|(name, image)| (name.clone(), image.name.clone()))
+            .collect(),
         archives,
         upgrade_from: Vec::new(),
         image: Some(digest.to_string()),

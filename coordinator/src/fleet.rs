@@ -7,16 +7,17 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use futures::StreamExt;
 use keelson_api::convert::{
-    ClusterParts, cluster_view, event_view, machine_view, meta, operation_metadata, operation_view, plan_view,
-    preview, release_view, waiting_view,
+    ClusterParts, cluster_view, event_view, machine_view, meta, operation_metadata, operation_view,
+    plan_view, preview, release_view, waiting_view,
 };
 use keelson_api::fleet::{
-    Answer, EventBatch, EventQuery, EventRange, Follow, Idempotency, IfMatch, LogStream, LogsRequest, Protection, ShellPipe,
+    Answer, EventBatch, EventQuery, EventRange, Follow, Idempotency, IfMatch, LogStream, LogsRequest,
+    Protection, ShellPipe,
 };
 use keelson_api::types::{
-    API_VERSION, ClusterCounts, ClusterView, HealthView, KubeconfigView, MachineCounts, MachineView, OperationCounts,
-    OperationView, Page, PageRequest, PlanPreview, PlanView, ProtocolView, ReleaseView, SecretText, SeverityView,
-    ShellRequestBody, StatusView, VersionView,
+    API_VERSION, ClusterCounts, ClusterView, HealthView, KubeconfigView, MachineCounts, MachineView,
+    OperationCounts, OperationView, Page, PageRequest, PlanPreview, PlanView, ProtocolView, ReleaseView,
+    SecretText, SeverityView, ShellRequestBody, StatusView, VersionView,
 };
 use keelson_api::{Fleet, Problem};
 use keelson_coordinator_core::{Cluster, ClusterState, CommandError, CreateCluster, Now};
@@ -125,12 +126,16 @@ impl Fleet for CoordinatorFleet {
         }))
     }
 
-    fn create_cluster(&self, spec: ClusterSpec, idempotency: Option<Idempotency>) -> Answer<'_, OperationView> {
+    fn create_cluster(
+        &self,
+        spec: ClusterSpec,
+        idempotency: Option<Idempotency>,
+    ) -> Answer<'_, OperationView> {
         Box::pin(async move {
-            let material =
-                new_cluster_material(&spec.name, wall_now()).map_err(|e| Problem::internal(chain_text(&e)))?;
-            let idempotency =
-                idempotency.map(|known| (format!("{}/{}", known.caller, known.key), hex::encode(known.body_sha256)));
+            let material = new_cluster_material(&spec.name, wall_now())
+                .map_err(|e| Problem::internal(chain_text(&e)))?;
+            let idempotency = idempotency
+                .map(|known| (format!("{}/{}", known.caller, known.key), hex::encode(known.body_sha256)));
             self.change(move |shell| {
                 let now = shell.now();
                 match shell.core.create_cluster(now, CreateCluster { spec, material, idempotency }) {
@@ -209,7 +214,8 @@ impl Fleet for CoordinatorFleet {
             let now = wall_now();
             let (certificate, key) = admin_certificate(&material, "keelson:admin", ADMIN_GROUP, now, life)
                 .map_err(|error| Problem::internal(chain_text(&error)))?;
-            let ca = material.authorities.get(&Issuer::Kubernetes).map(|authority| authority.certificate.clone());
+            let ca =
+                material.authorities.get(&Issuer::Kubernetes).map(|authority| authority.certificate.clone());
             let config = admin_kubeconfig(
                 name.as_str(),
                 &endpoint,
@@ -251,7 +257,8 @@ impl Fleet for CoordinatorFleet {
     fn machine(&self, id: MachineId) -> Answer<'_, MachineView> {
         Box::pin(self.ask(move |shell| {
             let now = shell.now();
-            let cluster = shell.core.clusters().find(|cluster| cluster.row.blueprint.machines.contains_key(&id));
+            let cluster =
+                shell.core.clusters().find(|cluster| cluster.row.blueprint.machines.contains_key(&id));
             let cluster = cluster.ok_or_else(|| Problem::machine_not_found(&id))?;
             view_machine(shell, cluster, &id, now).ok_or_else(|| Problem::machine_not_found(&id))
         }))
@@ -450,7 +457,8 @@ fn status(shell: &Shell, install: String, started: WallTime) -> StatusView {
         machines.total += 1;
         machines.connected += u32::from(machine.session.is_some());
         machines.silent += u32::from(machine.silent);
-        let ready = machine.heartbeat.is_some_and(|beat| beat.state == keelson_protocol::health::NodeState::Ready);
+        let ready =
+            machine.heartbeat.is_some_and(|beat| beat.state == keelson_protocol::health::NodeState::Ready);
         machines.ready += u32::from(ready && !machine.silent);
     }
     let mut operations = OperationCounts::default();

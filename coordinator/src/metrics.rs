@@ -51,8 +51,9 @@ pub(crate) fn render(core: &CoordinatorCore, now: Now) -> String {
 }
 
 fn write_series(text: &mut String, name: &str, kind: &str, help: &str, values: &[(&str, u64)]) {
-    let written = writeln!(text, "# HELP keelson_{name} {help}\n# TYPE keelson_{name} {kind}").and_then(|()| {
-        values.iter().try_for_each(|(labels, value)| writeln!(text, "keelson_{name}{labels} {value}"))
-    });
+    let written =
+        writeln!(text, "# HELP keelson_{name} {help}\n# TYPE keelson_{name} {kind}").and_then(|()| {
+            values.iter().try_for_each(|(labels, value)| writeln!(text, "keelson_{name}{labels} {value}"))
+        });
     written.expect("writing to a string cannot fail");
 }

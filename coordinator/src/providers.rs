@@ -7,7 +7,9 @@ use std::time::Duration;
 use keelson_coordinator_core::{ProviderAnswer, ProviderCall, ProviderFailure, Remedy, SeenMachine};
 use keelson_protocol::InstallId;
 use keelson_providers::call::{Metadata, SecretText};
-use keelson_providers::{Answer, Call, ExposeRequest, MachineRequest, MachineState, ObjectKey, Provider, ProviderError};
+use keelson_providers::{
+    Answer, Call, ExposeRequest, MachineRequest, MachineState, ObjectKey, Provider, ProviderError,
+};
 
 /// How long a provider call may take. Clouds need a minute to make a machine; the local provider needs a second.
 const CALL_DEADLINE: Duration = Duration::from_secs(120);
@@ -37,8 +39,12 @@ impl Infrastructure {
         let install = self.install.clone();
         match call {
             ProviderCall::Create { machine, cluster, token } => {
-                let key =
-                    ObjectKey { install, cluster, machine: machine.id.clone(), incarnation: machine.incarnation };
+                let key = ObjectKey {
+                    install,
+                    cluster,
+                    machine: machine.id.clone(),
+                    incarnation: machine.incarnation,
+                };
                 Call::CreateMachine(Box::new(MachineRequest {
                     image: machine.image,
                     zone: machine.zone,

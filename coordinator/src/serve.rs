@@ -41,7 +41,8 @@ pub(crate) fn run(arguments: &Serve) -> Result<()> {
 fn start_logging(json: bool) {
     let filter = tracing_subscriber::EnvFilter::try_from_env("KEELSON_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    let builder =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
     if json { builder.json().init() } else { builder.with_ansi(false).init() }
 }
 
@@ -180,7 +181,8 @@ fn tls(state: &StateDir) -> Result<Arc<rustls::ServerConfig>> {
 }
 
 async fn terminated() {
-    let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+    let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
         return std::future::pending().await;
     };
     tokio::select! {

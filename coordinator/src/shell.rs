@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use keelson_coordinator_core::{CallId, CoordinatorCore, Effect, EnrolId, Input, Now, ProviderAnswer, ProviderFailure, SessionId};
+use keelson_coordinator_core::{
+    CallId, CoordinatorCore, Effect, EnrolId, Input, Now, ProviderAnswer, ProviderFailure, SessionId,
+};
 use keelson_model::FleetEvent;
 use keelson_pki::sign_leaf;
 use keelson_protocol::MachineId;
@@ -181,7 +183,8 @@ impl Shell {
                     }
                 }
                 Effect::SignLeaf { session, cluster, spec, signing_request } => {
-                    let Some(material) = self.core.cluster(&cluster).map(|cluster| cluster.material.clone()) else {
+                    let Some(material) = self.core.cluster(&cluster).map(|cluster| cluster.material.clone())
+                    else {
                         continue;
                     };
                     let name = spec.name.clone();
@@ -265,10 +268,22 @@ fn note(event: &FleetEvent) {
     let machine = event.machine.as_ref().map(ToString::to_string);
     match event.severity {
         keelson_model::Severity::Info => {
-            tracing::info!(reason = event.reason, cluster, machine, cause = event.cause, outcome = event.outcome);
+            tracing::info!(
+                reason = event.reason,
+                cluster,
+                machine,
+                cause = event.cause,
+                outcome = event.outcome
+            );
         }
         keelson_model::Severity::Warning | keelson_model::Severity::Alarm => {
-            tracing::warn!(reason = event.reason, cluster, machine, cause = event.cause, outcome = event.outcome);
+            tracing::warn!(
+                reason = event.reason,
+                cluster,
+                machine,
+                cause = event.cause,
+                outcome = event.outcome
+            );
         }
     }
 }

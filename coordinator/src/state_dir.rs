@@ -43,8 +43,17 @@ impl StateDir {
         let link_ca = link_ca(&keys, &install)?;
         let api_authority = api_authority(&keys, &install)?;
         let token_key = SecretBytes::new(read_or_make(&keys.join("enrolment.key"), || random_bytes(32))?);
-        let admin_token = text(read_or_make(&keys.join("admin.token"), || Ok(random_hex(32)?.into_bytes()))?)?;
-        Ok(Self { path: path.to_owned(), _lock: lock, install, link_ca, api_authority, token_key, admin_token })
+        let admin_token =
+            text(read_or_make(&keys.join("admin.token"), || Ok(random_hex(32)?.into_bytes()))?)?;
+        Ok(Self {
+            path: path.to_owned(),
+            _lock: lock,
+            install,
+            link_ca,
+            api_authority,
+            token_key,
+            admin_token,
+        })
     }
 
     /// The key that secrets in the store are sealed with.

@@ -240,7 +240,10 @@ impl UnitSpec {
             let known = config.files.iter().any(|file| file.path == *input)
                 || config.certificates.iter().any(|certificate| certificate.name == *input);
             if !known {
-                return Err(format!("unit {} restarts on {input}, which the config does not have", self.name));
+                return Err(format!(
+                    "unit {} restarts on {input}, which the config does not have",
+                    self.name
+                ));
             }
         }
         for directory in &self.state_directories {

@@ -118,9 +118,7 @@ names! {
 }
 
 /// Counts the states that something has been given. Only ever grows; a receiver refuses an older one.
-#[derive(
-    Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
-)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Generation(pub u64);
 
@@ -140,9 +138,7 @@ impl fmt::Display for Generation {
 
 /// Counts how often a machine id was given to a new machine. Stands in the link certificate, so that a machine that
 /// was replaced cannot speak for its successor.
-#[derive(
-    Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
-)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Incarnation(pub u32);
 

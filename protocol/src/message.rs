@@ -246,14 +246,14 @@ impl Message for ToCoordinator {
 
     fn check(&self) -> Result<(), String> {
         match self {
-            Self::Health(report) if report.units.len() > limits::UNITS_MAX => {
-                Err(format!("health of {} units, at most {} are allowed", report.units.len(), limits::UNITS_MAX))
-            }
-            Self::Events(events) if events.len() > limits::EVENTS_BUFFERED_MAX => Err(format!(
-                "{} events, at most {} are allowed",
-                events.len(),
-                limits::EVENTS_BUFFERED_MAX
+            Self::Health(report) if report.units.len() > limits::UNITS_MAX => Err(format!(
+                "health of {} units, at most {} are allowed",
+                report.units.len(),
+                limits::UNITS_MAX
             )),
+            Self::Events(events) if events.len() > limits::EVENTS_BUFFERED_MAX => {
+                Err(format!("{} events, at most {} are allowed", events.len(), limits::EVENTS_BUFFERED_MAX))
+            }
             _ => Ok(()),
         }
     }

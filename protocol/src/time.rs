@@ -24,9 +24,7 @@ impl MonoTime {
 }
 
 /// A moment in milliseconds since 1970-01-01 UTC. Only for certificates and records: it may jump.
-#[derive(
-    Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
-)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct WallTime(pub i64);
 

@@ -28,7 +28,11 @@ pub const VERSION_MAX: ProtocolVersion = ProtocolVersion(1);
 
 /// Two sides have no protocol version in common.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the other side speaks link versions {min} to {max}, this one {} to {}; upgrade the older side", VERSION_MIN, VERSION_MAX)]
+#[error(
+    "the other side speaks link versions {min} to {max}, this one {} to {}; upgrade the older side",
+    VERSION_MIN,
+    VERSION_MAX
+)]
 pub struct NoCommonVersion {
     /// The other side's oldest version.
     pub min: ProtocolVersion,

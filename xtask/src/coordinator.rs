@@ -54,7 +54,8 @@ impl Coordinator {
         command.arg("serve").arg("--state-dir").arg(&self.state_dir).args(["--image", image]);
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).process_group(0);
         let child = command.spawn().with_context(|| format!("could not start {}", program.display()))?;
-        fs::write(self.file("coordinator.pid"), child.id().to_string()).context("could not write the pid file")
+        fs::write(self.file("coordinator.pid"), child.id().to_string())
+            .context("could not write the pid file")
     }
 
     /// Ends the coordinator, when it runs.

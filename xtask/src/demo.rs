@@ -24,7 +24,13 @@ const ANSWER_BYTES_MAX: u64 = 64 * 1024;
 /// Applies the application; applying it again changes nothing.
 pub(crate) fn apply(kubectl: &Path, kubeconfig: &Path) -> Result<()> {
     let mut command = Command::new(kubectl);
-    command.arg("--kubeconfig").arg(kubeconfig).args(["apply", "--server-side", "--force-conflicts", "-f", "-"]);
+    command.arg("--kubeconfig").arg(kubeconfig).args([
+        "apply",
+        "--server-side",
+        "--force-conflicts",
+        "-f",
+        "-",
+    ]);
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
     let mut input = child.stdin.take().context("kubectl has no input")?;
     input.write_all(manifest().to_string().as_bytes())?;
@@ -40,7 +46,9 @@ pub(crate) fn check(address: SocketAddr) -> Result<(String, String)> {
     loop {
         match ask(address) {
             Ok((frontend, backend)) if frontend != backend => return Ok((frontend, backend)),
-            Ok((node, _)) if Instant::now() > deadline => bail!("both tiers run on {node}, not on different workers"),
+            Ok((node, _)) if Instant::now() > deadline => {
+                bail!("both tiers run on {node}, not on different workers")
+            }
             Err(error) if Instant::now() > deadline => {
                 return Err(error.context(format!("the application at http://{address}/ does not answer")));
             }

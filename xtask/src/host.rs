@@ -52,7 +52,10 @@ fn install_missing() -> Result<()> {
         return Ok(());
     }
     if !on_path("apt-get") {
-        bail!("these Debian packages, or what your system calls them, must be installed: {}", packages.join(" "));
+        bail!(
+            "these Debian packages, or what your system calls them, must be installed: {}",
+            packages.join(" ")
+        );
     }
     eprintln!("installing {}", packages.join(" "));
     apt(&["update"])?;

@@ -1,5 +1,8 @@
 //! `cargo xtask`: one command for every chore.
 
+#![allow(clippy::print_stderr, reason = "a chore tells the person who started it how far it is")]
+
+mod bench;
 mod check;
 mod coordinator;
 mod demo;
@@ -11,7 +14,8 @@ mod state;
 mod test;
 mod up;
 
-use anyhow::Result;
+use std::process::ExitCode;
+
 use clap::{Parser, Subcommand};
 
 /// Every chore of the source tree.
@@ -32,17 +36,28 @@ enum Chore {
     Test(test::TestArgs),
     /// Check style: formatting, lints, dependency arrows, documents, no binary files.
     Check,
+    /// Measure something and print the figures.
+    #[command(subcommand)]
+    Bench(bench::BenchCommand),
     /// Build, list, show and verify node images.
     #[command(subcommand)]
     Image(image::ImageCommand),
 }
 
-fn main() -> Result<()> {
-    match Arguments::parse().chore {
+fn main() -> ExitCode {
+    let result = match Arguments::parse().chore {
         Chore::Up(args) => up::run(&args),
         Chore::Down(args) => down::run(&args),
         Chore::Test(args) => test::run(&args),
         Chore::Check => check::run(),
+        Chore::Bench(command) => bench::run(&command),
         Chore::Image(command) => image::run(command),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
     }
 }

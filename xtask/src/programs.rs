@@ -38,7 +38,14 @@ pub(crate) fn compile(
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo
         .current_dir(root)
-        .args(["build", "--release", "--locked", "--target", TARGET, "--message-format=json-render-diagnostics"])
+        .args([
+            "build",
+            "--release",
+            "--locked",
+            "--target",
+            TARGET,
+            "--message-format=json-render-diagnostics",
+        ])
         .args(packages.iter().flat_map(|package| ["--package", package]))
         .env("RUSTFLAGS", flags)
         .stdin(Stdio::null())

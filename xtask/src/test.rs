@@ -40,8 +40,16 @@ fn e2e(root: &Path, state_dir: &Path) -> Result<()> {
         output: up::Output::Text,
     };
     let result = up::up(&up_args).and_then(|installation| {
-        let mut cargo = std::process::Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-        cargo.current_dir(root).args(["test", "--package", "keelson-e2e", "--locked", "--", "--test-threads=1"]);
+        let mut cargo =
+            std::process::Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        cargo.current_dir(root).args([
+            "test",
+            "--package",
+            "keelson-e2e",
+            "--locked",
+            "--",
+            "--test-threads=1",
+        ]);
         for (name, value) in installation.variables() {
             cargo.env(name, value);
         }

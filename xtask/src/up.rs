@@ -88,9 +88,8 @@ pub(crate) fn up(args: &UpArgs) -> Result<Installation> {
     steps.run("prepare this machine", || host::prepare(&state_dir))?;
     let programs = steps.run("build Keelson", build_programs)?;
     let build = image::BuildArgs::newest(args.source);
-    let image = steps.run("node image", || {
-        image::build(&CacheDir::from_environment()?, &build, &mut image::Lines)
-    })?;
+    let image = steps
+        .run("node image", || image::build(&CacheDir::from_environment()?, &build, &mut image::Lines))?;
     let kubectl = image.tools.get("kubectl").context("the image has no kubectl for this machine")?.clone();
     let keelson = Keelson { program: programs.keelson, context: state_dir.join("context.json") };
     let coordinator = Coordinator::of(&state_dir);
@@ -194,7 +193,9 @@ impl Keelson {
 }
 
 fn exposed(status: &Value, name: &str) -> Result<SocketAddr> {
-    let Some(list) = status["exposed"].as_array() else { bail!("the cluster's status lists no exposed services") };
+    let Some(list) = status["exposed"].as_array() else {
+        bail!("the cluster's status lists no exposed services")
+    };
     let service = list.iter().find(|service| service["name"] == name);
     let address = service.and_then(|service| service["address"].as_str());
     let address = address.with_context(|| format!("service {name} is not reachable from outside"))?;

@@ -11,7 +11,7 @@ use keelson_protocol::message::ToCoordinator;
 use keelson_protocol::{MonoTime, WallTime};
 
 use crate::action::{Action, CertificateFiles, Step, StepKey};
-use crate::core::AgentCore;
+use crate::core::{AgentCore, Now};
 use crate::desired::Desired;
 use crate::digest::Digest;
 use crate::event::{CertificateSeen, StepOutput, Validity};
@@ -20,6 +20,10 @@ use crate::retry::Backoff;
 
 /// A request without an answer is sent again after this time.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A certificate that has just come is not renewed again before this time: on a machine whose clock is ahead, or with a
+/// CA that dates back more than the life is long, two thirds of a new one's life are over at once.
+const RENEWAL_GAP: Duration = Duration::from_secs(20);
 
 /// Where a request for a certificate stands.
 #[derive(Debug, Default)]
@@ -44,6 +48,8 @@ pub(crate) struct CertificateRun {
     /// Digest of the specification that the request in flight is for.
     spec: Option<Digest>,
     refusals: Backoff,
+    /// When the last one came.
+    came_at: Option<MonoTime>,
     /// Why it is asked for.
     cause: String,
     files: Option<CertificateFiles>,
@@ -63,13 +69,13 @@ impl CertificateRun {
     }
 
     /// Why a new one is needed; `None` when it is not, or when nobody has looked yet.
-    fn needed(&self, held_spec: Option<&Digest>, wanted: &Digest, wall: WallTime) -> Option<String> {
+    fn needed(&self, held_spec: Option<&Digest>, wanted: &Digest, now: Now) -> Option<String> {
         match self.seen.as_ref()? {
             CertificateSeen::Missing { why } => Some(why.clone()),
             CertificateSeen::Held(_) if held_spec != Some(wanted) => {
                 Some("its specification changed".to_owned())
             }
-            CertificateSeen::Held(validity) if validity.renew_at() <= wall => {
+            CertificateSeen::Held(validity) if is_due(*validity, self.came_at, now) => {
                 Some("two thirds of its life are over".to_owned())
             }
             CertificateSeen::Held(_) => None,
@@ -77,10 +83,16 @@ impl CertificateRun {
     }
 }
 
+/// Whether a certificate is to be renewed now.
+fn is_due(validity: Validity, came_at: Option<MonoTime>, now: Now) -> bool {
+    validity.renew_at() <= now.wall && came_at.is_none_or(|at| now.mono.since(at) >= RENEWAL_GAP)
+}
+
 /// The link certificate: like the others, but written by the transport's rules.
 #[derive(Debug, Default)]
 pub(crate) struct LinkRun {
     pub(crate) identity: Option<Validity>,
+    came_at: Option<MonoTime>,
     request: Request,
 }
 
@@ -109,7 +121,7 @@ impl AgentCore {
         wanted: Digest,
         run: &mut CertificateRun,
     ) {
-        let needed = run.needed(self.ledger.certificates.get(&spec.name), &wanted, self.now.wall);
+        let needed = run.needed(self.ledger.certificates.get(&spec.name), &wanted, self.now);
         if run.spec.is_some_and(|asked_for| asked_for != wanted)
             && !matches!(run.request, Request::Installing)
         {
@@ -201,6 +213,7 @@ impl AgentCore {
     }
 
     pub(crate) fn certificate_done(&mut self, name: &str, result: Result<StepOutput, String>) {
+        let now = self.now.mono;
         let Some(run) = self.certificates.get_mut(name) else { return };
         match (&run.request, result) {
             (Request::MakingKey, Ok(StepOutput::SigningRequest(signing_request))) => {
@@ -208,6 +221,7 @@ impl AgentCore {
             }
             (Request::Installing, Ok(StepOutput::Installed(validity))) => {
                 run.request = Request::None;
+                run.came_at = Some(now);
                 run.refusals = Backoff::default();
                 run.refused = None;
                 run.seen = Some(CertificateSeen::Held(validity));
@@ -239,7 +253,7 @@ impl AgentCore {
         let mut request = std::mem::take(&mut self.link.request);
         match &mut request {
             Request::None => {
-                let due = validity.renew_at() <= self.now.wall && self.link_view.connected();
+                let due = is_due(validity, self.link.came_at, self.now) && self.link_view.connected();
                 if due && self.free(&StepKey::Link) {
                     request = Request::MakingKey;
                     self.run(Step::MakeLinkKey);
@@ -268,6 +282,7 @@ impl AgentCore {
             }
             (Request::Installing, Ok(StepOutput::Installed(validity))) => {
                 self.link.identity = Some(validity);
+                self.link.came_at = Some(self.now.mono);
                 self.note(EventKind::CertificateIssued, "link", "two thirds of its life are over", "written");
                 Request::None
             }

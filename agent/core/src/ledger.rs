@@ -152,6 +152,7 @@ impl Ledger {
 }
 
 #[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "tests rewrite golden files")]
 mod tests {
     use super::*;
     use keelson_protocol::WallTime;

@@ -13,7 +13,7 @@ use crate::desired::Desired;
 /// Units are looked at this often: a crash is noticed within a second.
 const UNITS_EVERY: Duration = Duration::from_secs(1);
 /// While units start, because the next one waits for them and boot time counts.
-const UNITS_STARTING_EVERY: Duration = Duration::from_millis(200);
+const UNITS_STARTING_EVERY: Duration = Duration::from_millis(100);
 /// Files: a person who edits one sees it undone within half a minute, and hashing costs next to nothing.
 const FILES_EVERY: Duration = Duration::from_secs(30);
 /// Certificates: they are renewed hours before they end.

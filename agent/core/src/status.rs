@@ -156,7 +156,7 @@ impl LinkView {
             }
             LinkNews::Enrolling { why, retry_in } => LinkStatus::Disconnected {
                 since_ms,
-                why: format!("asking for the first certificate: {why}"),
+                why: format!("no link certificate yet: {why}"),
                 retry_at_ms: retry_at(retry_in),
             },
             LinkNews::Disconnected { why, retry_in } => {

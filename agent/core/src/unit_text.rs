@@ -129,6 +129,7 @@ fn plain(value: &str) -> String {
 }
 
 #[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "tests rewrite golden files")]
 mod tests {
     use super::*;
 

@@ -43,7 +43,7 @@ pub(crate) const HUNG_AFTER: Duration = Duration::from_secs(30);
 pub(crate) const BAD_ANSWERS_MAX: u32 = 3;
 
 /// Health of a unit that starts is asked this often at first, because others wait for it.
-const PROBE_STARTING: Duration = Duration::from_millis(250);
+const PROBE_STARTING: Duration = Duration::from_millis(100);
 /// And for so long.
 const STARTING_QUICK: Duration = Duration::from_secs(30);
 /// Later, and when something is wrong.

@@ -1,6 +1,8 @@
 //! Whatever moment the agent is killed at, and whatever steps fail: the machine still becomes what the config wants,
 //! and then rests.
 
+#![allow(clippy::unwrap_used, reason = "all of this is test code")]
+
 mod support;
 
 use keelson_protocol::Generation;
@@ -80,15 +82,15 @@ fn varied(generation: Generation) -> keelson_protocol::config::NodeConfig {
     let n = generation.0;
     config.files[0] = file("/var/lib/keelson/containerd.toml", &format!("version = {}", n / 2));
     config.files[2] = file("/var/lib/keelson/other", &format!("{n}"));
-    if n % 2 == 0 {
+    if n.is_multiple_of(2) {
         config.units[0].command.push(format!("--v={}", n / 4));
         config.routes.clear();
     }
-    if n % 3 == 0 {
+    if n.is_multiple_of(3) {
         config.units.remove(0);
         config.certificates.clear();
     }
-    if n % 5 == 0 {
+    if n.is_multiple_of(5) {
         config.balancer = None;
     }
     config

@@ -1,5 +1,7 @@
 //! Scenarios of one machine, in virtual time.
 
+#![allow(clippy::unwrap_used, reason = "all of this is test code")]
+
 mod support;
 
 use keelson_protocol::Generation;
@@ -392,4 +394,22 @@ fn a_full_disk_stops_no_repair_and_loses_no_event() {
     world.assert_converged(&config);
     assert_eq!(world.events_of(EventKind::ActionFailed), ["ledger: no room -> tried again every 10 s"]);
     assert_eq!(world.events_of(EventKind::Repaired), ["kubelet.service: it was stopped -> started"]);
+}
+
+#[test]
+fn a_certificate_that_is_old_when_it_comes_makes_no_storm() {
+    let (mut world, config) = (world(), worker(1));
+    // A CA that dates back by more than the life is long, or a clock that is ahead.
+    world.dates_back = std::time::Duration::from_secs(86_400);
+    world.certificate_life = std::time::Duration::from_secs(3_600);
+    world.link_validity.not_before = keelson_protocol::WallTime(0);
+    world.offer(&config);
+    world.connect();
+    world.run_until_ready(10_000);
+    world.log.clear();
+    world.run_for(100_000);
+    let installs = |name: &str| world.log.iter().filter(|line| **line == format!("install {name}")).count();
+    assert!((4..=5).contains(&installs("kubelet")), "{}", installs("kubelet"));
+    assert!((4..=5).contains(&installs("link")), "{}", installs("link"));
+    assert_eq!(world.core.state(), NodeState::Ready);
 }

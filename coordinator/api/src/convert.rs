@@ -18,8 +18,8 @@ use crate::catalogue::Code;
 use crate::problem::Problem;
 use crate::types::{
     AgentView, CertificateView, ChangeView, ClusterSpecBody, ClusterSpecView, ClusterState,
-    ClusterStatusView, ClusterView, ConditionState, ConditionView, EffectView, EventView, ExposeBody, ExposedView,
-    FactsView, MachineState, MachineStep, MachineSummary, MachineView, Meta, OperationKindView,
+    ClusterStatusView, ClusterView, ConditionState, ConditionView, EffectView, EventView, ExposeBody,
+    ExposedView, FactsView, MachineState, MachineStep, MachineSummary, MachineView, Meta, OperationKindView,
     OperationMetadata, OperationStateView, OperationView, PlanPreview, PlanView, PoolView, PressureView,
     ReleaseView, SeverityView, UnitHealthView, UnitStateView, WaitingView, api_version,
 };
@@ -147,7 +147,8 @@ pub fn cluster_view(parts: &ClusterParts<'_>) -> ClusterView {
 }
 
 fn exposed_views(observed: &Observed) -> Vec<ExposedView> {
-    let view = |(name, address): (&String, &String)| ExposedView { name: name.clone(), address: address.clone() };
+    let view =
+        |(name, address): (&String, &String)| ExposedView { name: name.clone(), address: address.clone() };
     observed.exposed.iter().map(view).collect()
 }
 

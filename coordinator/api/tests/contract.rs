@@ -448,6 +448,7 @@ async fn a_shell_is_an_upgraded_connection() {
     let response = world.raw("POST", path, &UPGRADE, &body).await;
     assert_eq!(response.status(), StatusCode::SWITCHING_PROTOCOLS);
     let mut shell = TokioIo::new(hyper::upgrade::on(response).await.unwrap());
+    assert_eq!(read_frame(&mut shell).await.unwrap(), Some(ShellFrame::Data(b"fake shell\r\n".to_vec())));
     write_frame(&mut shell, &ShellFrame::Data(b"hello".to_vec())).await.unwrap();
     assert_eq!(read_frame(&mut shell).await.unwrap(), Some(ShellFrame::Data(b"hello".to_vec())));
     write_frame(&mut shell, &ShellFrame::Resize { rows: 50, columns: 132 }).await.unwrap();

@@ -378,3 +378,32 @@ fn parse_expose(text: &str) -> Result<(String, u16), String> {
     let (name, port) = text.split_once('=').ok_or_else(wrong)?;
     Ok((name.to_owned(), port.parse().map_err(|_| wrong())?))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_command_that_the_catalogue_names_can_be_typed() {
+        for code in keelson_api::Code::ALL {
+            let example = code.entry().example;
+            if let Err(error) = Cli::try_parse_from(example.split_whitespace()) {
+                panic!("{code}: `{example}`: {error}");
+            }
+        }
+    }
+
+    #[test]
+    fn no_destructive_verb_looks_like_a_harmless_one() {
+        use clap::CommandFactory;
+        let destructive = ["delete", "cancel"];
+        for noun in Cli::command().get_subcommands() {
+            let verbs: Vec<&str> = noun.get_subcommands().map(clap::Command::get_name).collect();
+            for bad in verbs.iter().filter(|verb| destructive.contains(verb)) {
+                for good in verbs.iter().filter(|verb| !destructive.contains(verb)) {
+                    assert!(bad[..3] != good[..good.len().min(3)], "{} {bad} and {good}", noun.get_name());
+                }
+            }
+        }
+    }
+}

@@ -36,6 +36,9 @@ use crate::args::{Cli, Format};
 use crate::failure::Failure;
 use crate::output::Output;
 
+/// How long a verb may take to end by itself after Ctrl-C.
+const INTERRUPT_GRACE: std::time::Duration = std::time::Duration::from_millis(500);
+
 /// Runs one command line. `arguments` begin with the name of the program.
 pub async fn run(arguments: Vec<OsString>, session: &mut Session) -> ExitCode {
     let cli = match Cli::try_parse_from(&arguments) {
@@ -43,13 +46,31 @@ pub async fn run(arguments: Vec<OsString>, session: &mut Session) -> ExitCode {
         Err(error) => return refused_by_clap(&error, &arguments, session),
     };
     let format = cli.global.output;
-    match commands::dispatch(cli, session).await {
-        Ok(code) => code,
-        Err(failure) => {
+    let mut interrupt = session.interrupt.clone();
+    // Verbs that wait end by themselves at Ctrl-C and say what goes on; all others are ended here.
+    let ended = tokio::select! {
+        ended = commands::dispatch(cli, session) => Some(ended),
+        () = overdue(&mut interrupt) => None,
+    };
+    match ended {
+        Some(Ok(code)) => code,
+        Some(Err(failure)) => {
             Output::new(session, format).failure(&failure);
             failure.exit
         }
+        None => {
+            Output::new(session, format).hint("interrupted");
+            ExitCode::Detached
+        }
     }
+}
+
+/// Done when Ctrl-C was pressed and the verb had its time to end.
+async fn overdue(interrupt: &mut tokio::sync::watch::Receiver<bool>) {
+    if interrupt.wait_for(|pressed| *pressed).await.is_err() {
+        std::future::pending::<()>().await;
+    }
+    tokio::time::sleep(INTERRUPT_GRACE).await;
 }
 
 /// Help and version go to standard output with 0; everything else that clap refuses is a usage error.
@@ -59,15 +80,19 @@ fn refused_by_clap(error: &clap::Error, arguments: &[OsString], session: &mut Se
         Output::new(session, Format::Table).text(&error.render().to_string());
         return ExitCode::Done;
     }
+    let text = error.render().to_string();
     let mut output = Output::new(session, format);
-    output.hint(error.render().to_string().trim_end());
-    output.hint(&format!("\n  more:    keelson explain {}", keelson_api::Code::CommandLine));
-    output.failure_document(&Failure::usage(first_line(&error.render().to_string())));
+    output.hint(text.trim_end());
+    if error.kind() != clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        output.hint(&format!("\n  more:    keelson explain {}", keelson_api::Code::CommandLine));
+    }
+    output.failure_document(&Failure::usage(first_paragraph(&text)));
     ExitCode::Usage
 }
 
-fn first_line(text: &str) -> String {
-    text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned()
+fn first_paragraph(text: &str) -> String {
+    let lines: Vec<&str> = text.lines().map(str::trim).take_while(|line| !line.is_empty()).collect();
+    lines.join(" ").trim_start_matches("error: ").to_owned()
 }
 
 /// The output format of a command line that could not be parsed: scripts get their document all the same.

@@ -131,7 +131,17 @@ fn ended(operation: OperationView) -> Result<OperationView, Failure> {
         OperationStateView::Cancelled => Code::OperationCancelled,
     };
     let OperationView { id, action, cluster, state, error, metadata, .. } = operation;
-    let mut problem = Problem::new(code, format!("operation {id} ({action} {cluster}) is {state}"))
+    let (verb, remedy) = match state {
+        OperationStateView::Cancelled => {
+            ("was", format!("look at what is left: keelson operation show {id}"))
+        }
+        OperationStateView::Failed => {
+            ("has", "remove the cause that is named, then run the command again".to_owned())
+        }
+        _ => ("is", format!("do what the reason says, then: keelson operation watch {id}")),
+    };
+    let mut problem = Problem::new(code, format!("operation {id} ({action} {cluster}) {verb} {state}"))
+        .remedy(remedy)
         .instance(format!("/v1/operations/{id}"));
     if let Some(error) = error {
         problem = problem.because(error.detail);
@@ -286,9 +296,9 @@ fn tree(operation: &OperationView, now: WallTime, paint: Paint) -> Vec<String> {
     let all = &operation.metadata.machines;
     let moving: Vec<&MachineStep> = all.iter().filter(|step| step.status != ConditionState::Ok).collect();
     for step in moving.iter().take(ROWS_MAX) {
-        let ends = step.ends_when.as_ref().map_or_else(String::new, |ends| format!("  ends when {ends}"));
+        let ends = step.ends_when.as_ref().map_or_else(String::new, |ends| format!(", ends when {ends}"));
         lines.push(format!(
-            "  {} {:<20} {:<8} {} {}{}",
+            "  {} {:<20} {:<8} {} for {}{}",
             paint.state(step.status),
             step.machine,
             step.role,

@@ -59,7 +59,15 @@ pub(crate) fn cluster_tree(cluster: &ClusterView, now: WallTime, paint: Paint, d
             paint.state(condition.status),
             condition.kind,
             one_line(&condition.message),
-            since(condition.status, now, condition.since.0),
+            lasts(condition.status, now, condition.since.0),
+        );
+    }
+    for exposed in &status.exposed {
+        let _ = writeln!(
+            text,
+            "service {} is reachable at {}",
+            one_line(&exposed.name),
+            one_line(&exposed.address)
         );
     }
     let _ = writeln!(text, "machines");
@@ -72,11 +80,12 @@ pub(crate) fn cluster_tree(cluster: &ClusterView, now: WallTime, paint: Paint, d
     trim_lines(&text)
 }
 
-fn since(state: ConditionState, now: WallTime, then: WallTime) -> String {
+fn lasts(state: ConditionState, now: WallTime, then: WallTime) -> String {
     match state {
         ConditionState::Ok => String::new(),
-        ConditionState::Progressing => format!("for {}", ago(now, then)),
-        ConditionState::Bad | ConditionState::Unknown => format!("since {} ago", ago(now, then)),
+        ConditionState::Progressing | ConditionState::Bad | ConditionState::Unknown => {
+            format!("for {}", ago(now, then))
+        }
     }
 }
 
@@ -112,10 +121,10 @@ fn group_lines(text: &mut String, group: &[&MachineSummary], now: WallTime, pain
         if group.iter().all(|machine| machine.role == first.role) { first.role.as_str() } else { "mixed" };
     let count = if group.len() > 1 { format!("{} machines  ", group.len()) } else { String::new() };
     let oldest = group.iter().filter_map(|machine| machine.since).min();
-    let how_long = oldest.map_or_else(String::new, |then| since(condition, now, then.0));
+    let how_long = oldest.map_or_else(String::new, |then| lasts(condition, now, then.0));
     let _ = writeln!(
         text,
-        "  {} {count}{}  {role}  {}  {how_long}",
+        "  {} {count}{}  {role}{}  {how_long}",
         paint.state(condition),
         names.join(" "),
         first.state

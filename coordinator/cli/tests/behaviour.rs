@@ -2,7 +2,7 @@
 
 mod support;
 
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
 
@@ -72,7 +72,7 @@ async fn progress_is_live_on_a_terminal_and_lines_elsewhere() {
     let live = world.keelson("cluster create a --wait").on_terminal("").env("LANG", "C.UTF-8").run().await;
     assert!(live.stderr.contains("\u{1b}["), "the live tree moves the cursor");
     assert!(live.stderr.contains("… progressing"), "{}", live.stderr);
-    assert!(live.stderr.contains("ends when the unit answers its health probe"), "{}", live.stderr);
+    assert!(live.stderr.contains(", ends when the unit answers"), "{}", live.stderr);
     let forced = world.keelson("cluster create b --wait --progress plain").on_terminal("").run().await;
     assert!(!forced.stderr.contains('\u{1b}'), "{}", forced.stderr);
     let dumb = world.keelson("cluster create c --wait").on_terminal("").env("TERM", "dumb").run().await;
@@ -173,7 +173,7 @@ async fn deletion_is_confirmed_by_name() {
     assert!(pipe.stderr.contains("KEEL-1005") && pipe.stderr.contains("--yes"), "{}", pipe.stderr);
     let wrong = world.keelson("cluster delete demo").on_terminal("dem\n").run().await.ends(ExitCode::Usage);
     assert!(
-        wrong.stderr.contains("4 machines with their disks) at coordinator https://COORDINATOR"),
+        wrong.stderr.contains("4 machines with disks) at coordinator https://COORDINATOR"),
         "{}",
         wrong.stderr
     );
@@ -296,7 +296,7 @@ async fn output(mut command: Command, stdin: &'static str) -> std::process::Outp
     .unwrap()
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[tokio::test]
 async fn a_shell_passes_keys_output_and_exit_code_on() {
     let world = World::new().await;
     world.fleet.add_ready("demo", "tiny");
@@ -314,7 +314,44 @@ async fn a_shell_passes_keys_output_and_exit_code_on() {
     assert_eq!(none.status.code(), Some(3));
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[tokio::test]
+async fn a_shell_on_a_terminal_is_raw_and_leaves_the_terminal_as_it_was() {
+    let world = World::new().await;
+    world.fleet.add_ready("demo", "tiny");
+    let program = env!("CARGO_BIN_EXE_keelson");
+    // `script` gives the program a terminal of its own; `stty` says what the terminal is like before and after.
+    let line = format!("stty -g; {program} machine shell demo-node-1; code=$?; stty -g; exit $code");
+    let mut command = Command::new("script");
+    command.args(["-qec", &line, "/dev/null"]).env("HOME", world.home.path());
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let ended = tokio::task::spawn_blocking(move || {
+        let mut child = command.spawn().unwrap();
+        let (mut keys, mut screen) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+        let mut shown = Vec::new();
+        let mut byte = [0_u8];
+        while !shown.ends_with(b"fake shell\r\n") {
+            assert_eq!(screen.read(&mut byte).unwrap(), 1, "{}", String::from_utf8_lossy(&shown));
+            shown.push(byte[0]);
+        }
+        // Ctrl-C and Ctrl-D are keys like any other here.
+        keys.write_all(b"\x03\x04hi").unwrap();
+        while !shown.ends_with(b"hi") {
+            assert_eq!(screen.read(&mut byte).unwrap(), 1, "{}", String::from_utf8_lossy(&shown));
+            shown.push(byte[0]);
+        }
+        keys.write_all(b"q").unwrap();
+        screen.read_to_end(&mut shown).unwrap();
+        (child.wait().unwrap(), String::from_utf8_lossy(&shown).into_owned())
+    });
+    let (status, shown) = ended.await.unwrap();
+    assert_eq!(status.code(), Some(7), "{shown}");
+    assert!(shown.contains("\x03\x04hi"), "{shown:?}");
+    let settings: Vec<&str> = shown.lines().filter(|line| line.matches(':').count() > 10).collect();
+    assert_eq!(settings.len(), 2, "{shown:?}");
+    assert!(settings[1].ends_with(settings[0].trim()), "{settings:?}");
+}
+
+#[tokio::test]
 async fn the_program_detaches_at_sigint() {
     let world = World::new().await;
     world.fleet.fault(Some(Fault::Stuck));
@@ -326,8 +363,8 @@ async fn the_program_detaches_at_sigint() {
             std::thread::sleep(std::time::Duration::from_millis(10));
         }
         std::thread::sleep(std::time::Duration::from_millis(300));
-        let pid = rustix::process::Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
-        rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap());
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).unwrap();
         child.wait_with_output().unwrap()
     });
     let ended = ended.await.unwrap();

@@ -173,3 +173,26 @@ async fn help_and_codes() {
     ];
     golden("help.txt", &record(&world, &lines).await);
 }
+
+/// Commands in what was printed, after `keelson ` up to where the sentence goes on.
+fn commands(text: &str) -> Vec<String> {
+    let lines = text.lines().filter(|line| !line.starts_with("$ ") && !line.starts_with("Usage"));
+    let parts = lines.flat_map(|line| line.split("keelson ").skip(1));
+    let ends: &[char] = &['`', ';', ',', '"'];
+    parts.map(|part| part.split(ends).next().unwrap_or_default().trim().to_owned()).collect()
+}
+
+#[tokio::test]
+async fn every_command_that_is_printed_can_be_typed() {
+    let world = World::new().await;
+    let mut checked = 0;
+    for name in ["empty.txt", "create.txt", "ready.txt", "delete.txt", "trouble.txt"] {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
+        for command in commands(&std::fs::read_to_string(path).unwrap()) {
+            let outcome = world.keelson(&format!("{command} --help")).run().await;
+            assert_eq!(outcome.exit.number(), 0, "{name} prints `keelson {command}`: {}", outcome.stderr);
+            checked += 1;
+        }
+    }
+    assert!(checked > 30, "only {checked} commands were found");
+}

@@ -58,7 +58,9 @@ pub enum CommandError {
         why: String,
     },
     /// A machine of another cluster has a name that the new cluster's machine would get.
-    #[error("machine {machine} of cluster {holder} has a name that this cluster needs; choose another cluster name")]
+    #[error(
+        "machine {machine} of cluster {holder} has a name that this cluster needs; choose another cluster name"
+    )]
     MachineNameTaken {
         /// The name.
         machine: MachineId,
@@ -169,7 +171,8 @@ impl CoordinatorCore {
         if cluster.row.spec != *spec {
             return Err(exists("with another spec; delete it first, or choose another name"));
         }
-        let failed = self.machines_of(&spec.name).any(|m| matches!(m.row.phase, MachinePhase::Refused { .. }));
+        let failed =
+            self.machines_of(&spec.name).any(|m| matches!(m.row.phase, MachinePhase::Refused { .. }));
         if failed { Ok(()) } else { Err(exists("with the same spec; see `keelson cluster show`")) }
     }
 
@@ -186,7 +189,11 @@ impl CoordinatorCore {
                 None => self.preview_create(spec)?.blueprint,
             };
             let diff = blueprint.diff(None);
-            return Ok(Accepted { operation: earlier, preview: Preview { blueprint, diff }, effects: Vec::new() });
+            return Ok(Accepted {
+                operation: earlier,
+                preview: Preview { blueprint, diff },
+                effects: Vec::new(),
+            });
         }
         let preview = self.preview_create(&request.spec)?;
         let name = request.spec.name.clone();
@@ -223,6 +230,7 @@ impl CoordinatorCore {
         self.rows.push(Row::Cluster(Box::new(row.clone())));
         self.rows.push(Row::Material(name.clone(), Box::new(material.clone())));
         self.clusters.insert(name.clone(), Cluster::new(row, Arc::new(material)));
+        self.take_addresses(&name);
         self.reserve_incarnations(&name);
     }
 
@@ -246,11 +254,7 @@ impl CoordinatorCore {
     ///
     /// # Errors
     /// [`CommandError::NoCluster`] or [`CommandError::Protected`].
-    pub fn delete_cluster(
-        &mut self,
-        now: Now,
-        name: &ClusterName,
-    ) -> Result<Accepted, CommandError> {
+    pub fn delete_cluster(&mut self, now: Now, name: &ClusterName) -> Result<Accepted, CommandError> {
         let preview = self.preview_delete(name)?;
         let running = self.running(name, OperationKind::DeleteCluster).cloned();
         if let Some(operation) = running {
@@ -274,7 +278,8 @@ impl CoordinatorCore {
     /// # Errors
     /// As [`Self::delete_cluster`].
     pub fn preview_delete(&self, name: &ClusterName) -> Result<Preview, CommandError> {
-        let cluster = self.clusters.get(name).ok_or_else(|| CommandError::NoCluster { name: name.clone() })?;
+        let cluster =
+            self.clusters.get(name).ok_or_else(|| CommandError::NoCluster { name: name.clone() })?;
         let row = &cluster.row;
         if row.wanted && row.spec.deletion_protection {
             return Err(CommandError::Protected { name: name.clone() });
@@ -289,8 +294,13 @@ impl CoordinatorCore {
     ///
     /// # Errors
     /// [`CommandError::NoCluster`].
-    pub fn protect_cluster(&mut self, name: &ClusterName, protection: Protection) -> Result<Vec<Effect>, CommandError> {
-        let cluster = self.clusters.get_mut(name).ok_or_else(|| CommandError::NoCluster { name: name.clone() })?;
+    pub fn protect_cluster(
+        &mut self,
+        name: &ClusterName,
+        protection: Protection,
+    ) -> Result<Vec<Effect>, CommandError> {
+        let cluster =
+            self.clusters.get_mut(name).ok_or_else(|| CommandError::NoCluster { name: name.clone() })?;
         cluster.row.spec.deletion_protection = protection == Protection::On;
         let row = Row::Cluster(Box::new(cluster.row.clone()));
         self.rows.push(row);
@@ -306,7 +316,8 @@ impl CoordinatorCore {
         now: Now,
         id: &OperationId,
     ) -> Result<(Operation, Vec<Effect>), CommandError> {
-        let operation = self.operations.get(id).ok_or_else(|| CommandError::NoOperation { id: id.clone() })?;
+        let operation =
+            self.operations.get(id).ok_or_else(|| CommandError::NoOperation { id: id.clone() })?;
         let refuse = |why: &str| CommandError::NotCancellable { id: id.clone(), why: why.to_owned() };
         if operation.is_done() {
             return Err(refuse("it has ended"));
@@ -317,7 +328,8 @@ impl CoordinatorCore {
         let name = operation.cluster.clone();
         // A create that is cancelled leaves nothing behind: what was made so far is removed.
         let left = "what was made so far is being removed".to_owned();
-        let cancelled = Operation { state: OperationState::Cancelled { at: now.wall, left }, ..operation.clone() };
+        let cancelled =
+            Operation { state: OperationState::Cancelled { at: now.wall, left }, ..operation.clone() };
         self.save_operation(cancelled.clone());
         let mut effects = self.take_effects();
         effects.extend(self.delete_cluster(now, &name)?.effects);
@@ -333,7 +345,8 @@ impl CoordinatorCore {
     ) -> Operation {
         let id = OperationId(format!("op-{}", self.take_number(Counter::Operation)));
         let state = OperationState::Running;
-        let operation = Operation { id: id.clone(), kind, cluster: cluster.clone(), created: now.wall, state };
+        let operation =
+            Operation { id: id.clone(), kind, cluster: cluster.clone(), created: now.wall, state };
         self.save_operation(operation.clone());
         if let Some((key, body_hash)) = idempotency {
             let row = IdempotencyRow { key: key.clone(), body_hash, operation: id, at: now.wall };
@@ -367,5 +380,4 @@ impl CoordinatorCore {
             self.save_operation(Operation { state, ..operation });
         }
     }
-
 }

@@ -29,13 +29,22 @@ impl CoordinatorCore {
         format!("keelson enrolment 1|{}|{machine}|{incarnation}", self.settings.install)
     }
 
-    pub(crate) fn on_enrol(&mut self, now: Now, id: EnrolId, request: &EnrolRequest, key_hash: Option<String>) {
+    pub(crate) fn on_enrol(
+        &mut self,
+        now: Now,
+        id: EnrolId,
+        request: &EnrolRequest,
+        key_hash: Option<String>,
+    ) {
         match self.check_enrol(now, request, key_hash) {
             Ok(key_hash) => self.accept_enrol(now, id, request, key_hash),
             Err(refusal) => {
                 self.metrics.enrol_refused += 1;
-                let severity =
-                    if refusal.code == RefusalCode::UnknownMachine { Severity::Warning } else { Severity::Alarm };
+                let severity = if refusal.code == RefusalCode::UnknownMachine {
+                    Severity::Warning
+                } else {
+                    Severity::Alarm
+                };
                 let event = self.event(now, severity, "EnrolmentRefused");
                 self.note(FleetEvent {
                     machine: Some(request.machine.clone()),
@@ -48,10 +57,18 @@ impl CoordinatorCore {
         }
     }
 
-    fn check_enrol(&self, now: Now, request: &EnrolRequest, key_hash: Option<String>) -> Result<String, Refusal> {
+    fn check_enrol(
+        &self,
+        now: Now,
+        request: &EnrolRequest,
+        key_hash: Option<String>,
+    ) -> Result<String, Refusal> {
         let refuse = |code, text: &str| Err(Refusal { code, text: text.to_owned() });
         let Some(machine) = self.machines.get(&request.machine) else {
-            return refuse(RefusalCode::UnknownMachine, "no blueprint names this machine; it will be removed");
+            return refuse(
+                RefusalCode::UnknownMachine,
+                "no blueprint names this machine; it will be removed",
+            );
         };
         let row = &machine.row;
         if row.incarnation != request.incarnation {

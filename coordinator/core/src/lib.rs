@@ -23,7 +23,10 @@ mod session;
 mod state;
 
 pub use command::{Accepted, CommandError, CreateCluster, Preview, Protection};
-pub use effect::{CallId, Effect, EnrolId, Input, ProviderAnswer, ProviderCall, ProviderFailure, Remedy, SeenMachine, SessionId};
+pub use effect::{
+    CallId, Effect, EnrolId, Input, ProviderAnswer, ProviderCall, ProviderFailure, Remedy, SeenMachine,
+    SessionId,
+};
 pub use limits::*;
 pub use metrics::Metrics;
 pub use progress::ClusterState;

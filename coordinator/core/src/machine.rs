@@ -18,7 +18,8 @@ impl CoordinatorCore {
     }
 
     fn add_planned(&mut self, now: Now, name: &ClusterName) {
-        let planned = self.clusters.get(name).into_iter().flat_map(|cluster| cluster.row.blueprint.machines.values());
+        let planned =
+            self.clusters.get(name).into_iter().flat_map(|cluster| cluster.row.blueprint.machines.values());
         let missing: Vec<MachineRow> = planned
             .filter(|machine| !self.machines.contains_key(&machine.id))
             .map(|machine| MachineRow {
@@ -44,10 +45,14 @@ impl CoordinatorCore {
             return;
         }
         let cluster = machine.row.cluster.clone();
-        let planned = self.planned(&cluster, id).filter(|planned| planned.incarnation == machine.row.incarnation);
+        let planned =
+            self.planned(&cluster, id).filter(|planned| planned.incarnation == machine.row.incarnation);
         let planned = planned.cloned();
         match (&machine.row.phase, planned) {
-            (MachinePhase::Refused { .. } | MachinePhase::Booting { .. } | MachinePhase::Enrolled { .. }, Some(_)) => {}
+            (
+                MachinePhase::Refused { .. } | MachinePhase::Booting { .. } | MachinePhase::Enrolled { .. },
+                Some(_),
+            ) => {}
             (
                 MachinePhase::Planned
                 | MachinePhase::Creating { .. }

@@ -1,7 +1,8 @@
 //! How far clusters and operations are, and why they are not further.
 
 use keelson_model::{
-    Condition, ConditionStatus, FleetEvent, Operation, OperationKind, OperationState, Role, Severity, WaitingOn,
+    Condition, ConditionStatus, FleetEvent, Operation, OperationKind, OperationState, Role, Severity,
+    WaitingOn,
 };
 use keelson_planner::waiting;
 use keelson_protocol::ClusterName;
@@ -129,6 +130,7 @@ impl CoordinatorCore {
             return;
         }
         self.clusters.remove(name);
+        self.free_addresses(name);
         self.rows.push(Row::RemoveCluster(name.clone()));
         if let Some(operation) = self.running(name, OperationKind::DeleteCluster).cloned() {
             let state = OperationState::Succeeded { at: now.wall };
@@ -218,7 +220,8 @@ fn condition(
         None => (ConditionStatus::Ok, "AsPlanned".to_owned(), "as the blueprint says".to_owned()),
         Some(first) => {
             let machine = first.machine().map(|id| format!("{id}: ")).unwrap_or_default();
-            let more = if waits.len() > 1 { format!(" (and {} more)", waits.len() - 1) } else { String::new() };
+            let more =
+                if waits.len() > 1 { format!(" (and {} more)", waits.len() - 1) } else { String::new() };
             (status_of(first, state), reason(first).to_owned(), format!("{machine}{first}{more}"))
         }
     };

@@ -9,7 +9,9 @@ use keelson_planner::node::API_PORT;
 use keelson_protocol::{ClusterName, MachineId};
 
 use crate::effect::{CallId, Effect, ProviderAnswer, ProviderCall, ProviderFailure, Remedy, SeenMachine};
-use crate::limits::{LIST_INTERVAL, LIST_INTERVAL_SILENT, PROVIDER_CALLS_MAX, PROVIDER_RETRY_MAX, PROVIDER_RETRY_MIN};
+use crate::limits::{
+    LIST_INTERVAL, LIST_INTERVAL_SILENT, PROVIDER_CALLS_MAX, PROVIDER_RETRY_MAX, PROVIDER_RETRY_MIN,
+};
 use crate::state::{CallFor, CoordinatorCore, Exposure, Now};
 
 /// Name of the exposure that leads to the API servers.
@@ -34,7 +36,12 @@ impl CoordinatorCore {
         Some(id)
     }
 
-    pub(crate) fn on_provider(&mut self, now: Now, id: CallId, result: Result<ProviderAnswer, ProviderFailure>) {
+    pub(crate) fn on_provider(
+        &mut self,
+        now: Now,
+        id: CallId,
+        result: Result<ProviderAnswer, ProviderFailure>,
+    ) {
         let Some(purpose) = self.calls.remove(&id) else { return };
         if result.is_err() {
             self.metrics.provider_failures += 1;
@@ -230,7 +237,8 @@ impl CoordinatorCore {
         for (service, targets) in due {
             let call = ProviderCall::Expose { cluster: name.clone(), name: service.clone(), targets };
             let call = self.call(CallFor::Expose(name.clone(), service.clone()), call);
-            let exposure = self.clusters.get_mut(name).and_then(|cluster| cluster.exposures.get_mut(&service));
+            let exposure =
+                self.clusters.get_mut(name).and_then(|cluster| cluster.exposures.get_mut(&service));
             if let Some(exposure) = exposure {
                 exposure.call = call;
             }

@@ -1,6 +1,8 @@
 //! What the core keeps on disk.
 
-use keelson_model::{Blueprint, ClusterMaterial, ClusterSpec, Condition, FleetEvent, MachinePhase, Operation, OperationId};
+use keelson_model::{
+    Blueprint, ClusterMaterial, ClusterSpec, Condition, FleetEvent, MachinePhase, Operation, OperationId,
+};
 use keelson_protocol::{ClusterName, Incarnation, MachineId, WallTime};
 use serde::{Deserialize, Serialize};
 

@@ -51,7 +51,10 @@ impl CoordinatorCore {
     ) -> Result<(), Refusal> {
         let refuse = |code, text: String| Err(Refusal { code, text });
         let Some(machine) = self.machines.get(id) else {
-            return refuse(RefusalCode::UnknownMachine, format!("no blueprint names {id}; it will be removed"));
+            return refuse(
+                RefusalCode::UnknownMachine,
+                format!("no blueprint names {id}; it will be removed"),
+            );
         };
         if machine.row.incarnation != incarnation {
             return refuse(
@@ -65,7 +68,9 @@ impl CoordinatorCore {
         if alive && !same_boot {
             return refuse(
                 RefusalCode::SecondHolder,
-                format!("another live machine holds the identity {id}; it was cloned, or it rebooted just now"),
+                format!(
+                    "another live machine holds the identity {id}; it was cloned, or it rebooted just now"
+                ),
             );
         }
         Ok(())
@@ -122,8 +127,7 @@ impl CoordinatorCore {
 
     /// Sends the config in force to all connected machines of a cluster.
     pub(crate) fn send_configs(&mut self, name: &ClusterName) {
-        let ids: Vec<MachineId> =
-            self.machines_of(name).map(|machine| machine.row.id.clone()).collect();
+        let ids: Vec<MachineId> = self.machines_of(name).map(|machine| machine.row.id.clone()).collect();
         for id in ids {
             self.send_config(&id, None);
         }
@@ -232,11 +236,17 @@ impl CoordinatorCore {
     ) {
         let Some(cluster) = self.machines.get(id).map(|machine| machine.row.cluster.clone()) else { return };
         let config = self.config_of(&cluster, id);
-        let spec = config.as_ref().and_then(|c| c.certificates.iter().find(|spec| spec.name == name)).cloned();
+        let spec =
+            config.as_ref().and_then(|c| c.certificates.iter().find(|spec| spec.name == name)).cloned();
         match (config, spec) {
             (Some(config), Some(spec)) if config.generation == generation => {
                 self.metrics.certificates_signed += 1;
-                self.effects.push(Effect::SignLeaf { session, cluster, spec: Box::new(spec), signing_request });
+                self.effects.push(Effect::SignLeaf {
+                    session,
+                    cluster,
+                    spec: Box::new(spec),
+                    signing_request,
+                });
             }
             (Some(config), _) => {
                 let why = format!(
@@ -291,7 +301,9 @@ impl CoordinatorCore {
         let machines = self.machines.values().filter(on_its_way).map(|machine| machine.row.cluster.clone());
         let mut touched: Vec<ClusterName> = machines.collect();
         let clusters = self.clusters.values().filter(|cluster| {
-            !cluster.row.wanted || cluster.exposures.is_empty() || cluster.exposures.values().any(|e| e.address.is_none())
+            !cluster.row.wanted
+                || cluster.exposures.is_empty()
+                || cluster.exposures.values().any(|e| e.address.is_none())
         });
         touched.extend(clusters.map(|cluster| cluster.row.spec.name.clone()));
         self.touched.extend(touched);
@@ -313,7 +325,8 @@ impl CoordinatorCore {
             cluster: Some(cluster),
             machine: Some(id.clone()),
             cause: last,
-            outcome: "the provider is asked whether it has power; nothing is replaced on silence alone".to_owned(),
+            outcome: "the provider is asked whether it has power; nothing is replaced on silence alone"
+                .to_owned(),
             ..event
         });
     }

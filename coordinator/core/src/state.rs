@@ -5,10 +5,10 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use keelson_model::{
-    ClusterMaterial, ClusterSpec, FleetEvent, LinkState, Observed, ObservedMachine, Operation, OperationId, Plan,
-    ReleaseCatalog, Severity,
+    ClusterMaterial, ClusterSpec, FleetEvent, LinkState, Observed, ObservedMachine, Operation, OperationId,
+    Plan, ReleaseCatalog, Severity,
 };
-use keelson_planner::{Place, PlanInput, Wanted, lint, plan};
+use keelson_planner::{Addresses, Place, PlanInput, Wanted, lint, plan};
 use keelson_protocol::health::{Facts, HealthReport, Heartbeat};
 use keelson_protocol::{ClusterName, Incarnation, InstallId, MachineId, MonoTime, SecretBytes, WallTime};
 
@@ -137,6 +137,8 @@ pub(crate) enum CallFor {
 pub struct CoordinatorCore {
     pub(crate) settings: Settings,
     pub(crate) clusters: BTreeMap<ClusterName, Cluster>,
+    /// Addresses of all blueprints' machines.
+    pub(crate) addresses: Addresses,
     pub(crate) machines: BTreeMap<MachineId, Machine>,
     /// Machines of each cluster, also of clusters that are gone while their machines go.
     pub(crate) members: BTreeMap<ClusterName, BTreeSet<MachineId>>,
@@ -169,10 +171,15 @@ impl CoordinatorCore {
         });
         let mut core = Self {
             clusters: clusters.collect(),
+            addresses: Addresses::new(),
             machines: BTreeMap::new(),
             members: BTreeMap::new(),
             sessions: BTreeMap::new(),
-            operations: saved.operations.into_iter().map(|operation| (operation.id.clone(), operation)).collect(),
+            operations: saved
+                .operations
+                .into_iter()
+                .map(|operation| (operation.id.clone(), operation))
+                .collect(),
             idempotency: saved.idempotency.into_iter().map(|row| (row.key.clone(), row)).collect(),
             counters: saved.counters.into_iter().collect(),
             calls: BTreeMap::new(),
@@ -188,6 +195,8 @@ impl CoordinatorCore {
         for row in saved.machines {
             core.add_machine(row);
         }
+        let names: Vec<ClusterName> = core.clusters.keys().cloned().collect();
+        names.iter().for_each(|name| core.take_addresses(name));
         core.touched.extend(core.clusters.keys().chain(core.members.keys()).cloned());
         core.plan_all(now);
         core
@@ -290,7 +299,10 @@ impl CoordinatorCore {
         let plan_of = plan_of.ok_or_else(|| format!("plan {} does not exist", spec.plan))?;
         let release = self.settings.releases.releases.get(&spec.release);
         let release = release.ok_or_else(|| format!("release {} does not exist", spec.release))?;
-        let taken = self.taken_addresses(&spec.name);
+        let taken = &self.addresses;
+        // After the highest one in use: an address that was just given back rests for as long as possible.
+        let highest = taken.last_key_value().map(|(address, _)| u32::from(*address).saturating_add(1));
+        let next_address = highest.map_or(self.settings.place.first_address, Ipv4Addr::from);
         let next = self.counters.get(&Counter::Incarnation).copied().unwrap_or(1);
         let input = PlanInput {
             spec,
@@ -299,20 +311,37 @@ impl CoordinatorCore {
             release,
             parent,
             place: &self.settings.place,
-            taken: &taken,
+            taken,
+            next_address,
             next_incarnation: Incarnation(u32::try_from(next).unwrap_or(u32::MAX)),
         };
         let blueprint = plan(&input).map_err(|error| error.to_string())?;
-        let findings = lint(&blueprint, parent, &self.settings.place, &taken);
+        let findings = lint(&blueprint, parent, &self.settings.place, taken);
         match findings.first() {
             None => Ok(blueprint),
             Some(finding) => Err(format!("the plan breaks a rule of its own, please report this: {finding}")),
         }
     }
 
-    fn taken_addresses(&self, except: &ClusterName) -> BTreeSet<Ipv4Addr> {
-        let others = self.clusters.iter().filter(|(name, _)| *name != except);
-        others.flat_map(|(_, cluster)| cluster.row.blueprint.machines.values().map(|m| m.address)).collect()
+    /// Brings the record of addresses in line with a cluster's blueprint. A machine that goes keeps its address in the
+    /// record until the provider has removed it; then nothing of it can answer there.
+    pub(crate) fn take_addresses(&mut self, name: &ClusterName) {
+        let machines =
+            self.clusters.get(name).into_iter().flat_map(|cluster| cluster.row.blueprint.machines.values());
+        self.addresses.extend(machines.map(|machine| (machine.address, name.clone())));
+    }
+
+    /// Gives back addresses that no machine of a cluster has any more.
+    pub(crate) fn free_addresses(&mut self, name: &ClusterName) {
+        if self.members.contains_key(name) {
+            return;
+        }
+        let keeps: BTreeSet<Ipv4Addr> = self
+            .clusters
+            .get(name)
+            .map(|cluster| cluster.row.blueprint.machines.values().map(|machine| machine.address).collect())
+            .unwrap_or_default();
+        self.addresses.retain(|address, holder| holder != name || keeps.contains(address));
     }
 
     /// Makes `blueprint` the plan in force, when it is another one.
@@ -325,13 +354,15 @@ impl CoordinatorCore {
         let row = Row::Cluster(Box::new(cluster.row.clone()));
         self.rows.push(row);
         self.reserve_incarnations(name);
+        self.take_addresses(name);
         self.send_configs(name);
     }
 
     /// Keeps the counter above every incarnation in use.
     pub(crate) fn reserve_incarnations(&mut self, name: &ClusterName) {
         let Some(cluster) = self.clusters.get(name) else { return };
-        let used = cluster.row.blueprint.machines.values().map(|machine| u64::from(machine.incarnation.0)).max();
+        let used =
+            cluster.row.blueprint.machines.values().map(|machine| u64::from(machine.incarnation.0)).max();
         let next = self.counters.get(&Counter::Incarnation).copied().unwrap_or(1);
         if let Some(used) = used
             && used >= next
@@ -390,7 +421,8 @@ impl CoordinatorCore {
         let machines = machines.map(|machine| (machine.row.id.clone(), self.observed_machine(machine, now)));
         let exposures = self.clusters.get(name).into_iter().flat_map(|cluster| &cluster.exposures);
         let services = exposures.filter(|(service, _)| *service != crate::provider::API_EXPOSURE);
-        let exposed = services.filter_map(|(service, e)| Some((service.clone(), e.address?.to_string()))).collect();
+        let exposed =
+            services.filter_map(|(service, e)| Some((service.clone(), e.address?.to_string()))).collect();
         Observed { machines: machines.collect(), endpoint: self.endpoint(name), exposed }
     }
 

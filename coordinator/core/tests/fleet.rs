@@ -1,5 +1,7 @@
 //! The coordinator's decisions in virtual time: whole lives of clusters, with crashes, lost answers and silence.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
+
 mod common;
 
 use common::{World, hello, small};
@@ -79,7 +81,10 @@ fn a_provider_that_refuses_for_now_is_asked_again_and_the_wait_is_explained() {
     world.step();
     let waits: Vec<String> =
         world.core.waiting(&"demo".parse().unwrap(), world.now()).iter().map(ToString::to_string).collect();
-    assert!(waits.contains(&"the provider refused 1 times and is asked again: slow down".to_owned()), "{waits:?}");
+    assert!(
+        waits.contains(&"the provider refused 1 times and is asked again: slow down".to_owned()),
+        "{waits:?}"
+    );
     world.run(CONVERGED);
     assert_eq!(world.state("demo"), Some(ClusterState::Ready));
 }

@@ -184,6 +184,10 @@ impl ClusterSpec {
     pub fn pool_count(&self, plan: &Plan, index: usize) -> u16 {
         let pool = &plan.pools[index];
         let sized = plan.worker_pool().is_some_and(|worker| worker.name == pool.name);
-        if sized && pool.roles.contains(&Role::Worker) { self.workers.unwrap_or(pool.count) } else { pool.count }
+        if sized && pool.roles.contains(&Role::Worker) {
+            self.workers.unwrap_or(pool.count)
+        } else {
+            pool.count
+        }
     }
 }

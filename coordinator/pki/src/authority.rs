@@ -10,8 +10,8 @@ use keelson_protocol::config::{CertificateSpec, Issuer as IssuerName, Usage};
 use keelson_protocol::{ClusterName, SecretBytes, WallTime};
 use keelson_transport::{CaError, requested_key};
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, SanType, SerialNumber,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyPair, KeyUsagePurpose, SanType, SerialNumber,
 };
 use ring::rand::SecureRandom;
 use time::OffsetDateTime;
@@ -158,7 +158,10 @@ fn load(material: &ClusterMaterial, name: IssuerName) -> Result<Issuer<'static, 
     load_authority(material.authorities.get(&name).ok_or_else(missing)?, &format!("{name:?}"))
 }
 
-pub(crate) fn load_authority(authority: &Authority, name: &str) -> Result<Issuer<'static, KeyPair>, PkiError> {
+pub(crate) fn load_authority(
+    authority: &Authority,
+    name: &str,
+) -> Result<Issuer<'static, KeyPair>, PkiError> {
     let stored = |why: &str| PkiError::Stored { issuer: name.to_owned(), why: why.to_owned() };
     let key = std::str::from_utf8(authority.key.expose_secret()).map_err(|_| stored("its key is no text"))?;
     let key = KeyPair::from_pem(key).map_err(|_| stored("its key is no PKCS#8 PEM block"))?;
@@ -173,7 +176,8 @@ pub(crate) fn leaf_params(spec: &CertificateSpec, now: WallTime) -> Result<Certi
     }
     for name in &spec.dns_names {
         let name = name.as_str().try_into();
-        let name = name.map_err(|source| PkiError::Certificate { subject: spec.common_name.clone(), source })?;
+        let name =
+            name.map_err(|source| PkiError::Certificate { subject: spec.common_name.clone(), source })?;
         params.subject_alt_names.push(SanType::DnsName(name));
     }
     params.subject_alt_names.extend(spec.addresses.iter().map(|address| SanType::IpAddress(*address)));
@@ -188,7 +192,9 @@ pub(crate) fn leaf_params(spec: &CertificateSpec, now: WallTime) -> Result<Certi
 }
 
 fn blank_params(now: WallTime, life: Duration) -> Result<CertificateParams, PkiError> {
-    let moment = |at: i64| OffsetDateTime::from_unix_timestamp(at.div_euclid(1_000)).unwrap_or(OffsetDateTime::UNIX_EPOCH);
+    let moment = |at: i64| {
+        OffsetDateTime::from_unix_timestamp(at.div_euclid(1_000)).unwrap_or(OffsetDateTime::UNIX_EPOCH)
+    };
     let skew = i64::try_from(CLOCK_SKEW.as_millis()).unwrap_or(0);
     let mut serial = [0_u8; 16];
     fill_random(&mut serial)?;

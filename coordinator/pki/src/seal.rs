@@ -24,7 +24,9 @@ pub enum SealError {
     #[error("the operating system gave no random bytes")]
     Entropy,
     /// The sealed bytes were changed, or were sealed with another key or for another name.
-    #[error("{name} cannot be opened: it was changed, or sealed with another key; restore the key file that belongs to this state directory")]
+    #[error(
+        "{name} cannot be opened: it was changed, or sealed with another key; restore the key file that belongs to this state directory"
+    )]
     Refused {
         /// What was sealed.
         name: String,

@@ -13,5 +13,5 @@ mod plan;
 mod waiting;
 
 pub use lint::{Finding, lint};
-pub use plan::{Place, PlanError, PlanInput, RENDERING, Wanted, plan};
+pub use plan::{Addresses, Place, PlanError, PlanInput, RENDERING, Wanted, plan};
 pub use waiting::waiting;

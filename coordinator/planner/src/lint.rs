@@ -7,7 +7,7 @@ use std::net::Ipv4Addr;
 use keelson_model::{Blueprint, Role};
 use keelson_protocol::{Generation, MachineId};
 
-use crate::plan::Place;
+use crate::plan::{Addresses, Place};
 
 /// What is wrong with a blueprint.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -95,7 +95,7 @@ pub fn lint(
     blueprint: &Blueprint,
     parent: Option<&Blueprint>,
     place: &Place,
-    taken: &BTreeSet<Ipv4Addr>,
+    taken: &Addresses,
 ) -> Vec<Finding> {
     let mut findings = Vec::new();
     roles(blueprint, &mut findings);
@@ -121,19 +121,20 @@ fn roles(blueprint: &Blueprint, findings: &mut Vec<Finding>) {
         }
     }
     let members = blueprint.with_role(Role::Etcd).count();
-    if members % 2 == 0 && members > 0 {
+    if members > 0 && members.is_multiple_of(2) {
         findings.push(Finding::EvenEtcd { members });
     }
 }
 
-fn addresses(blueprint: &Blueprint, place: &Place, taken: &BTreeSet<Ipv4Addr>, findings: &mut Vec<Finding>) {
+fn addresses(blueprint: &Blueprint, place: &Place, taken: &Addresses, findings: &mut Vec<Finding>) {
     let mut seen = BTreeSet::new();
     for machine in blueprint.machines.values() {
         let address = machine.address;
         if !seen.insert(address) {
             findings.push(Finding::AddressTwice { address, machine: machine.id.clone() });
         }
-        if !place.network.contains(&address) || address < place.first_address || taken.contains(&address) {
+        let foreign = taken.get(&address).is_some_and(|holder| *holder != blueprint.cluster);
+        if !place.network.contains(&address) || address < place.first_address || foreign {
             findings.push(Finding::AddressForeign { machine: machine.id.clone(), address });
         }
     }

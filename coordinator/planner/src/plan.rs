@@ -6,9 +6,10 @@ use std::net::Ipv4Addr;
 use ipnet::Ipv4Net;
 use keelson_model::spec::POD_PREFIX_PER_MACHINE;
 use keelson_model::{
-    Blueprint, BlueprintMachine, ClusterNetwork, ClusterSpec, Plan, PoolName, PoolPlan, Release, Role, SpecError,
+    Blueprint, BlueprintMachine, ClusterNetwork, ClusterSpec, Plan, PoolName, PoolPlan, Release, Role,
+    SpecError,
 };
-use keelson_protocol::{Generation, Incarnation, MachineId, NameError, ReleaseName};
+use keelson_protocol::{ClusterName, Generation, Incarnation, MachineId, NameError, ReleaseName};
 
 /// Version of [`crate::node`]'s output. Grows with every change of it, so that machines made by an older coordinator get
 /// the new config under a new generation.
@@ -24,6 +25,9 @@ pub struct Place {
     /// Fault domains, at least one.
     pub zones: Vec<String>,
 }
+
+/// Addresses in use in the whole installation, and by which cluster.
+pub type Addresses = BTreeMap<Ipv4Addr, ClusterName>;
 
 /// Whether the cluster shall exist.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,8 +53,10 @@ pub struct PlanInput<'a> {
     pub parent: Option<&'a Blueprint>,
     /// Where machines can be placed.
     pub place: &'a Place,
-    /// Addresses that other clusters' machines have.
-    pub taken: &'a BTreeSet<Ipv4Addr>,
+    /// Addresses in use, and by which cluster.
+    pub taken: &'a Addresses,
+    /// Where the search for free addresses begins; it goes round to [`Place::first_address`] when it meets the end.
+    pub next_address: Ipv4Addr,
     /// Incarnation for the first new machine; each further one gets the next number.
     pub next_incarnation: Incarnation,
 }
@@ -62,7 +68,9 @@ pub enum PlanError {
     #[error(transparent)]
     Spec(#[from] SpecError),
     /// No node image carries the release.
-    #[error("this installation has no node image of release {release}; build one with `cargo xtask image build`")]
+    #[error(
+        "this installation has no node image of release {release}; build one with `cargo xtask image build`"
+    )]
     NoImage {
         /// The release.
         release: ReleaseName,
@@ -121,7 +129,7 @@ impl<'a> Draft<'a> {
         Self {
             next_number: input.parent.map(|parent| parent.next_number.clone()).unwrap_or_default(),
             next_incarnation: input.next_incarnation,
-            address_cursor: input.place.first_address,
+            address_cursor: input.next_address.max(input.place.first_address),
             own_addresses: machines.values().map(|machine| machine.address).collect(),
             pod_parts: machines.values().filter_map(|machine| machine.pods).collect(),
             machines,
@@ -133,8 +141,12 @@ impl<'a> Draft<'a> {
     fn remove_surplus(&mut self) {
         for (index, pool) in self.input.plan.pools.iter().enumerate() {
             let count = usize::from(self.input.spec.pool_count(self.input.plan, index));
-            let mut members: Vec<(u32, MachineId)> =
-                self.machines.values().filter(|m| m.pool == pool.name).map(|m| (number(m), m.id.clone())).collect();
+            let mut members: Vec<(u32, MachineId)> = self
+                .machines
+                .values()
+                .filter(|m| m.pool == pool.name)
+                .map(|m| (number(m), m.id.clone()))
+                .collect();
             members.sort();
             for (_, id) in members.into_iter().skip(count) {
                 self.machines.remove(&id);
@@ -188,10 +200,11 @@ impl<'a> Draft<'a> {
 
     fn take_address(&mut self) -> Result<Ipv4Addr, PlanError> {
         let network = self.input.place.network;
-        let last = u32::from(network.broadcast());
-        for candidate in u32::from(self.address_cursor)..last {
+        let (first, end) = (u32::from(self.input.place.first_address), u32::from(network.broadcast()));
+        let cursor = u32::from(self.address_cursor);
+        for candidate in (cursor..end).chain(first..cursor.min(end)) {
             let candidate = Ipv4Addr::from(candidate);
-            if !self.input.taken.contains(&candidate) && !self.own_addresses.contains(&candidate) {
+            if !self.input.taken.contains_key(&candidate) && !self.own_addresses.contains(&candidate) {
                 self.address_cursor = candidate;
                 self.own_addresses.insert(candidate);
                 return Ok(candidate);

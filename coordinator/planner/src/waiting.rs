@@ -2,7 +2,7 @@
 
 use keelson_model::{Blueprint, LinkState, MachinePhase, Observed, ObservedMachine, WaitingOn};
 use keelson_protocol::MachineId;
-use keelson_protocol::health::{NodeState, UnitState};
+use keelson_protocol::health::{HealthReport, NodeState, UnitState};
 
 /// Everything that `blueprint` waits for, in the order of its machines; empty when `observed` is as planned.
 #[must_use]
@@ -31,16 +31,16 @@ pub fn waiting(blueprint: &Blueprint, observed: &Observed) -> Vec<WaitingOn> {
 
 fn machine_waits(blueprint: &Blueprint, id: &MachineId, machine: &ObservedMachine) -> Vec<WaitingOn> {
     let wait = match &machine.phase {
-        MachinePhase::Planned | MachinePhase::Creating { .. } => WaitingOn::ProviderCreate { machine: id.clone() },
+        MachinePhase::Planned | MachinePhase::Creating { .. } => {
+            WaitingOn::ProviderCreate { machine: id.clone() }
+        }
         MachinePhase::Retrying { why, attempts, next } => WaitingOn::ProviderRetry {
             machine: id.clone(),
             why: why.clone(),
             attempts: *attempts,
             next: *next,
         },
-        MachinePhase::Refused { why } => {
-            WaitingOn::ProviderRefused { machine: id.clone(), why: why.clone() }
-        }
+        MachinePhase::Refused { why } => WaitingOn::ProviderRefused { machine: id.clone(), why: why.clone() },
         MachinePhase::Booting { .. } => WaitingOn::Boot { machine: id.clone() },
         MachinePhase::Off { .. } => WaitingOn::Off { machine: id.clone() },
         MachinePhase::Deleting { why, .. } => {
@@ -62,6 +62,12 @@ fn link_waits(blueprint: &Blueprint, id: &MachineId, machine: &ObservedMachine) 
     if let Some((generation, NodeState::Ready)) = machine.applied
         && generation >= blueprint.generation
     {
+        return Vec::new();
+    }
+    // The report of a state arrives before the heartbeat that tells it.
+    let told_ready =
+        |health: &HealthReport| health.generation >= blueprint.generation && health.state == NodeState::Ready;
+    if machine.health.as_ref().is_some_and(told_ready) {
         return Vec::new();
     }
     let received = machine.health.as_ref().is_some_and(|health| health.generation >= blueprint.generation);

@@ -1,5 +1,7 @@
 //! What machines are told: golden texts of whole configs, and rules that hold for each.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
+
 mod common;
 
 use std::fmt::Write;
@@ -53,7 +55,10 @@ fn check_golden(name: &str, config: &NodeConfig) {
         std::fs::write(&path, &text).unwrap();
     }
     let expected = std::fs::read_to_string(&path).unwrap_or_default();
-    assert!(text == expected, "{name} differs from {path}; set {UPDATE}=1 to write it anew, then read the diff");
+    assert!(
+        text == expected,
+        "{name} differs from {path}; set {UPDATE}=1 to write it anew, then read the diff"
+    );
 }
 
 #[test]

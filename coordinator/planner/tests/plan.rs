@@ -1,5 +1,7 @@
 //! Plans of clusters: golden diffs, refusals, and properties that hold for every spec.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
+
 mod common;
 
 use common::{World, spec};
@@ -15,39 +17,73 @@ fn check_diff(spec: &ClusterSpec, wanted: Wanted, parent: Option<&Blueprint>, ex
     assert_eq!(findings, []);
     let text = blueprint.diff(parent).to_string();
     assert_eq!(text.trim_end(), expected.trim_matches('\n'), "\n{text}");
-    assert_eq!(world.plan(spec, wanted, Some(&blueprint)).unwrap(), blueprint, "planning again changes nothing");
+    assert_eq!(
+        world.plan(spec, wanted, Some(&blueprint)).unwrap(),
+        blueprint,
+        "planning again changes nothing"
+    );
     blueprint
 }
 
 #[test]
 fn tiny_small_and_back_to_nothing() {
-    check_diff(&spec("tiny", json!({})), Wanted::Present, None, "
-  +   demo-node-1              etcd+master+worker in zone-a at 10.210.1.0");
-    let small = check_diff(&spec("small", json!({})), Wanted::Present, None, "
+    check_diff(
+        &spec("tiny", json!({})),
+        Wanted::Present,
+        None,
+        "
+  +   demo-node-1              etcd+master+worker in zone-a at 10.210.1.0",
+    );
+    let small = check_diff(
+        &spec("small", json!({})),
+        Wanted::Present,
+        None,
+        "
   +   demo-etcd-1              etcd in zone-a at 10.210.1.0
   +   demo-master-1            master in zone-b at 10.210.1.1
   +   demo-worker-1            worker in zone-c at 10.210.1.2
-  +   demo-worker-2            worker in zone-a at 10.210.1.3");
-    check_diff(&spec("small", json!({})), Wanted::Absent, Some(&small), "
+  +   demo-worker-2            worker in zone-a at 10.210.1.3",
+    );
+    check_diff(
+        &spec("small", json!({})),
+        Wanted::Absent,
+        Some(&small),
+        "
   -   demo-etcd-1              etcd in zone-a at 10.210.1.0
   -   demo-master-1            master in zone-b at 10.210.1.1
   -   demo-worker-1            worker in zone-c at 10.210.1.2
-  -   demo-worker-2            worker in zone-a at 10.210.1.3");
+  -   demo-worker-2            worker in zone-a at 10.210.1.3",
+    );
 }
 
 #[test]
 fn numbers_of_machines_are_never_used_twice() {
-    let four = check_diff(&spec("small", json!({ "workers": 3 })), Wanted::Present, None, "
+    let four = check_diff(
+        &spec("small", json!({ "workers": 3 })),
+        Wanted::Present,
+        None,
+        "
   +   demo-etcd-1              etcd in zone-a at 10.210.1.0
   +   demo-master-1            master in zone-b at 10.210.1.1
   +   demo-worker-1            worker in zone-c at 10.210.1.2
   +   demo-worker-2            worker in zone-a at 10.210.1.3
-  +   demo-worker-3            worker in zone-b at 10.210.1.4");
-    let one = check_diff(&spec("small", json!({ "workers": 1 })), Wanted::Present, Some(&four), "
+  +   demo-worker-3            worker in zone-b at 10.210.1.4",
+    );
+    let one = check_diff(
+        &spec("small", json!({ "workers": 1 })),
+        Wanted::Present,
+        Some(&four),
+        "
   -   demo-worker-2            worker in zone-a at 10.210.1.3
-  -   demo-worker-3            worker in zone-b at 10.210.1.4");
-    check_diff(&spec("small", json!({ "workers": 2 })), Wanted::Present, Some(&one), "
-  +   demo-worker-4            worker in zone-a at 10.210.1.3");
+  -   demo-worker-3            worker in zone-b at 10.210.1.4",
+    );
+    check_diff(
+        &spec("small", json!({ "workers": 2 })),
+        Wanted::Present,
+        Some(&one),
+        "
+  +   demo-worker-4            worker in zone-a at 10.210.1.3",
+    );
 }
 
 #[test]

@@ -20,7 +20,9 @@ pub enum StoreError {
         known: u32,
     },
     /// The file is no sound SQLite database.
-    #[error("{path} is damaged ({what}); move it away and restore a backup, or start with an empty state directory")]
+    #[error(
+        "{path} is damaged ({what}); move it away and restore a backup, or start with an empty state directory"
+    )]
     Damaged {
         /// The file.
         path: PathBuf,

@@ -118,9 +118,10 @@ impl Store {
         let cluster = filter.cluster.as_ref().map(ClusterName::as_str);
         let machine = filter.machine.as_ref().map(MachineId::as_str);
         let rows = statement
-            .query_map(params![after as i64, rank(filter.severity_min), cluster, machine, filter.count_max], |row| {
-                Ok((row.get::<_, i64>(0)?.to_string(), row.get::<_, String>(1)?))
-            })
+            .query_map(
+                params![after as i64, rank(filter.severity_min), cluster, machine, filter.count_max],
+                |row| Ok((row.get::<_, i64>(0)?.to_string(), row.get::<_, String>(1)?)),
+            )
             .map_err(failed)?;
         let rows = rows.map(|row| parse("events", row.map_err(failed)?));
         let mut events: Vec<FleetEvent> = rows.collect::<Result<_, _>>()?;
@@ -133,7 +134,8 @@ impl Store {
     /// # Errors
     /// [`StoreError::Sql`].
     pub fn oldest_event(&self) -> Result<Option<u64>, StoreError> {
-        let query = self.connection.query_row("SELECT min(id) FROM events", [], |row| row.get::<_, Option<i64>>(0));
+        let query =
+            self.connection.query_row("SELECT min(id) FROM events", [], |row| row.get::<_, Option<i64>>(0));
         let id = query.map_err(|source| self.error("read", source))?;
         Ok(id.and_then(|id| u64::try_from(id).ok()))
     }
@@ -191,7 +193,9 @@ fn write(transaction: &Transaction, key: &SealingKey, row: &Row, path: &Path) ->
     let put = |query: &str, id: &str, text: String| transaction.execute(query, params![id, text]);
     let remove = |query: &str, id: &str| transaction.execute(query, [id]);
     let done = match row {
-        Row::Cluster(row) => put("INSERT OR REPLACE INTO clusters VALUES (?1, ?2)", row.spec.name.as_str(), text(row)),
+        Row::Cluster(row) => {
+            put("INSERT OR REPLACE INTO clusters VALUES (?1, ?2)", row.spec.name.as_str(), text(row))
+        }
         Row::Material(cluster, material) => {
             let sealed = key.seal(&material_name(cluster.as_str()), text(material).as_bytes())?;
             transaction
@@ -199,14 +203,20 @@ fn write(transaction: &Transaction, key: &SealingKey, row: &Row, path: &Path) ->
         }
         Row::RemoveCluster(name) => remove("DELETE FROM material WHERE cluster = ?1", name.as_str())
             .and_then(|_| remove("DELETE FROM clusters WHERE name = ?1", name.as_str())),
-        Row::Machine(row) => put("INSERT OR REPLACE INTO machines VALUES (?1, ?2)", row.id.as_str(), text(row)),
+        Row::Machine(row) => {
+            put("INSERT OR REPLACE INTO machines VALUES (?1, ?2)", row.id.as_str(), text(row))
+        }
         Row::RemoveMachine(id) => remove("DELETE FROM machines WHERE id = ?1", id.as_str()),
         Row::Operation(row) => put("INSERT OR REPLACE INTO operations VALUES (?1, ?2)", &row.id.0, text(row)),
         Row::RemoveOperation(id) => remove("DELETE FROM operations WHERE id = ?1", &id.0),
         Row::Event(event) => write_event(transaction, event),
-        Row::Counter(counter, value) => transaction
-            .execute("INSERT OR REPLACE INTO counters VALUES (?1, ?2)", params![counter.name(), *value as i64]),
-        Row::Idempotency(row) => put("INSERT OR REPLACE INTO idempotency VALUES (?1, ?2)", &row.key, text(row)),
+        Row::Counter(counter, value) => transaction.execute(
+            "INSERT OR REPLACE INTO counters VALUES (?1, ?2)",
+            params![counter.name(), *value as i64],
+        ),
+        Row::Idempotency(row) => {
+            put("INSERT OR REPLACE INTO idempotency VALUES (?1, ?2)", &row.key, text(row))
+        }
         Row::RemoveIdempotency(key) => remove("DELETE FROM idempotency WHERE key = ?1", key),
     };
     done.map(|_| ()).map_err(|source| sql_error(path, "write", source))

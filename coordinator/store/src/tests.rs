@@ -1,13 +1,15 @@
 //! The store on real files: round trips, crashes, damage.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
+
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use keelson_coordinator_core::{ClusterRow, Counter, MachineRow, Row, Saved};
 use keelson_model::material::Authority;
 use keelson_model::{
-    Blueprint, ClusterMaterial, ClusterNetwork, ClusterSpec, FleetEvent, MachinePhase, Operation, OperationId,
-    OperationKind, OperationState, Severity,
+    Blueprint, ClusterMaterial, ClusterNetwork, ClusterSpec, FleetEvent, MachinePhase, Operation,
+    OperationId, OperationKind, OperationState, Severity,
 };
 use keelson_pki::SealingKey;
 use keelson_protocol::{Generation, Incarnation, SecretBytes, WallTime};

@@ -379,8 +379,7 @@ impl Driver {
         loop {
             let Dialled { connection, mut send, mut recv, welcome } = dialled;
             let queue = Arc::new(OutQueue::default());
-            *self.slot.lock() =
-                Some(Current { connection: connection.clone(), queue: Arc::clone(&queue) });
+            *self.slot.lock() = Some(Current { connection: connection.clone(), queue: Arc::clone(&queue) });
             info!(coordinator = %address, "the link stands");
             self.emit(ClientEvent::Connected { coordinator: address }).await?;
             self.emit(ClientEvent::Message(welcome)).await?;

@@ -76,7 +76,8 @@ impl Coordinator {
         let address = World::coordinator_address(number);
         let socket = world.network.socket(address);
         let (sender, events) = mpsc::channel(EVENTS_MAX);
-        let link = LinkServer::start_on(socket, Arc::new(TokioRuntime), config, sender).expect("the server starts");
+        let link =
+            LinkServer::start_on(socket, Arc::new(TokioRuntime), config, sender).expect("the server starts");
         let (mood, moods) = watch::channel(Mood::Friendly);
         let (seen_sender, seen) = mpsc::unbounded_channel();
         tokio::spawn(answer(events, seen_sender, moods, world.clock()));

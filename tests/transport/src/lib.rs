@@ -18,4 +18,4 @@ pub mod world;
 pub use agent::Agent;
 pub use coordinator::{Coordinator, Seen};
 pub use network::{LinkModel, Network};
-pub use world::{World, hello, heartbeat, within};
+pub use world::{World, heartbeat, hello, within};

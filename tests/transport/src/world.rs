@@ -10,7 +10,8 @@ use keelson_protocol::message::ToCoordinator;
 use keelson_protocol::wire::{VERSION_MAX, VERSION_MIN};
 use keelson_protocol::{BootId, Generation, Incarnation, MachineId, WallTime};
 use keelson_transport::{
-    CaTrust, ClientConfig, Identity, LEAF_LIFE, LinkCa, LinkEndpoint, ServerConfig, WallClock, make_key_request,
+    CaTrust, ClientConfig, Identity, LEAF_LIFE, LinkCa, LinkEndpoint, ServerConfig, WallClock,
+    make_key_request,
 };
 use quinn::TokioRuntime;
 use tokio::time::Instant;
@@ -119,8 +120,12 @@ impl World {
     #[must_use]
     pub fn client_config(&self, number: u16, coordinators: &[SocketAddr]) -> ClientConfig {
         let trust = CaTrust::Certificate(self.ca.certificate_der().to_vec());
-        let mut config =
-            ClientConfig::new(coordinators.to_vec(), trust, Box::new(move || hello(number)), u64::from(number));
+        let mut config = ClientConfig::new(
+            coordinators.to_vec(),
+            trust,
+            Box::new(move || hello(number)),
+            u64::from(number),
+        );
         config.endpoint = Some(self.endpoint(number));
         config.clock = self.clock();
         config

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
+use keelson_protocol::WallTime;
 use keelson_protocol::limits::HEARTBEAT_INTERVAL;
 use keelson_protocol::message::{BulkRequest, ShellFrame, ToAgent, ToCoordinator};
-use keelson_protocol::WallTime;
 use keelson_transport::settings::{BULK_OPEN_TIMEOUT, BULK_STREAMS_MAX};
 use keelson_transport::{BulkError, LinkError, SessionHandle};
 use keelson_transport_tests::network::Bandwidth;
@@ -174,7 +174,8 @@ async fn streams_that_nobody_reads_block_nothing_else() {
 async fn a_machine_that_drops_a_request_ends_it() {
     let world = World::new(8);
     let (_coordinator, mut agent, session) = pair(&world).await;
-    let (opened, ()) = tokio::join!(session.open_bulk(BulkRequest::Status), async { drop(agent.bulk().await) });
+    let (opened, ()) =
+        tokio::join!(session.open_bulk(BulkRequest::Status), async { drop(agent.bulk().await) });
     assert_eq!(opened.unwrap_err(), BulkError::Ended);
 }
 
@@ -195,8 +196,7 @@ async fn a_machine_may_refuse_and_says_why() {
 async fn a_terminal_speaks_both_ways_at_once() {
     let world = World::new(5);
     let (_coordinator, mut agent, session) = pair(&world).await;
-    let request =
-        BulkRequest::Shell { command: vec![], terminal: "xterm".into(), rows: 24, columns: 80 };
+    let request = BulkRequest::Shell { command: vec![], terminal: "xterm".into(), rows: 24, columns: 80 };
     let (opened, at_machine) = tokio::join!(session.open_bulk(request), async {
         let (_, mut stream) = agent.bulk().await;
         stream.accept().await.unwrap();

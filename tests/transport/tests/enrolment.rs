@@ -5,7 +5,8 @@ use std::time::Duration;
 use keelson_protocol::message::{EnrolReply, EnrolRequest, Refusal, RefusalCode, ToAgent, ToCoordinator};
 use keelson_protocol::{Incarnation, SecretBytes, WallTime};
 use keelson_transport::{
-    CloseCode, EnrolConfig, EnrolError, Identity, KeyRequest, LEAF_LIFE, LinkCa, LinkError, enrol, make_key_request,
+    CloseCode, EnrolConfig, EnrolError, Identity, KeyRequest, LEAF_LIFE, LinkCa, LinkError, enrol,
+    make_key_request,
 };
 use keelson_transport_tests::{Agent, Coordinator, LinkModel, World, within};
 use tokio::time::Instant;
@@ -51,7 +52,10 @@ async fn a_machine_enrols_and_opens_a_session() {
     agent.beat();
     assert_eq!(coordinator.heartbeat().await.1.sequence, 1);
     agent.link.send(ToCoordinator::TimeRequest { asked_at: WallTime(5) }).unwrap();
-    assert_eq!(coordinator.message().await, (session.id(), ToCoordinator::TimeRequest { asked_at: WallTime(5) }));
+    assert_eq!(
+        coordinator.message().await,
+        (session.id(), ToCoordinator::TimeRequest { asked_at: WallTime(5) })
+    );
     let answer = ToAgent::Time { asked_at: WallTime(5), now: world.now() };
     session.send(answer.clone()).unwrap();
     assert_eq!(agent.message().await, answer);
@@ -83,7 +87,10 @@ async fn a_refusal_arrives_as_it_was_sent() {
 #[tokio::test(start_paused = true)]
 async fn an_owner_that_drops_the_question_is_busy() {
     let error = refused_with(None).await;
-    assert!(matches!(&error, EnrolError::Refused { refusal } if refusal.code == RefusalCode::Busy), "{error}");
+    assert!(
+        matches!(&error, EnrolError::Refused { refusal } if refusal.code == RefusalCode::Busy),
+        "{error}"
+    );
 }
 
 #[tokio::test(start_paused = true)]

@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use keelson_protocol::WallTime;
 use keelson_protocol::limits::HEARTBEAT_INTERVAL;
 use keelson_protocol::message::{ToAgent, ToCoordinator};
-use keelson_protocol::WallTime;
 use keelson_transport::{LinkError, SessionHandle};
 use keelson_transport_tests::{Agent, Coordinator, LinkModel, Seen, World};
 use tokio::time::Instant;
@@ -48,7 +48,9 @@ async fn two_minutes(seed: u64, model: LinkModel) -> Outcome {
         for seen in coordinator.all_within(3 * MINUTE).await {
             match seen {
                 Seen::Heartbeat(_, heartbeat, _) => outcome.heartbeats.push(heartbeat.sequence),
-                Seen::Message(_, ToCoordinator::TimeRequest { asked_at }) => outcome.messages.push(asked_at.0),
+                Seen::Message(_, ToCoordinator::TimeRequest { asked_at }) => {
+                    outcome.messages.push(asked_at.0)
+                }
                 Seen::Opened(..) => outcome.sessions += 1,
                 other => panic!("{other:?}"),
             }
@@ -68,8 +70,7 @@ fn assert_all_messages(outcome: &Outcome) {
 #[tokio::test(start_paused = true)]
 async fn loss_costs_heartbeats_but_no_message_and_no_session() {
     for seed in 0..10 {
-        let model =
-            LinkModel { delay: Duration::from_millis(20), loss_permille: 200, ..LinkModel::GOOD };
+        let model = LinkModel { delay: Duration::from_millis(20), loss_permille: 200, ..LinkModel::GOOD };
         let outcome = two_minutes(seed, model).await;
         assert_all_messages(&outcome);
         let arrived = outcome.heartbeats.len();
@@ -151,7 +152,10 @@ async fn one_way(to_coordinator: bool) -> (Duration, Duration, Duration) {
 }
 
 fn assert_seconds(what: &str, got: Duration, range: std::ops::Range<u64>) {
-    assert!((Duration::from_secs(range.start)..Duration::from_secs(range.end)).contains(&got), "{what}: {got:?}");
+    assert!(
+        (Duration::from_secs(range.start)..Duration::from_secs(range.end)).contains(&got),
+        "{what}: {got:?}"
+    );
 }
 
 #[tokio::test(start_paused = true)]

@@ -60,7 +60,10 @@ fn nobody(_: &World) -> RawConfig {
 #[tokio::test(start_paused = true)]
 async fn a_session_without_a_certificate_is_told_to_enrol() {
     let (code, reason) = first_bytes(nobody, &encode_framed(&hello(1)).unwrap()).await;
-    assert_eq!((code, reason.as_str()), (CloseCode::CertificateRequired, "a session needs a certificate; enrol first"));
+    assert_eq!(
+        (code, reason.as_str()),
+        (CloseCode::CertificateRequired, "a session needs a certificate; enrol first")
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -166,8 +169,11 @@ async fn rubbish_within_a_session_ends_it() {
     let world = World::new(4);
     let mut coordinator = Coordinator::start(&world, 1);
     let too_many_events = framed(&[&[0, 1, ToCoordinator::KIND, 2], &[0xff; 20][..]].concat());
-    let cases =
-        [(framed(&[0, 1, ToCoordinator::KIND, 77]), "malformed"), (too_many_events, "malformed"), (vec![0xff; 4], "announced")];
+    let cases = [
+        (framed(&[0, 1, ToCoordinator::KIND, 77]), "malformed"),
+        (too_many_events, "malformed"),
+        (vec![0xff; 4], "announced"),
+    ];
     for (bytes, expected) in cases {
         let RawSession { connection, mut send, recv: _recv } = session(&world, &mut coordinator).await;
         send.write_all(&encode_framed(&time_request()).unwrap()).await.unwrap();
@@ -251,7 +257,8 @@ async fn a_flood_of_heartbeats_reaches_nobody() {
 async fn a_flood_of_messages_is_slowed_down() {
     let world = World::new(9);
     let mut coordinator = Coordinator::start(&world, 1);
-    let RawSession { connection: _connection, mut send, recv: _recv } = session(&world, &mut coordinator).await;
+    let RawSession { connection: _connection, mut send, recv: _recv } =
+        session(&world, &mut coordinator).await;
     let message = encode_framed(&time_request()).unwrap();
     let flood = tokio::spawn(async move {
         for _ in 0..5_000 {
@@ -285,7 +292,8 @@ async fn strangers_that_say_nothing_keep_no_machine_out() {
     let mut coordinator = Coordinator::start(&world, 1);
     let mut strangers = Vec::new();
     for number in 0..160 {
-        strangers.push(raw::connect(&world, number, coordinator.address, RawConfig::anonymous()).await.unwrap());
+        strangers
+            .push(raw::connect(&world, number, coordinator.address, RawConfig::anonymous()).await.unwrap());
     }
     // They use up all enrolments, and the rest of them is turned away at once.
     assert!(coordinator.link.stats().busy >= 30, "{:?}", coordinator.link.stats());
@@ -342,7 +350,10 @@ async fn an_agent_believes_no_rubbish_either() {
     ];
     for (bytes, expected) in cases {
         let error = answer_of_a_bad_coordinator(bytes).await;
-        assert!(matches!(&error, LinkError::Protocol { why } if why.contains(expected)), "{error}, not {expected}");
+        assert!(
+            matches!(&error, LinkError::Protocol { why } if why.contains(expected)),
+            "{error}, not {expected}"
+        );
     }
     let error = answer_of_a_bad_coordinator(vec![]).await;
     assert!(matches!(error, LinkError::NoAnswer { .. }), "{error}");

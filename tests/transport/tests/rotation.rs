@@ -34,7 +34,14 @@ fn certificates_are_renewed_after_two_thirds_of_their_life() {
 async fn a_machine_moves_to_a_new_certificate_without_losing_a_heartbeat() {
     for (seed, model) in [
         (1, LinkModel::GOOD),
-        (2, LinkModel { delay: Duration::from_millis(80), jitter: Duration::from_millis(5), ..LinkModel::GOOD }),
+        (
+            2,
+            LinkModel {
+                delay: Duration::from_millis(80),
+                jitter: Duration::from_millis(5),
+                ..LinkModel::GOOD
+            },
+        ),
     ] {
         let world = World::new(seed);
         world.network.set_default(model);

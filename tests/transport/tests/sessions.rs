@@ -272,7 +272,10 @@ async fn a_refusal_by_the_owner_arrives_before_the_end() {
     assert_eq!(agent.disconnected().await.0, LinkError::Refused { refusal });
     assert_eq!(coordinator.closed().await, (session.id(), "second holder".to_owned()));
     assert!(!agent.link.is_connected());
-    assert_eq!(agent.link.send(ToCoordinator::TimeRequest { asked_at: WallTime(0) }), Err(SendError::NotConnected));
+    assert_eq!(
+        agent.link.send(ToCoordinator::TimeRequest { asked_at: WallTime(0) }),
+        Err(SendError::NotConnected)
+    );
 }
 
 #[tokio::test(start_paused = true)]

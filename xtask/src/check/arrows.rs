@@ -42,11 +42,15 @@ const ARROWS: [(&str, &[&str]); 17] = [
 ];
 
 /// Crates that decide: no runtime, no clock, no entropy below them.
-const PURE: [&str; 5] =
-    ["keelson-protocol", "keelson-agent-core", "keelson-model", "keelson-planner", "keelson-coordinator-core"];
+const PURE: [&str; 5] = [
+    "keelson-protocol",
+    "keelson-agent-core",
+    "keelson-model",
+    "keelson-planner",
+    "keelson-coordinator-core",
+];
 /// What no pure crate may have among its own dependencies.
-const IMPURE: [&str; 9] =
-    ["tokio", "quinn", "rustls", "rand", "rusqlite", "nix", "tracing", "axum", "hyper"];
+const IMPURE: [&str; 9] = ["tokio", "quinn", "rustls", "rand", "rusqlite", "nix", "tracing", "axum", "hyper"];
 
 /// All arrows that are not allowed.
 pub(super) fn check(root: &Path) -> Result<Vec<String>> {
@@ -70,7 +74,10 @@ fn foreign(package: &Package, allowed: Option<&[&str]>) -> Vec<String> {
     let own = package.dependencies.iter().filter(|d| d.kind == DependencyKind::Normal && d.path.is_some());
     own.filter(|dependency| !allowed.contains(&dependency.name.as_str()))
         .map(|dependency| {
-            format!("{} uses {}, which xtask/src/check/arrows.rs does not allow", package.name, dependency.name)
+            format!(
+                "{} uses {}, which xtask/src/check/arrows.rs does not allow",
+                package.name, dependency.name
+            )
         })
         .collect()
 }
@@ -90,7 +97,10 @@ fn impure(root: &Path, package: &Package) -> Vec<String> {
         std::fs::read(own.as_std_path()).is_ok_and(|own| std::fs::read(&bans).is_ok_and(|bans| own == bans))
     });
     if !same {
-        findings.push(format!("{} is pure: its clippy.toml must be a copy of xtask/pure-clippy.toml", package.name));
+        findings.push(format!(
+            "{} is pure: its clippy.toml must be a copy of xtask/pure-clippy.toml",
+            package.name
+        ));
     }
     findings
 }

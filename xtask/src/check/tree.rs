@@ -66,7 +66,9 @@ fn check_source(file: &str, text: &str) -> Vec<String> {
     let mut findings = Vec::new();
     let lines = text.lines().count();
     if lines > LINES_MAX {
-        findings.push(format!("{file} has {lines} lines, at most {LINES_MAX} are allowed: which two ideas live in it?"));
+        findings.push(format!(
+            "{file} has {lines} lines, at most {LINES_MAX} are allowed: which two ideas live in it?"
+        ));
     }
     if !text.trim_start().starts_with("//!") {
         findings.push(format!("{file} does not begin with a sentence (//!) that says what it is for"));

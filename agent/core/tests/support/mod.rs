@@ -70,6 +70,8 @@ pub struct World {
     next_invocation: u128,
     pub connected: bool,
     pub certificate_life: Duration,
+    /// How much earlier than now a certificate begins.
+    pub dates_back: Duration,
     pub signing: bool,
     pub stores_events: bool,
     pub received: Vec<ToCoordinator>,
@@ -115,6 +117,7 @@ impl World {
             next_invocation: 1,
             connected: false,
             certificate_life: Duration::from_secs(86_400),
+            dates_back: Duration::ZERO,
             signing: true,
             stores_events: true,
             received: Vec::new(),
@@ -448,7 +451,8 @@ impl World {
 
     fn validity(&self) -> Validity {
         let now = wall_of(self.now);
-        Validity { not_before: now, not_after: now.plus(self.certificate_life) }
+        let not_before = WallTime(now.0 - i64::try_from(self.dates_back.as_millis()).unwrap());
+        Validity { not_before, not_after: now.plus(self.certificate_life) }
     }
 
     fn reload(&mut self) {

@@ -436,6 +436,9 @@ fn kubeconfig_text(name: &ClusterName) -> String {
     )
 }
 
+/// What an interactive shell of the fake says first.
+const GREETING: &[u8] = b"fake shell\r\n";
+
 /// A shell that knows `echo WORDS`, `exit CODE` and, without a command, gives back what it gets until a `q` comes.
 async fn shell(mut stream: DuplexStream, request: ShellRequestBody) {
     let words: Vec<&str> = request.command.iter().map(String::as_str).collect();
@@ -452,6 +455,9 @@ async fn shell(mut stream: DuplexStream, request: ShellRequestBody) {
 }
 
 async fn interactive(stream: &mut DuplexStream) -> i32 {
+    if write_frame(stream, &ShellFrame::Data(GREETING.to_vec())).await.is_err() {
+        return 1;
+    }
     while let Ok(Some(frame)) = read_frame(stream).await {
         let answer = match frame {
             ShellFrame::Data(keys) if keys.contains(&b'q') => return 7,

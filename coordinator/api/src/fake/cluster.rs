@@ -92,7 +92,12 @@ impl FakeCluster {
             (machine.id.clone(), seen)
         });
         let endpoint = (self.step >= STEPS_TO_READY).then(|| "https://127.0.0.1:26443".to_owned());
-        Observed { machines: machines.collect(), endpoint }
+        let address = |expose: &keelson_model::ExposeSpec| format!("127.0.0.1:{}", expose.node_port);
+        let exposed = match endpoint {
+            Some(_) => self.spec.expose.iter().map(|expose| (expose.name.clone(), address(expose))).collect(),
+            None => BTreeMap::new(),
+        };
+        Observed { machines: machines.collect(), endpoint, exposed }
     }
 
     fn seen(&self, machine: &BlueprintMachine, fault: Option<&Fault>) -> ObservedMachine {

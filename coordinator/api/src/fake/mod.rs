@@ -90,7 +90,10 @@ impl FakeFleet {
 
     /// Switches a fault on, or all off.
     pub fn fault(&self, fault: Option<Fault>) {
-        self.lock().fault = fault;
+        let mut state = self.lock();
+        state.fault = fault;
+        state.apply_fault();
+        drop(state);
         self.touch();
     }
 
@@ -215,35 +218,43 @@ impl State {
         });
     }
 
-    /// One second of the fake world.
-    fn tick(&mut self) {
-        self.now.0 += 1_000;
-        let names: Vec<ClusterName> = self.clusters.keys().cloned().collect();
-        for name in names {
-            let id = self.clusters[&name].operation.clone();
-            let running = self.operation_mut(&id).is_some_and(|operation| !operation.is_done());
-            if !running {
-                continue;
-            }
-            let now = self.now;
+    /// Clusters with an operation that has not ended.
+    fn in_motion(&self) -> Vec<(ClusterName, OperationId)> {
+        let moves = |id: &OperationId| self.operations.values().any(|op| op.id == *id && !op.is_done());
+        let all = self.clusters.iter().map(|(name, cluster)| (name.clone(), cluster.operation.clone()));
+        all.filter(|(_, id)| moves(id)).collect()
+    }
+
+    /// Gives operations in motion the state that the fault makes of them.
+    fn apply_fault(&mut self) {
+        let now = self.now;
+        for (_, id) in self.in_motion() {
             let new_state = match self.fault.clone() {
-                Some(Fault::Stuck) => continue,
                 Some(Fault::Blocked) => OperationState::Blocked {
                     why: "the provider refused: no right to create machines".to_owned(),
                 },
                 Some(Fault::Fails(why)) => OperationState::Failed { at: now, why },
-                Some(Fault::Silent | Fault::StoreFull) | None => OperationState::Running,
+                Some(Fault::Stuck | Fault::Silent | Fault::StoreFull) | None => OperationState::Running,
             };
-            let goes_on = new_state == OperationState::Running;
             if let Some(operation) = self.operation_mut(&id) {
                 operation.state = new_state;
             }
-            if goes_on {
-                if let Some(cluster) = self.clusters.get_mut(&name) {
-                    cluster.advance(now);
-                }
-                self.settle(&name);
+        }
+    }
+
+    /// One second of the fake world.
+    fn tick(&mut self) {
+        self.now.0 += 1_000;
+        self.apply_fault();
+        if matches!(self.fault, Some(Fault::Stuck | Fault::Blocked)) {
+            return;
+        }
+        let now = self.now;
+        for (name, _) in self.in_motion() {
+            if let Some(cluster) = self.clusters.get_mut(&name) {
+                cluster.advance(now);
             }
+            self.settle(&name);
         }
     }
 

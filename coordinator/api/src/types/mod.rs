@@ -16,8 +16,8 @@ mod time;
 
 pub use cluster::{
     ClusterPatchBody, ClusterSpecBody, ClusterSpecPatch, ClusterSpecView, ClusterState, ClusterStatusView,
-    ClusterView, ConditionState, ConditionView, ExposeBody, ExposedView, KubeconfigRequestBody, KubeconfigView, Meta,
-    NewClusterBody,
+    ClusterView, ConditionState, ConditionView, ExposeBody, ExposedView, KubeconfigRequestBody,
+    KubeconfigView, Meta, NewClusterBody,
 };
 pub use event::{EventView, SeverityView};
 pub use installation::{

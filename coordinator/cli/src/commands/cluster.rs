@@ -211,8 +211,9 @@ fn confirm(work: &mut Work<'_>, client: &Client, cluster: &ClusterView) -> Resul
     let name = &cluster.spec.name;
     let machines = cluster.status.machines.len();
     let what = format!(
-        "cluster {name} ({}, {machines} machines with their disks) at coordinator {}",
+        "cluster {name} ({}, {machines} machine{} with disks) at coordinator {}",
         cluster.status.state,
+        if machines == 1 { "" } else { "s" },
         client.server()
     );
     if !work.session.stdin_is_terminal {

@@ -49,7 +49,12 @@ pub(super) async fn run(work: &mut Work<'_>, command: MachineCommand) -> Result<
 
 fn heartbeat(machine: &MachineView) -> String {
     let millis = machine.summary.agent.last_heartbeat_ms;
-    millis.map_or_else(|| "never".to_owned(), |millis| short(std::time::Duration::from_millis(millis)))
+    match millis {
+        None => "never".to_owned(),
+        // Healthy machines are heard of each second: whole seconds would say nothing.
+        Some(millis) if millis < 10_000 => format!("{}.{}s", millis / 1_000, millis % 1_000 / 100),
+        Some(millis) => short(std::time::Duration::from_millis(millis)),
+    }
 }
 
 fn table(machines: &[MachineView], wide: bool) -> Table {
@@ -134,7 +139,9 @@ async fn logs(work: &mut Work<'_>, client: &mut Client, call: &Call) -> Result<E
             None => return Ok(ExitCode::Done),
             Some(Ok(frame)) => {
                 if let Ok(bytes) = frame.into_data() {
-                    work.output().bytes(&bytes);
+                    let terminal = work.session.stdout_is_terminal;
+                    let text = if terminal { without_controls(&bytes) } else { bytes.to_vec() };
+                    work.output().bytes(&text);
                 }
             }
             Some(Err(error)) => {
@@ -143,4 +150,10 @@ async fn logs(work: &mut Work<'_>, client: &mut Client, call: &Call) -> Result<E
             }
         }
     }
+}
+
+/// Logs hold what programs wrote: on a terminal they must not move its cursor or change its state.
+fn without_controls(bytes: &[u8]) -> Vec<u8> {
+    let kept = |byte: u8| !byte.is_ascii_control() || b"\n\t".contains(&byte);
+    bytes.iter().map(|byte| if kept(*byte) { *byte } else { b'?' }).collect()
 }

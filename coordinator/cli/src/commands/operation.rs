@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use keelson_api::ExitCode;
-use keelson_api::types::{OperationKindView, OperationStateView, OperationView};
+use keelson_api::types::{OperationKindView, OperationStateView, OperationView, WaitingView};
 use keelson_protocol::WallTime;
 
 use super::{Work, cluster};
@@ -92,14 +92,14 @@ fn text(operation: &OperationView, now: WallTime, paint: Paint) -> String {
     for step in operation.metadata.machines.iter().filter(|_| !operation.done) {
         let state = paint.state(step.status);
         let lasts = ago(now, step.since.0);
-        let _ =
-            writeln!(text, "  {state} {}  {}  {} for {lasts}", step.machine, step.role, one_line(&step.step));
+        let ends = step.ends_when.as_ref().map_or_else(String::new, |ends| format!(", ends when {ends}"));
+        let (what, ends) = (one_line(&step.step), one_line(&ends));
+        let _ = writeln!(text, "  {state} {}  {}  {what} for {lasts}{ends}", step.machine, step.role);
     }
-    if !operation.done && !operation.metadata.waiting.is_empty() {
-        let _ = writeln!(text, "waits for:");
-        for wait in &operation.metadata.waiting {
-            tree::waiting_lines(&mut text, wait, now);
-        }
+    // Waits for machines stand at the machines; what is left concerns the cluster, or needs a person.
+    let rest = |wait: &&WaitingView| wait.machine.is_none() || wait.needs_person;
+    for wait in operation.metadata.waiting.iter().filter(rest).filter(|_| !operation.done) {
+        tree::waiting_lines(&mut text, wait, now);
     }
     text
 }

@@ -17,29 +17,29 @@ use keelson_protocol::WallTime;
 use tokio::sync::watch;
 
 /// A fleet, its server, and a home directory with a context file.
-pub struct World {
-    pub fleet: Arc<FakeFleet>,
-    pub server: TestServer,
-    pub home: tempfile::TempDir,
+pub(crate) struct World {
+    pub(crate) fleet: Arc<FakeFleet>,
+    pub(crate) server: TestServer,
+    pub(crate) home: tempfile::TempDir,
 }
 
 /// How a command line ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Outcome {
-    pub exit: ExitCode,
-    pub passed_on: Option<u8>,
-    pub stdout: String,
-    pub stderr: String,
+pub(crate) struct Outcome {
+    pub(crate) exit: ExitCode,
+    pub(crate) passed_on: Option<u8>,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
 }
 
 impl Outcome {
     /// Standard output as the one JSON document that it must be.
-    pub fn json(&self) -> serde_json::Value {
+    pub(crate) fn json(&self) -> serde_json::Value {
         serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("{error}: {}", self.stdout))
     }
 
     /// Ends as expected, or shows everything.
-    pub fn ends(self, exit: ExitCode) -> Self {
+    pub(crate) fn ends(self, exit: ExitCode) -> Self {
         assert_eq!(self.exit, exit, "stdout:\n{}\nstderr:\n{}", self.stdout, self.stderr);
         self
     }
@@ -66,7 +66,7 @@ impl Buffer {
 }
 
 /// A command line with what is around it.
-pub struct Run<'a> {
+pub(crate) struct Run<'a> {
     world: &'a World,
     arguments: Vec<String>,
     environment: BTreeMap<String, String>,
@@ -78,7 +78,7 @@ pub struct Run<'a> {
 }
 
 impl World {
-    pub async fn new() -> Self {
+    pub(crate) async fn new() -> Self {
         let fleet = FakeFleet::new();
         let server = TestServer::start(fleet.clone()).await;
         let world = Self { fleet, server, home: tempfile::tempdir().unwrap() };
@@ -86,18 +86,18 @@ impl World {
         world
     }
 
-    pub fn context_path(&self) -> PathBuf {
+    pub(crate) fn context_path(&self) -> PathBuf {
         self.home.path().join(".config/keelson/context.json")
     }
 
-    pub fn write_context(&self, path: &std::path::Path, content: &str, mode: u32) {
+    pub(crate) fn write_context(&self, path: &std::path::Path, content: &str, mode: u32) {
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(path, content).unwrap();
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
     }
 
     /// Prepares a command line; words are split at spaces.
-    pub fn keelson(&self, line: &str) -> Run<'_> {
+    pub(crate) fn keelson(&self, line: &str) -> Run<'_> {
         let home = self.home.path().to_str().unwrap().to_owned();
         Run {
             world: self,
@@ -112,43 +112,43 @@ impl World {
     }
 
     /// Takes out of a text what differs from run to run.
-    pub fn stable(&self, text: &str) -> String {
+    pub(crate) fn stable(&self, text: &str) -> String {
         text.replace(&self.server.url(), "https://COORDINATOR")
             .replace(self.home.path().to_str().unwrap(), "HOME")
     }
 }
 
 impl Run<'_> {
-    pub fn env(mut self, name: &str, value: &str) -> Self {
+    pub(crate) fn env(mut self, name: &str, value: &str) -> Self {
         self.environment.insert(name.to_owned(), value.to_owned());
         self
     }
 
     /// Standard input and output and error are a terminal, and a person types this.
-    pub fn on_terminal(mut self, typed: &str) -> Self {
+    pub(crate) fn on_terminal(mut self, typed: &str) -> Self {
         self.terminals = [true; 3];
         self.stdin = typed.to_owned();
         self
     }
 
-    pub fn stdin(mut self, text: &str) -> Self {
+    pub(crate) fn stdin(mut self, text: &str) -> Self {
         self.stdin = text.to_owned();
         self
     }
 
     /// Ctrl-C was pressed.
-    pub fn interrupted(mut self) -> Self {
+    pub(crate) fn interrupted(mut self) -> Self {
         self.interrupted = true;
         self
     }
 
     /// The clock goes on by this much whenever it is read.
-    pub fn clock_step_ms(mut self, step: i64) -> Self {
+    pub(crate) fn clock_step_ms(mut self, step: i64) -> Self {
         self.clock_step_ms = step;
         self
     }
 
-    pub async fn run(self) -> Outcome {
+    pub(crate) async fn run(self) -> Outcome {
         let (stdout, stderr) = (Buffer::default(), Buffer::default());
         let (_interrupt_sender, interrupt) = watch::channel(self.interrupted);
         let now = AtomicI64::new(BEGIN.0 + 100_000);
@@ -175,7 +175,7 @@ impl Run<'_> {
 }
 
 /// Compares with `tests/golden/NAME`, or rewrites it with `KEELSON_UPDATE_GOLDEN=1`.
-pub fn golden(name: &str, text: &str) {
+pub(crate) fn golden(name: &str, text: &str) {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
     if std::env::var_os("KEELSON_UPDATE_GOLDEN").is_some() {
         std::fs::write(&path, text).unwrap();

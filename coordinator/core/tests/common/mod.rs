@@ -1,10 +1,12 @@
 //! A world around the core: a provider, agents and a disk, all in memory and in virtual time.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use keelson_coordinator_core::{
-    Accepted, CallId, ClusterState, CoordinatorCore, CreateCluster, Effect, EnrolId, Input, Now, ProviderAnswer,
-    ProviderCall, ProviderFailure, Remedy, Row, Saved, SeenMachine, SessionId, Settings,
+    Accepted, CallId, ClusterState, CoordinatorCore, CreateCluster, Effect, EnrolId, Input, Now,
+    ProviderAnswer, ProviderCall, ProviderFailure, Remedy, Row, Saved, SeenMachine, SessionId, Settings,
 };
 use keelson_model::material::Authority;
 use keelson_model::{ClusterMaterial, ClusterSpec, FleetEvent, Plan, Release, ReleaseCatalog};
@@ -13,7 +15,9 @@ use keelson_protocol::config::Issuer;
 use keelson_protocol::health::{CgroupVersion, Facts, Heartbeat, NodeState};
 use keelson_protocol::message::{EnrolRequest, ToAgent, ToCoordinator};
 use keelson_protocol::wire::{VERSION_MAX, VERSION_MIN};
-use keelson_protocol::{BootId, ClusterName, Generation, Incarnation, MachineId, MonoTime, SecretBytes, WallTime};
+use keelson_protocol::{
+    BootId, ClusterName, Generation, Incarnation, MachineId, MonoTime, SecretBytes, WallTime,
+};
 
 /// A machine at the fake provider, with its agent.
 #[derive(Debug, Clone)]
@@ -183,7 +187,13 @@ impl World {
         self.answers.push_back((id, if lost { Err(unknown) } else { answer }));
     }
 
-    fn power_on(&mut self, id: MachineId, incarnation: Incarnation, cluster: ClusterName, token: SecretBytes) {
+    fn power_on(
+        &mut self,
+        id: MachineId,
+        incarnation: Incarnation,
+        cluster: ClusterName,
+        token: SecretBytes,
+    ) {
         let boot = BootId(self.next_boot);
         self.next_boot += 1;
         let fresh = FakeMachine {

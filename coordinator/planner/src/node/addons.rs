@@ -25,7 +25,8 @@ pub(crate) fn add(node: &mut Node) {
     items.extend(dns(node));
     node.json_file(&manifests, &json!({ "apiVersion": "v1", "kind": "List", "items": items }));
     let kubectl = node.program("kubectl");
-    let apply = [&kubectl, "--kubeconfig", &config, "apply", "--server-side", "--force-conflicts", "--filename"];
+    let apply =
+        [&kubectl, "--kubeconfig", &config, "apply", "--server-side", "--force-conflicts", "--filename"];
     let mut command: Vec<String> = apply.iter().map(|word| (*word).to_owned()).collect();
     command.push(manifests.clone());
     let environment = vec![("HOME".to_owned(), "/var/lib/keelson/addons".to_owned())];
@@ -77,7 +78,12 @@ fn bindings() -> Vec<Value> {
         })
     };
     vec![
-        bind("keelson:kube-apiserver-kubelet-client", "system:kubelet-api-admin", "User", KUBELET_CLIENT_USER),
+        bind(
+            "keelson:kube-apiserver-kubelet-client",
+            "system:kubelet-api-admin",
+            "User",
+            KUBELET_CLIENT_USER,
+        ),
         bind("keelson:cluster-admins", "cluster-admin", "Group", ADMIN_GROUP),
     ]
 }
@@ -138,7 +144,9 @@ fn corefile(node: &Node) -> String {
         "errors".to_owned(),
         "health { lameduck 5s }".to_owned(),
         "ready".to_owned(),
-        format!("kubernetes {domain} in-addr.arpa ip6.arpa {{ pods insecure\n fallthrough in-addr.arpa ip6.arpa\n ttl 30 }}"),
+        format!(
+            "kubernetes {domain} in-addr.arpa ip6.arpa {{ pods insecure\n fallthrough in-addr.arpa ip6.arpa\n ttl 30 }}"
+        ),
         "prometheus :9153".to_owned(),
         "cache 30".to_owned(),
         "loop".to_owned(),
@@ -147,7 +155,9 @@ fn corefile(node: &Node) -> String {
     ];
     let indented: Vec<String> = plugins
         .iter()
-        .map(|plugin| plugin.replace(" { ", " {\n        ").replace("\n ", "\n        ").replace(" }", "\n    }"))
+        .map(|plugin| {
+            plugin.replace(" { ", " {\n        ").replace("\n ", "\n        ").replace(" }", "\n    }")
+        })
         .map(|plugin| format!("    {plugin}\n"))
         .collect();
     format!(".:53 {{\n{}}}\n", indented.concat())

@@ -41,7 +41,10 @@ pub(crate) fn add(node: &mut Node) {
     let flags = [
         ("name", machine.id.to_string()),
         ("data-dir", paths::ETCD_DATA.to_owned()),
-        ("listen-client-urls", format!("{},https://127.0.0.1:{}", client_url(machine), paths::ETCD_CLIENT_PORT)),
+        (
+            "listen-client-urls",
+            format!("{},https://127.0.0.1:{}", client_url(machine), paths::ETCD_CLIENT_PORT),
+        ),
         ("advertise-client-urls", client_url(machine)),
         ("listen-peer-urls", peer_url(machine)),
         ("initial-advertise-peer-urls", peer_url(machine)),

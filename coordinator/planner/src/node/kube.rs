@@ -1,6 +1,8 @@
 //! What the Kubernetes programs share: kubeconfigs, probes of the API server, units of servers.
 
-use keelson_protocol::config::{ClientFiles, Expect, Hardening, Need, ProbeSpec, ProbeTarget, UnitKind, UnitSpec};
+use keelson_protocol::config::{
+    ClientFiles, Expect, Hardening, Need, ProbeSpec, ProbeTarget, UnitKind, UnitSpec,
+};
 use serde_json::{Value, json};
 
 use super::paths;

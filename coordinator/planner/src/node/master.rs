@@ -154,9 +154,19 @@ fn api_server(node: &mut Node) {
         needs,
         health: Some(https_probe("kube-apiserver", paths::API_PORT, "/readyz", "kubernetes")),
         restart_on: [
-            paths::ETCD_CA, paths::CLIENT_CA, paths::KUBERNETES_CA, paths::FRONT_PROXY_CA, paths::SERVICE_ACCOUNT_KEY,
-            paths::SERVICE_ACCOUNT_PUBLIC_KEY, &paths::conf("authentication.json"), &paths::conf("encryption.json"),
-            &paths::conf("audit-policy.json"), API_SERVER, ETCD_CLIENT, KUBELET_CLIENT, FRONT_PROXY,
+            paths::ETCD_CA,
+            paths::CLIENT_CA,
+            paths::KUBERNETES_CA,
+            paths::FRONT_PROXY_CA,
+            paths::SERVICE_ACCOUNT_KEY,
+            paths::SERVICE_ACCOUNT_PUBLIC_KEY,
+            &paths::conf("authentication.json"),
+            &paths::conf("encryption.json"),
+            &paths::conf("audit-policy.json"),
+            API_SERVER,
+            ETCD_CLIENT,
+            KUBELET_CLIENT,
+            FRONT_PROXY,
         ]
         .map(str::to_owned)
         .to_vec(),
@@ -200,8 +210,15 @@ fn controller_manager(node: &mut Node) {
             CONTROLLER_MANAGER,
         )),
         restart_on: [
-            &config, paths::CLIENT_CA, paths::FRONT_PROXY_CA, paths::SERVICE_ACCOUNT_KEY, paths::KUBERNETES_CA,
-            paths::SIGNER_CERTIFICATE, paths::SIGNER_KEY, CONTROLLER_MANAGER, CONTROLLER_MANAGER_SERVER,
+            &config,
+            paths::CLIENT_CA,
+            paths::FRONT_PROXY_CA,
+            paths::SERVICE_ACCOUNT_KEY,
+            paths::KUBERNETES_CA,
+            paths::SIGNER_CERTIFICATE,
+            paths::SIGNER_KEY,
+            CONTROLLER_MANAGER,
+            CONTROLLER_MANAGER_SERVER,
         ]
         .map(str::to_owned)
         .to_vec(),

@@ -138,7 +138,11 @@ impl Node<'_> {
     fn authorities(&mut self) {
         let material = self.input.material;
         let certificate = |issuer: Issuer| {
-            material.authorities.get(&issuer).map(|authority| authority.certificate.clone()).unwrap_or_default()
+            material
+                .authorities
+                .get(&issuer)
+                .map(|authority| authority.certificate.clone())
+                .unwrap_or_default()
         };
         let roles = &self.machine.roles;
         if roles.contains(&Role::Etcd) || roles.contains(&Role::Master) {

@@ -86,7 +86,8 @@ fn images(node: &mut Node) -> Vec<String> {
     let mut units = Vec::new();
     for (name, archive) in &node.input.release.archives {
         let ctr = node.program("ctr");
-        let command = [&ctr, "--namespace=k8s.io", "images", "import", "--local", archive].map(str::to_owned).to_vec();
+        let command =
+            [&ctr, "--namespace=k8s.io", "images", "import", "--local", archive].map(str::to_owned).to_vec();
         let unit = UnitSpec {
             needs: vec![Need::Unit("containerd.service".to_owned())],
             ..oneshot(&format!("image-{name}"), &format!("Container image {name}"), command)
@@ -149,9 +150,16 @@ fn kubelet(node: &mut Node, images: &[String]) {
         children_survive: true,
         needs,
         health: Some(http_probe(KUBELET, paths::KUBELET_HEALTH_PORT, "/healthz")),
-        restart_on: [&config, &kubeconfig_path, paths::CLIENT_CA, paths::KUBERNETES_CA, KUBELET, KUBELET_SERVER]
-            .map(str::to_owned)
-            .to_vec(),
+        restart_on: [
+            &config,
+            &kubeconfig_path,
+            paths::CLIENT_CA,
+            paths::KUBERNETES_CA,
+            KUBELET,
+            KUBELET_SERVER,
+        ]
+        .map(str::to_owned)
+        .to_vec(),
         ..base_unit(KUBELET, "Kubernetes node agent", command)
     });
 }
@@ -223,7 +231,9 @@ fn services(node: &mut Node) {
         hardening: Hardening::Host,
         needs: vec![api_ready()],
         health: Some(http_probe(KUBE_PROXY, paths::PROXY_HEALTH_PORT, "/livez")),
-        restart_on: [&config_path, &kubeconfig_path, paths::KUBERNETES_CA, KUBE_PROXY].map(str::to_owned).to_vec(),
+        restart_on: [&config_path, &kubeconfig_path, paths::KUBERNETES_CA, KUBE_PROXY]
+            .map(str::to_owned)
+            .to_vec(),
         ..base_unit(KUBE_PROXY, "Kubernetes Services", command)
     });
 }

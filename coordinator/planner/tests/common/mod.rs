@@ -1,11 +1,12 @@
 //! A place, a release and specs that all tests of the planner share.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
+
+use std::collections::BTreeMap;
 
 use keelson_model::material::Authority;
 use keelson_model::{Blueprint, ClusterMaterial, ClusterSpec, Plan, Release};
-use keelson_planner::{Place, PlanError, PlanInput, Wanted, plan};
+use keelson_planner::{Addresses, Place, PlanError, PlanInput, Wanted, plan};
 use keelson_protocol::config::Issuer;
 use keelson_protocol::{Incarnation, SecretBytes};
 
@@ -14,7 +15,7 @@ pub(crate) struct World {
     pub(crate) place: Place,
     pub(crate) plans: Vec<Plan>,
     pub(crate) release: Release,
-    pub(crate) taken: BTreeSet<Ipv4Addr>,
+    pub(crate) taken: Addresses,
 }
 
 impl World {
@@ -35,7 +36,7 @@ impl World {
             },
             plans: Plan::built_in(),
             release: release.unwrap(),
-            taken: BTreeSet::new(),
+            taken: Addresses::new(),
         }
     }
 
@@ -45,7 +46,8 @@ impl World {
         wanted: Wanted,
         parent: Option<&Blueprint>,
     ) -> Result<Blueprint, PlanError> {
-        let highest = parent.and_then(|parent| parent.machines.values().map(|m| m.incarnation.0).max()).unwrap_or(0);
+        let highest =
+            parent.and_then(|parent| parent.machines.values().map(|m| m.incarnation.0).max()).unwrap_or(0);
         plan(&PlanInput {
             spec,
             wanted,
@@ -54,6 +56,7 @@ impl World {
             parent,
             place: &self.place,
             taken: &self.taken,
+            next_address: self.place.first_address,
             next_incarnation: Incarnation(highest + 1),
         })
     }

@@ -1,0 +1,262 @@
+//! The demo cluster as its users see it, and what happens when its parts are killed.
+
+use anyhow::{Context, Result, ensure};
+use keelson_e2e::{Installation, wait_for};
+use nix::sys::signal::{Signal, kill};
+
+#[test]
+fn kubernetes_shows_roles_zones_and_taints() -> Result<()> {
+    let installation = Installation::open()?;
+    let nodes: serde_json::Value =
+        serde_json::from_str(&installation.kubectl(&["get", "nodes", "--output", "json"])?)?;
+    let nodes = nodes["items"].as_array().context("no nodes")?;
+    ensure!(nodes.len() == 3, "{} nodes", nodes.len());
+    for node in nodes {
+        let name = node["metadata"]["name"].as_str().unwrap_or_default();
+        let labels = &node["metadata"]["labels"];
+        ensure!(labels["topology.kubernetes.io/zone"].is_string(), "{name} has no zone");
+        let master = name.contains("master");
+        let role =
+            if master { "node-role.kubernetes.io/control-plane" } else { "node-role.kubernetes.io/worker" };
+        ensure!(labels[role].is_string(), "{name} has no role label");
+        let taints = node["spec"]["taints"].to_string();
+        ensure!(taints.contains("node-role.kubernetes.io/control-plane") == master, "{name}: {taints}");
+    }
+    Ok(())
+}
+
+#[test]
+fn kubectl_reaches_into_pods() -> Result<()> {
+    let installation = Installation::open()?;
+    installation.ask_web()?;
+    let log = installation.kubectl(&["--namespace=demo", "logs", "deployment/backend"])?;
+    ensure!(log.contains("backend listening"), "{log}");
+    // The image holds one program and no shell: that exec finds nothing proves that it reached the container.
+    let exec = installation.kubectl(&["--namespace=demo", "exec", "deployment/backend", "--", "/nothing"]);
+    let said = format!("{:#}", exec.expect_err("there is no such program"));
+    ensure!(said.contains("no such file"), "{said}");
+    Ok(())
+}
+
+#[test]
+fn show_has_every_promised_field() -> Result<()> {
+    let installation = Installation::open()?;
+    installation.wait_ready("demo")?;
+    let document = installation.show("demo")?;
+    let status = &document["status"];
+    ensure!(
+        status["name"] == "demo" && status["state"] == "ready" && status["release"] == "1.37.2",
+        "{status}"
+    );
+    ensure!(status["endpoint"].as_str().is_some_and(|url| url.starts_with("https://127.0.0.1:")));
+    let machines = status["machines"].as_array().context("no machines")?;
+    ensure!(machines.len() == 4);
+    for machine in machines {
+        for field in ["id", "role", "state", "address", "zone", "release"] {
+            ensure!(machine[field].is_string(), "{field} is missing in {machine}");
+        }
+        let agent = &machine["agent"];
+        ensure!(agent["connected"] == true && agent["version"].is_string(), "{agent}");
+        ensure!(agent["lastHeartbeatMs"].as_u64().is_some_and(|ms| ms < 3_000), "{agent}");
+        ensure!(machine["health"].as_array().is_some_and(|units| !units.is_empty()));
+    }
+    for condition in status["conditions"].as_array().context("no conditions")? {
+        for field in ["type", "status", "reason", "message", "since"] {
+            ensure!(condition[field].is_string(), "{field} is missing in {condition}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn errors_have_codes_and_exit_codes() -> Result<()> {
+    let installation = Installation::open()?;
+    let check = |arguments: &[&str], exit: i32| -> Result<()> {
+        let output = installation.keelson(arguments)?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure!(output.status.code() == Some(exit), "{arguments:?}: {:?} {said}", output.status);
+        Ok(())
+    };
+    check(&["cluster", "show", "nobody"], 3)?;
+    check(&["cluster", "create", "Bad_Name"], 2)?;
+    check(&["cluster", "create", "x", "--plan", "huge"], 2)?;
+    check(&["cluster", "create", "x", "--release", "9.9.9"], 2)?;
+    check(&["cluster", "create", "demo", "--no-wait"], 8)?;
+    check(&["cluster", "delete", "demo"], 2)?;
+    check(&["cluster", "create", "--unknown-flag"], 2)
+}
+
+/// Kills a unit and waits until the cluster is ready again; the application must answer afterwards.
+fn kill_and_recover(machine: &str, unit: &str) -> Result<()> {
+    let installation = Installation::open()?;
+    installation.wait_ready("demo")?;
+    let before =
+        installation.on_machine(machine, &["systemctl", "show", "--value", "--property=MainPID", unit])?;
+    installation.kill_unit(machine, unit)?;
+    wait_for(&format!("{unit} to run again"), || {
+        let after = installation
+            .on_machine(machine, &["systemctl", "show", "--value", "--property=MainPID", unit])?;
+        ensure!(after != before && after.trim() != "0", "main process {after}");
+        Ok(())
+    })?;
+    installation.wait_ready("demo")?;
+    wait_for("the application to answer", || installation.ask_web().map(|_| ()))
+}
+
+#[test]
+fn killed_etcd_comes_back() -> Result<()> {
+    kill_and_recover("demo-etcd-1", "etcd.service")
+}
+
+#[test]
+fn killed_api_server_comes_back() -> Result<()> {
+    kill_and_recover("demo-master-1", "kube-apiserver.service")
+}
+
+#[test]
+fn killed_kubelet_and_containerd_come_back() -> Result<()> {
+    kill_and_recover("demo-worker-1", "kubelet.service")?;
+    kill_and_recover("demo-worker-1", "containerd.service")
+}
+
+#[test]
+fn pods_answer_while_an_agent_is_killed() -> Result<()> {
+    let installation = Installation::open()?;
+    installation.wait_ready("demo")?;
+    let pods = || {
+        installation.kubectl(&[
+            "--namespace=demo",
+            "get",
+            "pods",
+            "--output=jsonpath={.items[*].metadata.uid}",
+        ])
+    };
+    let before = pods()?;
+    for machine in ["demo-worker-1", "demo-worker-2"] {
+        installation.kill_unit(machine, "keelson-agent.service")?;
+        for _ in 0..20 {
+            installation.ask_web().with_context(|| format!("while the agent of {machine} was away"))?;
+        }
+    }
+    installation.wait_ready("demo")?;
+    ensure!(pods()? == before, "pods were replaced");
+    Ok(())
+}
+
+#[test]
+fn pods_and_kubectl_answer_while_the_coordinator_is_killed_and_it_comes_back() -> Result<()> {
+    let installation = Installation::open()?;
+    installation.wait_ready("demo")?;
+    installation.kill_coordinator()?;
+    for _ in 0..20 {
+        installation.ask_web().context("while the coordinator was away")?;
+    }
+    installation.kubectl(&["get", "nodes"])?;
+    let mut coordinator = installation.start_coordinator()?;
+    installation.wait_ready("demo")?;
+    // A second one must refuse the state directory and leave the first alone.
+    let second = installation.coordinator_command().output()?;
+    let said = String::from_utf8_lossy(&second.stderr).into_owned();
+    ensure!(
+        !second.status.success() && said.contains("another coordinator uses this state directory"),
+        "{said}"
+    );
+    installation.wait_ready("demo")?;
+    ensure!(coordinator.try_wait()?.is_none(), "the first coordinator ended");
+    Ok(())
+}
+
+#[test]
+fn a_machine_without_power_is_switched_on_again() -> Result<()> {
+    let installation = Installation::open()?;
+    installation.wait_ready("demo")?;
+    installation.cut_power("demo-worker-2")?;
+    wait_for("the machine to be missed", || {
+        let state = installation.show("demo")?["status"]["state"].clone();
+        ensure!(state != "ready", "the cluster is {state}");
+        Ok(())
+    })?;
+    installation.wait_ready("demo")?;
+    wait_for("the application to answer", || installation.ask_web().map(|_| ()))
+}
+
+#[test]
+fn a_tiny_cluster_survives_kills_of_the_coordinator_while_it_is_made_and_removed() -> Result<()> {
+    let installation = Installation::open()?;
+    let created = installation.keelson(&["cluster", "create", "second", "--plan", "tiny", "--no-wait"])?;
+    ensure!(created.status.success(), "{}", String::from_utf8_lossy(&created.stderr));
+    installation.kill_coordinator()?;
+    installation.start_coordinator()?;
+    installation.wait_ready("second")?;
+    let deleted = installation.keelson(&["cluster", "delete", "second", "--yes", "--no-wait"])?;
+    ensure!(deleted.status.success(), "{}", String::from_utf8_lossy(&deleted.stderr));
+    installation.kill_coordinator()?;
+    installation.start_coordinator()?;
+    wait_for("the cluster to be gone", || {
+        let shown = installation.keelson(&["cluster", "show", "second"])?;
+        ensure!(shown.status.code() == Some(3), "{:?}", shown.status);
+        Ok(())
+    })?;
+    let listed = installation.keelson_json(&["machine", "list"])?;
+    ensure!(!listed.to_string().contains("second-"), "machines were left behind");
+    installation.wait_ready("demo")
+}
+
+#[test]
+fn deleting_while_creating_leaves_nothing() -> Result<()> {
+    let installation = Installation::open()?;
+    let created = installation.keelson(&["cluster", "create", "third", "--plan", "tiny", "--no-wait"])?;
+    ensure!(created.status.success(), "{}", String::from_utf8_lossy(&created.stderr));
+    let deleted = installation.keelson(&["cluster", "delete", "third", "--yes", "--wait"])?;
+    ensure!(deleted.status.success(), "{}", String::from_utf8_lossy(&deleted.stderr));
+    let shown = installation.keelson(&["cluster", "show", "third"])?;
+    ensure!(shown.status.code() == Some(3));
+    Ok(())
+}
+
+#[test]
+fn ctrl_c_detaches_and_the_operation_goes_on() -> Result<()> {
+    let installation = Installation::open()?;
+    let create = ["cluster", "create", "fourth", "--plan", "tiny", "--wait"];
+    let child = installation.keelson_command(&create).spawn()?;
+    wait_for("the operation to begin", || {
+        let shown = installation.keelson(&["cluster", "show", "fourth"])?;
+        ensure!(shown.status.success(), "not yet");
+        Ok(())
+    })?;
+    kill(nix::unistd::Pid::from_raw(i32::try_from(child.id())?), Signal::SIGINT)?;
+    let output = child.wait_with_output()?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure!(
+        output.status.code() == Some(130) && said.contains("keelson operation watch"),
+        "{:?} {said}",
+        output.status
+    );
+    installation.wait_ready("fourth")?;
+    let deleted = installation.keelson(&["cluster", "delete", "fourth", "--yes", "--wait"])?;
+    ensure!(deleted.status.success());
+    Ok(())
+}
+
+#[test]
+fn no_secret_is_in_logs_events_or_answers() -> Result<()> {
+    let installation = Installation::open()?;
+    let mut texts = vec![installation.written()?, installation.show("demo")?.to_string()];
+    texts.push(installation.keelson_json(&["machine", "list"])?.to_string());
+    for machine in ["demo-etcd-1", "demo-master-1", "demo-worker-1"] {
+        texts.push(installation.on_machine(machine, &["journalctl", "--no-pager", "--quiet"])?);
+        texts.push(
+            installation.on_machine(machine, &["sh", "-c", "cat /proc/[0-9]*/cmdline | tr '\\0' ' '"])?,
+        );
+    }
+    for secret in installation.secrets()? {
+        ensure!(secret.len() >= 32, "that is no secret");
+        for text in &texts {
+            ensure!(!text.contains(&secret), "a secret was written down");
+        }
+    }
+    for text in &texts {
+        ensure!(!text.contains("PRIVATE KEY-----"), "a private key was written down");
+    }
+    Ok(())
+}

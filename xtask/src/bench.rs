@@ -1,0 +1,40 @@
+//! `cargo xtask bench`: measures, and prints one JSON object with the named figures.
+
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use clap::Subcommand;
+
+use crate::programs::workspace_root;
+
+/// What to measure.
+#[derive(Debug, Subcommand)]
+pub(crate) enum BenchCommand {
+    /// How long it takes to plan a fleet of 1,000 clusters with 10,000 machines, and how that grows.
+    Plan(OutputArgs),
+}
+
+/// The form of the result.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct OutputArgs {
+    /// Form of the result; there is one.
+    #[arg(long, default_value = "json", value_parser = ["json"])]
+    output: String,
+}
+
+/// Runs `cargo xtask bench`.
+pub(crate) fn run(command: &BenchCommand) -> Result<()> {
+    match command {
+        BenchCommand::Plan(_) => program("bench-plan"),
+    }
+}
+
+/// Compiles and runs a program of tests/bench; its output is ours.
+fn program(name: &str) -> Result<()> {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(workspace_root()?);
+    cargo.args(["run", "--release", "--locked", "--quiet", "--package", "keelson-bench", "--bin", name]);
+    let status = cargo.status().context("cargo cannot be started")?;
+    ensure!(status.success(), "{name} failed");
+    Ok(())
+}
