@@ -4,8 +4,6 @@ use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use bytes::Bytes;
-use futures::StreamExt;
 use keelson_api::convert::{
     ClusterParts, cluster_view, event_view, machine_view, meta, operation_metadata, operation_view,
     plan_view, preview, release_view, waiting_view,
@@ -19,7 +17,7 @@ use keelson_api::types::{
     OperationCounts, OperationView, Page, PageRequest, PlanPreview, PlanView, ProtocolView, ReleaseView,
     SecretText, SeverityView, ShellRequestBody, StatusView, VersionView,
 };
-use keelson_api::{Fleet, Problem};
+use keelson_api::{Code, Fleet, Problem};
 use keelson_coordinator_core::{Cluster, ClusterState, CommandError, CreateCluster, Now};
 use keelson_model::{ClusterSpec, Operation, OperationId, OperationState, PlanReport, Severity, WaitingOn};
 use keelson_pki::{admin_certificate, new_cluster_material};
@@ -69,8 +67,8 @@ impl CoordinatorFleet {
     ) -> Result<T, Problem> {
         match self.handle.call(request).await {
             Ok(Ok(answer)) => answer,
-            Ok(Err(store)) => Err(Problem::internal(store)),
-            Err(stopping) => Err(Problem::internal(stopping)),
+            Ok(Err(store)) => Err(Problem::new(Code::StoreUnavailable, store)),
+            Err(stopping) => Err(Problem::new(Code::ShuttingDown, stopping.to_string())),
         }
     }
 }
@@ -269,7 +267,7 @@ impl Fleet for CoordinatorFleet {
             let follow = request.follow == Follow::Yes;
             let request = BulkRequest::Journal { unit: request.unit, lines: request.lines, follow };
             let stream = self.open_bulk(&id, request).await?;
-            let stream: LogStream = Box::pin(ReaderStream::new(stream).map(|chunk| chunk.map(Bytes::from)));
+            let stream: LogStream = Box::pin(ReaderStream::new(stream));
             Ok(stream)
         })
     }

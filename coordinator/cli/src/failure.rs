@@ -9,7 +9,7 @@ use keelson_api::{Code, ExitCode, Problem};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Failure {
     /// What a person or a script is told.
-    pub(crate) problem: ProblemView,
+    pub(crate) problem: Box<ProblemView>,
     /// How the process ends.
     pub(crate) exit: ExitCode,
 }
@@ -36,7 +36,7 @@ impl Failure {
             Ok(code) => code.entry().exit,
             Err(_) => exit_of_status(problem.status),
         };
-        Self { problem, exit }
+        Self { problem: Box::new(problem), exit }
     }
 
     /// The code, when this version knows it.
@@ -57,7 +57,7 @@ fn exit_of_status(status: u16) -> ExitCode {
 
 impl From<Problem> for Failure {
     fn from(problem: Problem) -> Self {
-        Self { exit: problem.code().entry().exit, problem: problem.view() }
+        Self { exit: problem.code().entry().exit, problem: Box::new(problem.view()) }
     }
 }
 

@@ -1,6 +1,7 @@
 //! What machines are told: golden texts of whole configs, and rules that hold for each.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
+#![allow(clippy::disallowed_methods, reason = "this test keeps golden files")]
 
 mod common;
 

@@ -1,5 +1,7 @@
 //! Bulk streams: large content, terminals, and what they must never do to heartbeats and messages.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
+
 use std::time::Duration;
 
 use keelson_protocol::WallTime;

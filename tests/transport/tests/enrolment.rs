@@ -1,5 +1,7 @@
 //! Enrolment: a machine without a certificate gets one, once, from the coordinator that it was told to trust.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
+
 use std::time::Duration;
 
 use keelson_protocol::message::{EnrolReply, EnrolRequest, Refusal, RefusalCode, ToAgent, ToCoordinator};

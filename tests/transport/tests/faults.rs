@@ -1,5 +1,7 @@
 //! A network that loses, delays, reorders, doubles and cuts.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
+
 use std::collections::BTreeSet;
 use std::time::Duration;
 

@@ -1,5 +1,7 @@
 //! Peers that keep no rule. Each is told what it did wrong, costs little, and harms nobody else.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
+
 use std::sync::Arc;
 use std::time::Duration;
 

@@ -1,5 +1,7 @@
 //! New certificates in place: nobody outside sees that anything happened.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
+
 use std::time::Duration;
 
 use keelson_protocol::limits::HEARTBEAT_INTERVAL;

@@ -1,5 +1,7 @@
 //! Sessions: who gets one, how it ends, and how an agent comes back.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
+
 use std::time::Duration;
 
 use keelson_protocol::limits::SILENT_AFTER;

@@ -124,7 +124,7 @@ impl ListParams {
 
     /// The cluster whose items are asked for.
     pub(super) fn cluster(&self) -> Result<Option<ClusterName>, Problem> {
-        self.cluster.as_deref().map(|name| cluster_name(name)).transpose()
+        self.cluster.as_deref().map(cluster_name).transpose()
     }
 
     /// Refuses the parameter on lists that do not take it.

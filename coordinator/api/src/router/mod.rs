@@ -50,7 +50,6 @@ pub(crate) struct Api {
 }
 
 /// The whole API on top of `fleet`.
-#[must_use]
 pub fn router(fleet: Arc<dyn Fleet>, auth: AuthConfig) -> Router {
     let api = Api { fleet, auth: Arc::new(auth) };
     let guarded = v1_routes().route_layer(middleware::from_fn_with_state(api.clone(), authenticate));
