@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};
@@ -19,6 +19,11 @@ use crate::state::StateArgs;
 
 /// The cluster that `up` makes.
 const CLUSTER: &str = "demo";
+
+/// How long a cluster that is there already may take to be ready.
+const READY_MAX: Duration = Duration::from_secs(180);
+/// How often it is looked at meanwhile.
+const POLL: Duration = Duration::from_millis(500);
 
 /// What to set up.
 #[derive(Debug, Args)]
@@ -164,16 +169,29 @@ impl Keelson {
 
     fn create_cluster(&self) -> Result<()> {
         if self.show().is_ok() {
-            let wait = ["cluster", "show", CLUSTER];
             eprintln!("    cluster {CLUSTER} is there already");
-            ensure!(self.command(&wait).stdout(Stdio::null()).status()?.success(), "it cannot be shown");
-            return Ok(());
+            return self.wait_ready();
         }
         let expose = format!("web={}", demo::NODE_PORT);
         let create = ["cluster", "create", CLUSTER, "--plan", "small", "--expose", &expose, "--wait"];
         let status = self.command(&create).stdout(Stdio::null()).status()?;
         ensure!(status.success(), "keelson {} ended with {status}", create.join(" "));
         Ok(())
+    }
+
+    /// Waits until the cluster is ready, for as long as a new one would take.
+    fn wait_ready(&self) -> Result<()> {
+        let deadline = Instant::now() + READY_MAX;
+        loop {
+            let status = self.show()?["status"].clone();
+            if status["state"] == "ready" {
+                return Ok(());
+            }
+            let explain =
+                format!("cluster {CLUSTER} is {}; see `keelson cluster show {CLUSTER}`", status["state"]);
+            ensure!(Instant::now() < deadline && status["state"] != "deleting", "{explain}");
+            std::thread::sleep(POLL);
+        }
     }
 
     /// Writes a kubeconfig and returns the cluster's status.

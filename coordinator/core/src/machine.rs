@@ -109,6 +109,7 @@ impl CoordinatorCore {
         let was_off = matches!(machine.row.phase, MachinePhase::Off { .. });
         machine.attempts = 0;
         machine.after = None;
+        machine.on_since = Some(now.mono);
         machine.row.phase = match machine.row.enrolled_key {
             Some(_) => MachinePhase::Enrolled { since: now.wall },
             None => MachinePhase::Booting { since: now.wall },

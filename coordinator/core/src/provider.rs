@@ -131,6 +131,7 @@ impl CoordinatorCore {
             return;
         }
         if self.call(CallFor::List, ProviderCall::List).is_some() {
+            self.list_begun = now.mono;
             let silent = self.machines.values().any(|machine| machine.silent);
             let interval = if silent { LIST_INTERVAL_SILENT } else { LIST_INTERVAL };
             self.next_list = now.mono.plus(interval);
@@ -152,7 +153,9 @@ impl CoordinatorCore {
                 self.sweep_orphan(machine);
             }
         }
-        let settled = self.machines.values().filter(|machine| machine.call.is_none());
+        let begun = self.list_begun;
+        let settled =
+            self.machines.values().filter(|m| m.call.is_none() && m.on_since.is_none_or(|on| on < begun));
         let running = settled
             .filter(|m| matches!(m.row.phase, MachinePhase::Booting { .. } | MachinePhase::Enrolled { .. }));
         let gone: Vec<MachineId> = running

@@ -83,6 +83,8 @@ pub struct Machine {
     pub(crate) attempts: u32,
     /// When the provider may be asked again.
     pub(crate) after: Option<MonoTime>,
+    /// When the provider last said that it is on. A list that was begun before says nothing about it.
+    pub(crate) on_since: Option<MonoTime>,
     /// The session that stands.
     pub session: Option<SessionId>,
     /// The link, for people.
@@ -106,6 +108,7 @@ impl Machine {
             call: None,
             attempts: 0,
             after: None,
+            on_since: None,
             session: None,
             link: LinkState::Never,
             last_heartbeat: None,
@@ -149,6 +152,8 @@ pub struct CoordinatorCore {
     pub(crate) calls: BTreeMap<CallId, CallFor>,
     pub(crate) next_call: u64,
     pub(crate) next_list: MonoTime,
+    /// When the list under way, or the last one, was begun.
+    pub(crate) list_begun: MonoTime,
     pub(crate) started: MonoTime,
     pub(crate) metrics: Metrics,
     /// Clusters that something happened to since they were last compared with their blueprints. Keeps the work of an
@@ -185,6 +190,7 @@ impl CoordinatorCore {
             calls: BTreeMap::new(),
             next_call: 0,
             next_list: now.mono,
+            list_begun: now.mono,
             started: now.mono,
             metrics: Metrics::default(),
             touched: BTreeSet::new(),

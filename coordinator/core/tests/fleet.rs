@@ -6,7 +6,8 @@ mod common;
 
 use common::{World, hello, small};
 use keelson_coordinator_core::{
-    ClusterState, CommandError, CreateCluster, EnrolId, Input, ProviderFailure, Remedy, SessionId,
+    ClusterState, CommandError, CreateCluster, Effect, EnrolId, Input, ProviderAnswer, ProviderCall,
+    ProviderFailure, Remedy, SessionId,
 };
 use keelson_model::{MachinePhase, OperationState};
 use keelson_protocol::message::{EnrolRequest, RefusalCode, ToAgent};
@@ -264,7 +265,7 @@ fn tokens_work_once_for_one_machine_and_not_for_ever() {
         let now = world.now();
         let effects = world.core.handle(now, input);
         let refused = effects.iter().find_map(|effect| match effect {
-            keelson_coordinator_core::Effect::RefuseEnrol { refusal, .. } => Some(refusal.code),
+            Effect::RefuseEnrol { refusal, .. } => Some(refusal.code),
             _ => None,
         });
         assert_eq!(refused, expected);
@@ -286,7 +287,7 @@ fn tokens_work_once_for_one_machine_and_not_for_ever() {
     let input = Input::Enrol { id: EnrolId(1), request: late, key_hash: Some("key".to_owned()) };
     let effects = world.core.handle(world.now(), input);
     assert!(effects.iter().any(|effect| matches!(effect,
-        keelson_coordinator_core::Effect::RefuseEnrol { refusal, .. } if refusal.code == RefusalCode::TokenExpired)));
+        Effect::RefuseEnrol { refusal, .. } if refusal.code == RefusalCode::TokenExpired)));
 }
 
 #[test]
@@ -301,6 +302,22 @@ fn an_orphan_at_the_provider_is_swept() {
     assert!(!world.machines.contains_key(&"demo-lost-7".parse().unwrap()));
     assert_eq!(world.machines.len(), 4);
     assert!(world.reasons().contains(&"OrphanRemoved"));
+}
+
+#[test]
+fn a_list_that_was_begun_before_a_machine_was_made_says_nothing_about_it() {
+    let mut world = World::new();
+    // The list of the first tick is answered with what was there before the cluster.
+    let effects = world.core.handle(world.now(), Input::Tick);
+    let list = effects.iter().find_map(|effect| match effect {
+        Effect::Provider { id, call: ProviderCall::List } => Some(*id),
+        _ => None,
+    });
+    world.create(&small("demo"));
+    world.run(2);
+    let answer = Ok(ProviderAnswer::Machines(Vec::new()));
+    world.input(Input::Provider { id: list.unwrap(), result: answer });
+    assert!(!world.reasons().contains(&"MachineOff"), "{:?}", world.reasons());
 }
 
 #[test]
