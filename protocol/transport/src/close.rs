@@ -97,8 +97,11 @@ impl fmt::Display for CloseCode {
     }
 }
 
-/// Closes `connection`; `reason` is cut to what fits a packet.
+/// Closes `connection`; `reason` is cut to what fits a packet. A connection that is closed already keeps its reason.
 pub(crate) fn close(connection: &quinn::Connection, code: CloseCode, reason: &str) {
+    if connection.close_reason().is_some() {
+        return;
+    }
     let wire = VarInt::from_u64(code.to_wire()).unwrap_or(VarInt::MAX);
     connection.close(wire, cut(reason).as_bytes());
 }

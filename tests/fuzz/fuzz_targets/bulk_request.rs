@@ -1,0 +1,7 @@
+//! Fuzzes the decoder of [`keelson_protocol::message::BulkRequest`].
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
+    keelson_fuzz::messages::check::<keelson_protocol::message::BulkRequest>(bytes);
+});
