@@ -18,7 +18,7 @@ use keelson_protocol::health::Heartbeat;
 use keelson_protocol::message::{BulkRequest, Refusal, ToAgent, ToCoordinator};
 use keelson_protocol::wire;
 use quinn::{AsyncUdpSocket, EndpointConfig, Runtime, SendStream, TokioRuntime};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tracing::{debug, info};
 
 use self::dial::Dialled;
@@ -29,7 +29,8 @@ use crate::close::{CloseCode, close, spread_of};
 use crate::error::{LinkError, SendError};
 use crate::identity::Identity;
 use crate::queue::{OutQueue, QueueError};
-use crate::settings::{CLIENT_EVENTS_MAX, CLOSE_TIMEOUT, ROTATION_OVERLAP};
+use crate::settings::{CLIENT_EVENTS_MAX, CLOSE_TIMEOUT, DIALS_MAX, ROTATION_OVERLAP};
+use crate::socket::enlarge_buffers;
 use crate::tls::CaTrust;
 
 /// What a [`LinkClient`] needs.
@@ -76,6 +77,8 @@ impl fmt::Debug for ClientConfig {
 pub struct LinkEndpoint {
     v4: Option<quinn::Endpoint>,
     v6: Option<quinn::Endpoint>,
+    /// Permits to dial.
+    dials: Arc<Semaphore>,
 }
 
 impl LinkEndpoint {
@@ -86,12 +89,14 @@ impl LinkEndpoint {
     pub fn bind(peers: &[SocketAddr]) -> std::io::Result<Self> {
         let bind = |local: SocketAddr| {
             let runtime = Arc::new(TokioRuntime);
-            let socket = runtime.wrap_udp_socket(UdpSocket::bind(local)?)?;
+            let socket = UdpSocket::bind(local)?;
+            enlarge_buffers(&socket);
+            let socket = runtime.wrap_udp_socket(socket)?;
             quinn::Endpoint::new_with_abstract_socket(EndpointConfig::default(), None, socket, runtime)
         };
         let v4 = peers.iter().any(SocketAddr::is_ipv4).then(|| bind((Ipv4Addr::UNSPECIFIED, 0).into()));
         let v6 = peers.iter().any(SocketAddr::is_ipv6).then(|| bind((Ipv6Addr::UNSPECIFIED, 0).into()));
-        Ok(Self { v4: v4.transpose()?, v6: v6.transpose()? })
+        Ok(Self { v4: v4.transpose()?, v6: v6.transpose()?, dials: dials() })
     }
 
     /// Uses any socket that quinn can use, for peers of both families: tests give it a simulated network.
@@ -101,7 +106,7 @@ impl LinkEndpoint {
     pub fn on_socket(socket: Arc<dyn AsyncUdpSocket>, runtime: Arc<dyn Runtime>) -> std::io::Result<Self> {
         let endpoint =
             quinn::Endpoint::new_with_abstract_socket(EndpointConfig::default(), None, socket, runtime)?;
-        Ok(Self { v4: Some(endpoint.clone()), v6: Some(endpoint) })
+        Ok(Self { v4: Some(endpoint.clone()), v6: Some(endpoint), dials: dials() })
     }
 
     fn towards(&self, peer: SocketAddr) -> Option<&quinn::Endpoint> {
@@ -113,6 +118,10 @@ impl LinkEndpoint {
             endpoint.wait_idle().await;
         }
     }
+}
+
+fn dials() -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(DIALS_MAX))
 }
 
 /// What happened on the agent's link.

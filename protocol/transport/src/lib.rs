@@ -23,6 +23,7 @@ pub mod identity;
 mod queue;
 pub mod server;
 pub mod settings;
+mod socket;
 mod tls;
 
 pub use bulk::{BulkError, BulkReader, BulkStream, BulkWriter};

@@ -30,8 +30,9 @@ use crate::error::is_certificate_failure;
 use crate::identity::{Identity, PeerIdentity};
 use crate::settings::{
     CLOSE_TIMEOUT, ENROLMENTS_MAX, HANDSHAKE_TIMEOUT, HANDSHAKES_MAX, HANDSHAKES_WAITING_MAX, RESET_INTERVAL,
-    SESSIONS_MAX, SOCKET_BUFFER_BYTES,
+    SESSIONS_MAX,
 };
+use crate::socket::enlarge_buffers;
 use crate::tls::{self, CurrentIdentity, TlsError};
 
 /// What a [`LinkServer`] needs.
@@ -434,15 +435,5 @@ impl ConnectionIdGenerator for RandomIds {
 
     fn cid_lifetime(&self) -> Option<Duration> {
         None
-    }
-}
-
-fn enlarge_buffers(socket: &UdpSocket) {
-    let socket = socket2::SockRef::from(socket);
-    let set = socket
-        .set_recv_buffer_size(SOCKET_BUFFER_BYTES)
-        .and_then(|()| socket.set_send_buffer_size(SOCKET_BUFFER_BYTES));
-    if let Err(error) = set {
-        debug!(error = %error, "the link's socket keeps its small buffers");
     }
 }

@@ -97,8 +97,12 @@ pub const HANDSHAKE_PACE: Duration = Duration::from_micros(500);
 /// more. Paced like handshakes, because each reset brings one.
 pub const RESET_INTERVAL: Duration = HANDSHAKE_PACE;
 
-/// Buffer of the coordinator's UDP socket, in bytes: a second of heartbeats of the whole fleet while the process is
-/// held up. The kernel may give less (`net.core.rmem_max`).
+/// Sessions that one [`crate::LinkEndpoint`] opens at a time. A machine has one or two. A process that plays a whole
+/// fleet would otherwise begin so many handshakes at once that all of them time out, and begin again.
+pub const DIALS_MAX: usize = 256;
+
+/// Buffer of a UDP socket, in bytes: a second of heartbeats of the whole fleet while the process is held up. The kernel
+/// may give less (`net.core.rmem_max`).
 pub const SOCKET_BUFFER_BYTES: usize = 8 * 1024 * 1024;
 
 /// Window of one stream towards the coordinator, in bytes.

@@ -34,6 +34,8 @@ pub(super) async fn session(
     clock: &WallClock,
     hello: &ToCoordinator,
 ) -> Result<Dialled, LinkError> {
+    // The wait for a permit counts for no time-out; the semaphore is never closed.
+    let _permit = endpoint.dials.acquire().await;
     let connection = connect(endpoint, address, trust, Some(identity), clock).await?;
     // With TLS 1.3 the client is done before the coordinator has looked at its certificate, so only the answer to the
     // hello proves that a session stands.
