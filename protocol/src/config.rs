@@ -174,6 +174,9 @@ pub enum UnitKind {
     Notify,
     /// Done when its program has ended with success; it is run again only when its inputs change.
     Oneshot,
+    /// Nothing runs: its probe is asked, and nothing is repaired when the answer is bad. Told like a unit, so that a
+    /// machine is not called ready as long as something that nobody starts here is not as it should be.
+    Check,
 }
 
 /// How much of the machine a unit's program may touch.
@@ -188,13 +191,13 @@ pub enum Hardening {
 /// A program that the machine runs as a systemd unit.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UnitSpec {
-    /// systemd unit name, with suffix, for example `kubelet.service`.
+    /// systemd unit name, with suffix, for example `kubelet.service`; of a [`UnitKind::Check`] any plain name.
     pub name: String,
     /// One line for people.
     pub description: String,
     /// How systemd knows that it has started.
     pub kind: UnitKind,
-    /// Program (absolute path) and arguments. Never a shell line.
+    /// Program (absolute path) and arguments. Never a shell line. Empty for a [`UnitKind::Check`].
     pub command: Vec<String>,
     /// Environment variables.
     pub environment: Vec<(String, String)>,
@@ -221,13 +224,13 @@ pub struct UnitSpec {
 
 impl UnitSpec {
     fn check(&self, config: &NodeConfig) -> Result<(), String> {
-        let name_ok = self.name.ends_with(".service")
-            && self.name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.@".contains(&b));
-        if !name_ok {
-            return Err(format!("unit name `{}` is not a plain name ending with .service", self.name));
+        if !self.name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.@".contains(&b)) {
+            return Err(format!("unit name `{}` is not a plain name", self.name));
         }
-        if !self.command.first().is_some_and(|program| program.starts_with('/')) {
-            return Err(format!("unit {}: the program must be an absolute path", self.name));
+        match self.kind {
+            UnitKind::Check if self.command.is_empty() && self.health.is_some() => {}
+            UnitKind::Check => return Err(format!("check {} must have a probe and no program", self.name)),
+            UnitKind::Exec | UnitKind::Notify | UnitKind::Oneshot => self.check_program()?,
         }
         for need in &self.needs {
             if let Need::Unit(other) = need
@@ -248,6 +251,16 @@ impl UnitSpec {
         }
         for directory in &self.state_directories {
             check_path(directory)?;
+        }
+        Ok(())
+    }
+
+    fn check_program(&self) -> Result<(), String> {
+        if !self.name.ends_with(".service") {
+            return Err(format!("unit name `{}` does not end with .service", self.name));
+        }
+        if !self.command.first().is_some_and(|program| program.starts_with('/')) {
+            return Err(format!("unit {}: the program must be an absolute path", self.name));
         }
         Ok(())
     }

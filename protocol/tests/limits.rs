@@ -6,7 +6,7 @@ mod support;
 
 use std::fmt::Debug;
 
-use keelson_protocol::config::{FileContent, FileSpec, NodeConfig, RouteSpec};
+use keelson_protocol::config::{FileContent, FileSpec, NodeConfig, RouteSpec, UnitKind};
 use keelson_protocol::health::Heartbeat;
 use keelson_protocol::limits;
 use keelson_protocol::message::{
@@ -132,10 +132,9 @@ fn counts_of_a_config_are_limited() {
         |c| c.units[0].restart_on = vec!["/run/no".into()],
         "unit containerd.service restarts on /run/no, which the config does not have",
     );
-    check(
-        |c| c.units[0].name = "../x.service".into(),
-        "unit name `../x.service` is not a plain name ending with .service",
-    );
+    check(|c| c.units[0].name = "../x.service".into(), "unit name `../x.service` is not a plain name");
+    check(|c| c.units[0].name = "x".into(), "unit name `x` does not end with .service");
+    check(|c| c.units[0].kind = UnitKind::Check, "check containerd.service must have a probe and no program");
     check(
         |c| c.units[0].command = vec!["sh".into()],
         "unit containerd.service: the program must be an absolute path",

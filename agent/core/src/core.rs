@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use keelson_protocol::config::NodeConfig;
+use keelson_protocol::config::{NodeConfig, UnitKind};
 use keelson_protocol::health::EventKind;
 use keelson_protocol::limits::{CERTIFICATES_MAX, FILES_MAX, UNITS_MAX};
 use keelson_protocol::message::ToAgent;
@@ -435,7 +435,7 @@ impl AgentCore {
             config.certificates.len()
         );
         self.ledger.files.extend(owned_paths(&config));
-        for unit in &config.units {
+        for unit in config.units.iter().filter(|unit| unit.kind != UnitKind::Check) {
             self.ledger.units.entry(unit.name.clone()).or_default();
         }
         let desired = Desired::of(&config);

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use keelson_protocol::config::{CertificateSpec, NodeConfig, UnitSpec};
+use keelson_protocol::config::{CertificateSpec, NodeConfig, UnitKind, UnitSpec};
 
 use crate::digest::Digest;
 use crate::unit_text;
@@ -48,7 +48,8 @@ impl Desired {
                 DesiredFile { mode: file.mode & 0o7777, digest, source: Source::Config(index) },
             );
         }
-        for (index, unit) in config.units.iter().enumerate() {
+        for (index, unit) in config.units.iter().enumerate().filter(|(_, unit)| unit.kind != UnitKind::Check)
+        {
             let digest = Digest::of(unit_text::render(unit).as_bytes());
             let source = Source::Unit(index);
             files.insert(unit_text::path(&unit.name), DesiredFile { mode: UNIT_FILE_MODE, digest, source });
@@ -91,7 +92,8 @@ fn inputs_digest(
     files: &BTreeMap<String, DesiredFile>,
     certificates: &BTreeMap<String, Digest>,
 ) -> Digest {
-    let text = unit_text::render(unit);
+    // A check has no text, and nothing to restart: a new probe simply is another question.
+    let text = if unit.kind == UnitKind::Check { String::new() } else { unit_text::render(unit) };
     let mut parts: Vec<&[u8]> = vec![text.as_bytes()];
     for input in &unit.restart_on {
         parts.push(input.as_bytes());

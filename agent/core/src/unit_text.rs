@@ -24,7 +24,7 @@ pub(crate) fn directory_mode(unit: &UnitSpec) -> u32 {
     }
 }
 
-/// Renders `unit`.
+/// Renders `unit`. A check has no text: nothing of it is known to systemd.
 #[must_use]
 pub fn render(unit: &UnitSpec) -> String {
     let mut text = String::with_capacity(1024);
@@ -53,6 +53,7 @@ fn section_service(text: &mut String, unit: &UnitSpec) {
             line(text, "Type", "oneshot");
             line(text, "RemainAfterExit", "yes");
         }
+        UnitKind::Check => {}
     }
     line(text, "ExecStart", command_line(&unit.command));
     for (name, value) in &unit.environment {

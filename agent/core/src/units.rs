@@ -50,6 +50,8 @@ const STARTING_QUICK: Duration = Duration::from_secs(30);
 const PROBE_TROUBLED: Duration = Duration::from_secs(1);
 /// Health of a healthy unit.
 const PROBE_HEALTHY: Duration = Duration::from_secs(5);
+/// A check that holds: it asks others (an API server, for all nodes), and nothing is repaired by the answer.
+const CHECK_HEALTHY: Duration = Duration::from_secs(10);
 /// What a unit waits for is asked this often, because boot time counts.
 const PROBE_NEED: Duration = Duration::from_millis(200);
 /// And for so long; then once a second, because the wait may last a night.
@@ -66,7 +68,7 @@ impl AgentCore {
             let Some(mut run) = self.units.remove(&spec.name) else { continue };
             let facts = self.facts(config, desired, spec);
             let before = run.phase.clone();
-            let order = run.step(&facts);
+            let order = if spec.kind == UnitKind::Check { run.check(&facts) } else { run.step(&facts) };
             if !before.same_state(&run.phase) {
                 run.since = self.now.wall;
             }
@@ -136,8 +138,8 @@ impl AgentCore {
         if let Some(path) = self.files.on_its_way(desired) {
             return Err(format!("file {path}"));
         }
-        let unit_file = unit_text::path(&spec.name);
-        for input in spec.restart_on.iter().chain([&unit_file]) {
+        let unit_file = (spec.kind != UnitKind::Check).then(|| unit_text::path(&spec.name));
+        for input in spec.restart_on.iter().chain(&unit_file) {
             if let Some(wanted) = desired.files.get(input) {
                 if !self.files.is_as_wanted(input, wanted) {
                     return Err(format!("file {input}"));
@@ -205,6 +207,18 @@ impl AgentCore {
 
     fn want_probes(&mut self, spec: &UnitSpec, run: &UnitRun, facts: &Facts) {
         let now = self.now.mono;
+        if let (Some(probe), UnitKind::Check, Ok(_)) = (&spec.health, spec.kind, facts.may_start()) {
+            let every = match &run.phase {
+                Phase::Healthy { .. } => CHECK_HEALTHY,
+                Phase::Starting { since } | Phase::Waiting { since, .. }
+                    if now.since(*since) < NEED_QUICK =>
+                {
+                    PROBE_NEED
+                }
+                _ => PROBE_TROUBLED,
+            };
+            self.probes.want(probe, every);
+        }
         if let (Some(probe), Reading::Running { current: true, .. }) = (&spec.health, &facts.reading) {
             let every = match (&run.phase, &facts.health) {
                 (Phase::Healthy { .. }, Said::Good | Said::Nothing) => PROBE_HEALTHY,

@@ -83,6 +83,35 @@ fn a_unit_waits_for_what_it_needs_and_says_so() {
 }
 
 #[test]
+fn a_check_is_told_and_nothing_is_repaired_for_it() {
+    let (mut world, mut config) = (world(), worker(1));
+    config.units.push(node_check());
+    world.silent.insert("node".to_owned());
+    world.offer(&config);
+    world.run_for(30_000);
+    let on = "connection refused".to_owned();
+    assert_eq!(state_of(&world, "node-ready"), UnitState::Waiting { on });
+    assert_eq!(world.core.state(), NodeState::Applying);
+    world.silent.clear();
+    world.run_until_ready(2_000);
+    world.assert_converged(&config);
+    let starts = world.starts();
+    world.silent.insert("node".to_owned());
+    world.run_for(60_000);
+    assert_eq!(state_of(&world, "node-ready"), UnitState::Unhealthy { why: "connection refused".to_owned() });
+    assert_eq!(world.core.state(), NodeState::Degraded);
+    world.stop_by_hand("kubelet.service");
+    world.run_for(1_000);
+    assert_eq!(state_of(&world, "node-ready"), UnitState::Waiting { on: "kubelet.service".to_owned() });
+    world.silent.clear();
+    world.run_until_ready(20_000);
+    assert_eq!(world.starts(), starts + 1, "only the kubelet was started again");
+    world.run_for(5_000);
+    let told = world.events_of(EventKind::UnitHealthy);
+    assert_eq!(told.iter().filter(|event| event.starts_with("node-ready")).count(), 1, "{told:#?}");
+}
+
+#[test]
 fn no_certificate_no_start() {
     let (mut world, config) = (world(), worker(1));
     world.signing = false;

@@ -141,6 +141,7 @@ pub(crate) fn to_agent() -> Vec<(String, ToAgent)> {
             ToAgent::Refused(Refusal { code: RefusalCode::SecondHolder, text: "who are you".into() }),
         ),
         ("config".into(), ToAgent::Config(Box::new(config()))),
+        ("config-check".into(), ToAgent::Config(Box::new(config_with_check()))),
         ("certificate".into(), ToAgent::Certificate { name: "kubelet".into(), chain: chain.clone() }),
         (
             "certificate_refused".into(),
@@ -305,6 +306,20 @@ fn certificate(issuer: Issuer, usage: Usage) -> CertificateSpec {
     }
 }
 
+/// The kind of unit that came after the first ones.
+fn config_with_check() -> NodeConfig {
+    let mut config = config();
+    let check = UnitSpec {
+        name: "node-ready".into(),
+        kind: UnitKind::Check,
+        command: vec![],
+        restart_on: vec![],
+        ..units().remove(1)
+    };
+    config.units.push(check);
+    config
+}
+
 fn units() -> Vec<UnitSpec> {
     let address: SocketAddr = "10.0.0.11:6443".parse().unwrap();
     let probe = |name: &str, target, expect| ProbeSpec { name: name.into(), target, expect, timeout_ms: 500 };
@@ -396,6 +411,9 @@ const _: fn(&EventKind) = |kind| match kind {
     | EventKind::Pressure
     | EventKind::ActionFailed
     | EventKind::EventsDropped => {}
+};
+const _: fn(&UnitKind) = |kind| match kind {
+    UnitKind::Exec | UnitKind::Notify | UnitKind::Oneshot | UnitKind::Check => {}
 };
 const _: fn(&RefusalCode) = |code| match code {
     RefusalCode::UnknownMachine

@@ -298,7 +298,7 @@ fn unit() -> impl Strategy<Value = UnitSpec> {
         arguments.insert(0, program);
         arguments
     });
-    let kind = select(vec![UnitKind::Exec, UnitKind::Notify, UnitKind::Oneshot]);
+    let kind = select(vec![UnitKind::Exec, UnitKind::Notify, UnitKind::Oneshot, UnitKind::Check]);
     let hardening = select(vec![Hardening::Host, Hardening::Server]);
     let needs = vec(probe().prop_map(Need::Probe), 0..2);
     let limits = (any::<bool>(), any::<bool>(), option::of(any::<u32>()), any::<u32>());
@@ -308,6 +308,10 @@ fn unit() -> impl Strategy<Value = UnitSpec> {
         |(head, environment, state_directories, limits, needs, health)| {
             let (name, description, kind, command, hardening) = head;
             let (delegate, children_survive, open_files_max, stop_timeout_s) = limits;
+            let (command, health) = match kind {
+                UnitKind::Check => (Vec::new(), health.or_else(|| Some(tcp_probe()))),
+                UnitKind::Exec | UnitKind::Notify | UnitKind::Oneshot => (command, health),
+            };
             UnitSpec {
                 name,
                 description,
@@ -326,6 +330,12 @@ fn unit() -> impl Strategy<Value = UnitSpec> {
             }
         },
     )
+}
+
+/// A check must have a probe.
+fn tcp_probe() -> ProbeSpec {
+    let target = ProbeTarget::Tcp(SocketAddr::from(([127, 0, 0, 1], 1)));
+    ProbeSpec { name: "port".into(), target, expect: Expect::Answer, timeout_ms: 1 }
 }
 
 fn balancer() -> impl Strategy<Value = BalancerSpec> {

@@ -101,8 +101,8 @@ pub const RESET_INTERVAL: Duration = HANDSHAKE_PACE;
 /// fleet would otherwise begin so many handshakes at once that all of them time out, and begin again.
 pub const DIALS_MAX: usize = 256;
 
-/// Buffer of a UDP socket, in bytes: a second of heartbeats of the whole fleet while the process is held up. The kernel
-/// may give less (`net.core.rmem_max`).
+/// Buffer of a UDP socket, in bytes: half a second of heartbeats of the whole fleet, each with the kernel's own
+/// bookkeeping, while the process is held up. The kernel may give less (`net.core.rmem_max`).
 pub const SOCKET_BUFFER_BYTES: usize = 8 * 1024 * 1024;
 
 /// Window of one stream towards the coordinator, in bytes.

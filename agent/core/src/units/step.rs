@@ -81,7 +81,7 @@ pub(crate) struct Facts {
 }
 
 impl Facts {
-    fn may_start(&self) -> Result<&(), &String> {
+    pub(crate) fn may_start(&self) -> Result<&(), &String> {
         self.ready.as_ref().and(self.needs.as_ref())
     }
 }
@@ -192,6 +192,35 @@ impl UnitRun {
             Reading::AutoRestart { why } => self.fallen(facts, why, Below::Restarts),
             Reading::Stopped { why } => self.fallen(facts, why, Below::Rests),
         }
+    }
+
+    /// The transition of a check: it follows its probe and never orders anything.
+    pub(crate) fn check(&mut self, facts: &Facts) -> Option<Order> {
+        let now = facts.now;
+        if facts.may_start().is_err() {
+            return self.begin(facts, Order::Stop);
+        }
+        match (&self.phase, &facts.health) {
+            (_, Said::Good) => self.healthy(now),
+            (Phase::Healthy { .. } | Phase::Unhealthy { .. }, Said::Nothing) => {}
+            (Phase::Healthy { .. }, Said::Bad { in_row, .. }) if *in_row < BAD_ANSWERS_MAX => {}
+            (Phase::Healthy { .. }, Said::Bad { why, .. }) => self.unhealthy(now, why.clone()),
+            (Phase::Unhealthy { since, .. }, Said::Bad { why, .. }) => {
+                self.phase = Phase::Unhealthy { since: *since, why: why.clone() };
+            }
+            (Phase::Starting { .. }, Said::Nothing) => {}
+            (_, Said::Nothing) => self.phase = Phase::Starting { since: now },
+            (before, Said::Bad { why, .. }) => {
+                let since = match before {
+                    Phase::Waiting { since, .. } | Phase::Starting { since } => *since,
+                    _ => now,
+                };
+                // Told when it comes, because it was not there when it was first asked for.
+                self.announce = true;
+                self.phase = Phase::Waiting { since, on: why.clone() };
+            }
+        }
+        None
     }
 
     /// `order` is on its way.

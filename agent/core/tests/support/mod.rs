@@ -577,10 +577,10 @@ impl World {
             assert_eq!((content.as_slice(), *mode), (file.content.bytes(), file.mode), "{}", file.path);
         }
         for unit in &config.units {
-            let fake = &self.units[&unit.name];
-            if unit.kind == UnitKind::Oneshot {
+            if matches!(unit.kind, UnitKind::Oneshot | UnitKind::Check) {
                 continue;
             }
+            let fake = &self.units[&unit.name];
             assert!(fake.running.is_some(), "{} does not run", unit.name);
             for path in unit.restart_on.iter().chain([&format!("{UNIT_DIRECTORY}/{}", unit.name)]) {
                 if let Some((content, _)) = self.files.get(path) {
@@ -635,6 +635,17 @@ pub fn unit(name: &str, kind: UnitKind) -> UnitSpec {
         needs: Vec::new(),
         health: (kind != UnitKind::Oneshot).then(|| probe(name)),
         restart_on: Vec::new(),
+    }
+}
+
+/// A question about the node that only others can answer.
+pub fn node_check() -> UnitSpec {
+    UnitSpec {
+        command: Vec::new(),
+        state_directories: Vec::new(),
+        needs: vec![Need::Unit("kubelet.service".to_owned())],
+        health: Some(probe("node")),
+        ..unit("node-ready", UnitKind::Check)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use keelson_model::Role;
 use keelson_protocol::config::{
-    ClientFiles, Expect, Hardening, Issuer, Need, ProbeSpec, ProbeTarget, UnitKind, UnitSpec, Usage,
+    Expect, Hardening, Issuer, Need, ProbeSpec, ProbeTarget, UnitKind, UnitSpec, Usage,
 };
 use keelson_protocol::health::CgroupVersion;
 use serde_json::json;
@@ -238,20 +238,17 @@ fn services(node: &mut Node) {
     });
 }
 
-/// Done once Kubernetes itself calls the node ready, so that a machine is not called ready before.
+/// Kubernetes' own word on this node, so that a machine is not called ready before, and is not called ready when its
+/// kubelet answers and the node is not.
 fn node_ready(node: &mut Node) {
     let id = node.machine.id.clone();
-    let mut probe = api_probe(format!("node {id} to be Ready"), format!("/api/v1/nodes/{id}"), Some(KUBELET));
-    probe.expect = Expect::NodeReady;
-    if let ProbeTarget::Https { client, .. } = &mut probe.target {
-        *client = Some(ClientFiles {
-            certificate_path: paths::certificate(KUBELET),
-            key_path: paths::key(KUBELET),
-        });
-    }
-    let unit = UnitSpec {
-        needs: vec![Need::Unit("kubelet.service".to_owned()), Need::Probe(probe)],
-        ..oneshot("node-ready", "Kubernetes calls this node ready", vec!["/usr/bin/true".to_owned()])
-    };
-    node.unit(unit);
+    let probe = api_probe(format!("node {id} to be Ready"), format!("/api/v1/nodes/{id}"), Some(KUBELET));
+    node.unit(UnitSpec {
+        name: "node-ready".to_owned(),
+        kind: UnitKind::Check,
+        hardening: Hardening::Host,
+        needs: vec![Need::Unit("kubelet.service".to_owned())],
+        health: Some(ProbeSpec { expect: Expect::NodeReady, ..probe }),
+        ..base_unit("node-ready", "Kubernetes calls this node ready", Vec::new())
+    });
 }
