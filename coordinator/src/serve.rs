@@ -25,11 +25,8 @@ use crate::catalog::{self, Catalog};
 use crate::clock::{Clock, wall_now};
 use crate::fleet::CoordinatorFleet;
 use crate::providers::Infrastructure;
-use crate::shell::{self, Parts};
+use crate::shell::{self, LINK_EVENTS_MAX, Parts};
 use crate::state_dir::StateDir;
-
-/// Link events that may wait for the loop: a burst of all agents' heartbeats.
-const LINK_EVENTS_MAX: usize = 32 * 1024;
 
 /// Runs the coordinator until it is told to stop.
 pub(crate) fn run(arguments: &Serve) -> Result<()> {

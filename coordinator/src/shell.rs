@@ -19,6 +19,8 @@ use crate::providers::Infrastructure;
 
 /// How often time passes for the core.
 const TICK: std::time::Duration = std::time::Duration::from_millis(500);
+/// Link events that may wait for the loop: a burst of all agents' heartbeats.
+pub(crate) const LINK_EVENTS_MAX: usize = 32 * 1024;
 /// Link events taken before the loop looks at anything else: a burst of heartbeats must not starve users.
 const LINK_BATCH_MAX: usize = 256;
 /// Requests of API clients that may wait.
@@ -127,15 +129,12 @@ impl Shell {
             tokio::select! {
                 biased;
                 () = &mut stop => return Ok(()),
-                _ = tick.tick() => self.take(Input::Tick)?,
+                _ = tick.tick() => self.tick(&mut link)?,
                 Some(request) = requests.recv() => request(&mut self)?,
                 Some((id, result)) = answers.recv() => self.take(Input::Provider { id, result })?,
                 count = link.recv_many(&mut batch, LINK_BATCH_MAX), if !link.is_closed() || !link.is_empty() => {
                     debug_assert!(count <= LINK_BATCH_MAX);
-                    for event in batch.drain(..) {
-                        let input = link::input(&mut self, event);
-                        self.take(input)?;
-                    }
+                    self.take_link(batch.drain(..))?;
                 }
             }
         }
@@ -148,12 +147,33 @@ impl Shell {
 
     fn take(&mut self, input: Input) -> Result<(), StoreError> {
         let effects = self.core.handle(self.clock.now(), input);
-        if effects.is_empty() { Ok(()) } else { self.carry_out(effects) }
+        self.carry_out(effects)
+    }
+
+    /// Lets time pass, after what has already come over the link: nobody is called silent whose heartbeat waits here.
+    fn tick(&mut self, link: &mut mpsc::Receiver<LinkEvent>) -> Result<(), StoreError> {
+        let waiting = std::iter::from_fn(|| link.try_recv().ok()).take(LINK_EVENTS_MAX);
+        self.take_link(waiting)?;
+        self.take(Input::Tick)
+    }
+
+    /// Gives many link events to the core and carries out what follows from all of them.
+    fn take_link(&mut self, events: impl Iterator<Item = LinkEvent>) -> Result<(), StoreError> {
+        let now = self.clock.now();
+        for event in events {
+            let input = link::input(self, event);
+            self.core.take(now, input);
+        }
+        let effects = self.core.settle(now);
+        self.carry_out(effects)
     }
 
     /// Carries out effects in order. An error of the store ends the coordinator: what cannot be written down must not
     /// be done, and the next start takes up from what was.
     pub(crate) fn carry_out(&mut self, effects: Vec<Effect>) -> Result<(), StoreError> {
+        if effects.is_empty() {
+            return Ok(());
+        }
         for effect in effects {
             match effect {
                 Effect::Persist(rows) => self.store.apply(&rows)?,

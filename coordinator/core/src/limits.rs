@@ -17,6 +17,9 @@ pub const LIST_INTERVAL_SILENT: Duration = Duration::from_secs(3);
 /// How long after its start the coordinator calls no machine silent that it has not heard yet: 20,000 agents need half
 /// a minute to come back.
 pub const WARM_UP: Duration = Duration::from_secs(30);
+/// A pause between two ticks that is longer than this means that the coordinator was held up and may have missed
+/// heartbeats: four ticks, and less than the limit of silence.
+pub const TICK_GAP_MAX: Duration = Duration::from_secs(2);
 /// A session whose heartbeats stopped for this long may be replaced by one of another boot of the same machine.
 pub const SECOND_HOLDER_AFTER: Duration = Duration::from_secs(3);
 /// Provider calls under way at once: enough to make machines in parallel, few enough not to be throttled.

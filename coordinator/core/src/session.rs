@@ -10,7 +10,7 @@ use keelson_protocol::wire::negotiate;
 use keelson_protocol::{BootId, ClusterName, Generation, Incarnation, MachineId};
 
 use crate::effect::{Effect, SessionId};
-use crate::limits::SECOND_HOLDER_AFTER;
+use crate::limits::{SECOND_HOLDER_AFTER, TICK_GAP_MAX};
 use crate::state::{CoordinatorCore, Now};
 
 impl CoordinatorCore {
@@ -147,11 +147,12 @@ impl CoordinatorCore {
         self.effects.push(Effect::Send { session, message: Box::new(message) });
     }
 
-    /// Takes a heartbeat. Returns whether anything but the time of the last one changed.
-    pub(crate) fn on_heartbeat(&mut self, now: Now, session: SessionId, heartbeat: Heartbeat) -> bool {
+    /// Takes a heartbeat: the one input that comes 20,000 times a second. It touches the cluster only when something
+    /// that it tells has changed.
+    pub(crate) fn on_heartbeat(&mut self, now: Now, session: SessionId, heartbeat: Heartbeat) {
         self.metrics.heartbeats += 1;
         let Some(machine) = self.sessions.get(&session).and_then(|id| self.machines.get_mut(id)) else {
-            return false;
+            return;
         };
         let before = machine.heartbeat.replace(heartbeat);
         machine.last_heartbeat = Some(now.mono);
@@ -162,13 +163,11 @@ impl CoordinatorCore {
         }
         let told = |heartbeat: Heartbeat| (heartbeat.generation, heartbeat.state);
         let changed = before.map(told) != Some(told(heartbeat));
-        if !changed && !machine.silent {
-            return false;
+        if changed || machine.silent {
+            let id = machine.row.id.clone();
+            self.touch(&id);
+            self.end_silence(now, &id);
         }
-        let id = machine.row.id.clone();
-        self.touch(&id);
-        self.end_silence(now, &id);
-        true
     }
 
     pub(crate) fn on_message(&mut self, now: Now, session: SessionId, message: ToCoordinator) {
@@ -274,13 +273,14 @@ impl CoordinatorCore {
     }
 
     pub(crate) fn on_tick(&mut self, now: Now) {
+        self.notice_gap(now);
         let warm = self.warm(now);
         let silent: Vec<MachineId> = self
             .machines
             .values()
             .filter(|machine| !machine.silent && matches!(machine.row.phase, MachinePhase::Enrolled { .. }))
             .filter(|machine| match machine.last_heartbeat {
-                Some(last) => now.mono.since(last) >= SILENT_AFTER,
+                Some(last) => now.mono.since(last.max(self.listening_since)) >= SILENT_AFTER,
                 // Not heard since the coordinator started: it may be on its way back.
                 None => warm,
             })
@@ -291,6 +291,25 @@ impl CoordinatorCore {
         }
         self.touch_unsettled();
         self.forget_old(now);
+    }
+
+    /// A coordinator that was held up (frozen, swapped out, moved to another host) heard nobody meanwhile: silence then
+    /// begins to count when it listens again.
+    fn notice_gap(&mut self, now: Now) {
+        let gap = now.mono.since(self.last_tick);
+        self.last_tick = now.mono;
+        if gap < TICK_GAP_MAX {
+            return;
+        }
+        self.listening_since = now.mono;
+        let event = self.event(now, Severity::Warning, "CoordinatorHeldUp");
+        self.note(FleetEvent {
+            cause: format!("the coordinator did not run for {:.1} s", gap.as_secs_f64()),
+            outcome:
+                "machines are not called silent for that time; if it comes again, give its host more CPU"
+                    .to_owned(),
+            ..event
+        });
     }
 
     /// Clusters with something that may be due: a call to repeat, or a machine on its way.

@@ -133,7 +133,8 @@ pub(crate) enum CallFor {
 
 /// The coordinator's decisions.
 ///
-/// Call [`Self::handle`] for every input and the command methods for every request, then carry out the effects in order;
+/// Call [`Self::handle`] for every input (or [`Self::take`] for each of many, then [`Self::settle`]) and the command
+/// methods for every request, then carry out the effects in order;
 /// a `Persist` must be on disk before the next effect begins. Calls must not go back in time. Getters may be called at
 /// any moment.
 #[derive(Debug)]
@@ -155,6 +156,9 @@ pub struct CoordinatorCore {
     /// When the list under way, or the last one, was begun.
     pub(crate) list_begun: MonoTime,
     pub(crate) started: MonoTime,
+    /// Since when the coordinator has been listening without a gap. Before that it may have missed heartbeats.
+    pub(crate) listening_since: MonoTime,
+    pub(crate) last_tick: MonoTime,
     pub(crate) metrics: Metrics,
     /// Clusters that something happened to since they were last compared with their blueprints. Keeps the work of an
     /// input in proportion to one cluster, not to the fleet.
@@ -192,6 +196,8 @@ impl CoordinatorCore {
             next_list: now.mono,
             list_begun: now.mono,
             started: now.mono,
+            listening_since: now.mono,
+            last_tick: now.mono,
             metrics: Metrics::default(),
             touched: BTreeSet::new(),
             rows: Vec::new(),
@@ -210,22 +216,28 @@ impl CoordinatorCore {
 
     /// Takes one input and returns what to do.
     pub fn handle(&mut self, now: Now, input: Input) -> Vec<Effect> {
+        self.take(now, input);
+        self.settle(now)
+    }
+
+    /// Takes one input, and leaves what follows from it to [`Self::settle`]. Of a burst of inputs, as when a fleet comes
+    /// back, each is taken, and what they mean together is settled once.
+    pub fn take(&mut self, now: Now, input: Input) {
         match input {
-            // The one input that comes 20,000 times a second: it changes no plan unless the state it tells changed.
-            Input::Heartbeat { session, heartbeat } => {
-                if !self.on_heartbeat(now, session, heartbeat) {
-                    return Vec::new();
-                }
-            }
             Input::Tick => self.on_tick(now),
             Input::Enrol { id, request, key_hash } => self.on_enrol(now, id, &request, key_hash),
             Input::Opened { session, machine, incarnation, hello } => {
                 self.on_opened(now, session, &machine, incarnation, hello);
             }
+            Input::Heartbeat { session, heartbeat } => self.on_heartbeat(now, session, heartbeat),
             Input::Message { session, message } => self.on_message(now, session, message),
             Input::Closed { session, why } => self.on_closed(now, session, why),
             Input::Provider { id, result } => self.on_provider(now, id, result),
         }
+    }
+
+    /// Compares and returns what to do, after whatever was taken.
+    pub fn settle(&mut self, now: Now) -> Vec<Effect> {
         self.reconcile(now);
         self.take_effects()
     }
@@ -270,11 +282,10 @@ impl CoordinatorCore {
 
     /// Rows first, in one transaction, then everything else.
     pub(crate) fn take_effects(&mut self) -> Vec<Effect> {
-        let mut effects = Vec::with_capacity(self.effects.len() + 1);
+        let mut effects = std::mem::take(&mut self.effects);
         if !self.rows.is_empty() {
-            effects.push(Effect::Persist(std::mem::take(&mut self.rows)));
+            effects.insert(0, Effect::Persist(std::mem::take(&mut self.rows)));
         }
-        effects.append(&mut self.effects);
         effects
     }
 

@@ -213,6 +213,43 @@ fn a_restarted_coordinator_raises_no_alarm_while_agents_come_back() {
     assert!(!world.reasons().contains(&"MachineSilent"));
 }
 
+#[test]
+fn a_coordinator_that_was_held_up_calls_nobody_silent_for_that_time() {
+    let mut world = World::new();
+    world.create(&small("demo"));
+    world.run(CONVERGED);
+    world.events.clear();
+    // Frozen for a minute: the first thing that it sees is the clock, heartbeats come after.
+    world.ms += 60_000;
+    world.run(10);
+    assert_eq!(world.reasons(), ["CoordinatorHeldUp"]);
+    // From then on silence counts again.
+    world.machines.get_mut(&"demo-worker-1".parse().unwrap()).unwrap().linked = false;
+    world.run(6);
+    assert!(world.reasons().contains(&"MachineSilent"), "{:?}", world.reasons());
+}
+
+#[test]
+fn a_burst_that_is_settled_once_means_the_same_as_one_input_after_the_other() {
+    let mut world = World::new();
+    world.create(&small("demo"));
+    world.run(CONVERGED);
+    world.restart();
+    let ids: Vec<_> = world.machines.keys().cloned().collect();
+    for (number, id) in (0..).zip(&ids) {
+        let machine = &world.machines[id];
+        let (incarnation, hello) = (machine.incarnation, hello(machine.boot, machine.generation));
+        let (session, machine) = (SessionId(1_000 + number), id.clone());
+        world.core.take(world.now(), Input::Opened { session, machine, incarnation, hello });
+    }
+    let effects = world.core.settle(world.now());
+    let welcomes = effects.iter().filter(|effect| {
+        matches!(effect, Effect::Send { message, .. } if matches!(**message, ToAgent::Welcome { .. }))
+    });
+    assert_eq!(welcomes.count(), 4, "{effects:#?}");
+    assert!(world.core.settle(world.now()).is_empty(), "settled means settled");
+}
+
 fn refusal(world: &World) -> Option<RefusalCode> {
     world.sent.iter().rev().find_map(|message| match message {
         ToAgent::Refused(refusal) => Some(refusal.code),

@@ -36,7 +36,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use keelson_protocol::InstallId;
-use nix::sys::socket::{setsockopt, sockopt};
 
 pub use bundle::{METADATA_DIR, METADATA_FILE};
 pub use cgroups::CgroupVersion;
@@ -55,9 +54,6 @@ const OPEN_WAIT: Duration = Duration::from_secs(30);
 /// How much longer than its deadline a call may work before its outcome is called unknown: most end by themselves with
 /// a better error.
 const ANSWER_GRACE: Duration = Duration::from_secs(1);
-
-/// Wanted size of the link socket's buffers, in bytes: 20,000 agents' heartbeats of one burst.
-const LINK_BUFFER_BYTES: usize = 8 * 1024 * 1024;
 
 /// Settings of an installation on this host.
 #[derive(Clone)]
@@ -187,20 +183,8 @@ impl Provider for LocalProvider {
                 _ => LocalError::file("bind the link to", address.to_string())(error),
             })
         })?;
-        enlarge_buffers(&socket);
         socket.set_nonblocking(true).map_err(LocalError::file("set up the link on", address.to_string()))?;
         Ok(socket)
-    }
-}
-
-/// Large buffers where it is allowed; the system's limit otherwise, which costs packets only under a burst.
-fn enlarge_buffers(socket: &UdpSocket) {
-    let receive = setsockopt(socket, sockopt::RcvBufForce, &LINK_BUFFER_BYTES)
-        .or_else(|_| setsockopt(socket, sockopt::RcvBuf, &LINK_BUFFER_BYTES));
-    let send = setsockopt(socket, sockopt::SndBufForce, &LINK_BUFFER_BYTES)
-        .or_else(|_| setsockopt(socket, sockopt::SndBuf, &LINK_BUFFER_BYTES));
-    if let Err(error) = receive.and(send) {
-        tracing::debug!(%error, "the link keeps its usual buffers");
     }
 }
 
