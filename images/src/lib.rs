@@ -40,6 +40,7 @@ pub use manifest::{
     Architecture, BaseInfo, ComponentInfo, ContainerImage, DebianPackage, ImageManifest, LayerName, LayerRef,
     MANIFEST_SCHEMA, Origin, ReleaseContent, ReleaseInfo,
 };
+pub use oci::OciImage;
 pub use progress::{Progress, ProgressEvent, Recorded, Silent};
 pub use release::{
     COREDNS_IMAGE, DEMO_IMAGE, InvalidReleaseName, PAUSE_IMAGE, Release, ReleaseName, UnknownRelease,

@@ -15,24 +15,29 @@ use crate::manifest::Architecture;
 /// User and group of a process without rights in our images: the id that Kubernetes documents use for "nonroot".
 const NONROOT_ID: u32 = 65_532;
 
-/// A container image to write.
+/// A container image to write: one static program and what it needs to know users and names.
 #[derive(Clone, Debug)]
-pub(crate) struct OciImage<'a> {
+pub struct OciImage<'a> {
     /// Name with registry and tag.
-    pub(crate) name: &'a str,
+    pub name: &'a str,
     /// Absolute path of the program in the image.
-    pub(crate) entrypoint: &'a str,
+    pub entrypoint: &'a str,
     /// Content of the program, a static binary.
-    pub(crate) program: &'a [u8],
+    pub program: &'a [u8],
     /// TCP ports that it listens on.
-    pub(crate) ports: &'a [u16],
-    pub(crate) architecture: Architecture,
-    pub(crate) epoch: u64,
+    pub ports: &'a [u16],
+    /// What the program runs on.
+    pub architecture: Architecture,
+    /// Time of all files, in seconds since 1970.
+    pub epoch: u64,
 }
 
 impl OciImage<'_> {
     /// The bytes of the image file.
-    pub(crate) fn to_bytes(&self) -> io::Result<Vec<u8>> {
+    ///
+    /// # Errors
+    /// When a path does not fit a tar header.
+    pub fn to_bytes(&self) -> io::Result<Vec<u8>> {
         let layer = self.layer()?;
         let diff_id = oci_digest(&layer);
         let config = self.config(&diff_id);

@@ -68,12 +68,12 @@ fn e2e(root: &Path, state_dir: &Path) -> Result<()> {
 }
 
 /// A state directory for one run. What is in it is removed by `down::remove`; the empty rest goes with this value.
-struct Scratch {
-    path: PathBuf,
+pub(crate) struct Scratch {
+    pub(crate) path: PathBuf,
 }
 
 impl Scratch {
-    fn new() -> Result<Self> {
+    pub(crate) fn new() -> Result<Self> {
         let name = format!("keelson-test-{}", std::process::id());
         let path = std::env::temp_dir().join(name);
         std::fs::create_dir_all(&path).context("could not make a scratch directory")?;

@@ -137,12 +137,14 @@ impl Steps {
     }
 }
 
-struct Programs {
-    coordinator: PathBuf,
-    keelson: PathBuf,
+/// The programs of an installation.
+pub(crate) struct Programs {
+    pub(crate) coordinator: PathBuf,
+    pub(crate) keelson: PathBuf,
 }
 
-fn build_programs() -> Result<Programs> {
+/// Compiles them.
+pub(crate) fn build_programs() -> Result<Programs> {
     let packages = ["keelson-coordinator", "keelson-cli"];
     let mut built = compile(&workspace_root()?, &packages, &mut image::Lines)?;
     let mut take = |name: &str| built.remove(name).with_context(|| format!("cargo built no program {name}"));

@@ -55,15 +55,11 @@ async fn serve(folder: &Path, count: usize) -> Result<()> {
                 Some(()) => answer(&server.report()),
                 None => return Ok(()),
             },
-            _ = tick.tick() => server.take(Input::Tick),
-            _ = link.recv_many(&mut batch, LINK_BATCH_MAX) => {
-                for event in batch.drain(..) {
-                    let input = server.input(event);
-                    if let Some(input) = input {
-                        server.take(input);
-                    }
-                }
+            _ = tick.tick() => {
+                server.take_link(std::iter::from_fn(|| link.try_recv().ok()).take(LINK_EVENTS_MAX));
+                server.tick();
             }
+            _ = link.recv_many(&mut batch, LINK_BATCH_MAX) => server.take_link(batch.drain(..)),
         }
     }
 }
@@ -102,8 +98,24 @@ impl Server {
         }
     }
 
-    fn take(&mut self, input: Input) {
-        for effect in self.core.handle(now(self.zero), input) {
+    fn tick(&mut self) {
+        let effects = self.core.handle(now(self.zero), Input::Tick);
+        self.carry_out(effects);
+    }
+
+    fn take_link(&mut self, events: impl Iterator<Item = LinkEvent>) {
+        let now = now(self.zero);
+        for event in events {
+            if let Some(input) = self.input(event) {
+                self.core.take(now, input);
+            }
+        }
+        let effects = self.core.settle(now);
+        self.carry_out(effects);
+    }
+
+    fn carry_out(&mut self, effects: Vec<Effect>) {
+        for effect in effects {
             match effect {
                 Effect::Send { session, message } => {
                     if let Some(handle) = self.sessions.get(&session) {
