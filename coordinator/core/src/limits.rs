@@ -17,6 +17,10 @@ pub const LIST_INTERVAL_SILENT: Duration = Duration::from_secs(3);
 /// How long after its start the coordinator calls no machine silent that it has not heard yet: 20,000 agents need half
 /// a minute to come back.
 pub const WARM_UP: Duration = Duration::from_secs(30);
+/// As long as machines come back, one at least in this time, the others may still be on their way.
+pub const RETURN_PAUSE_MAX: Duration = Duration::from_secs(5);
+/// But no longer than this after the start: a fleet in which machines come and go all the time has warmed up too.
+pub const WARM_UP_MAX: Duration = Duration::from_secs(120);
 /// A pause between two ticks that is longer than this means that the coordinator was held up and may have missed
 /// heartbeats: four ticks, and less than the limit of silence.
 pub const TICK_GAP_MAX: Duration = Duration::from_secs(2);

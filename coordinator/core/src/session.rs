@@ -11,7 +11,7 @@ use keelson_protocol::{BootId, ClusterName, Generation, Incarnation, MachineId};
 
 use crate::effect::{Effect, SessionId};
 use crate::limits::{SECOND_HOLDER_AFTER, TICK_GAP_MAX};
-use crate::state::{CoordinatorCore, Now};
+use crate::state::{CoordinatorCore, Now, Voice};
 
 impl CoordinatorCore {
     pub(crate) fn on_opened(
@@ -62,7 +62,7 @@ impl CoordinatorCore {
                 format!("{id} was replaced: the certificate is of incarnation {incarnation}"),
             );
         }
-        let Some(last) = machine.last_heartbeat else { return Ok(()) };
+        let Some(last) = self.last_heard(machine) else { return Ok(()) };
         let alive = machine.session.is_some() && now.mono.since(last) < SECOND_HOLDER_AFTER;
         let same_boot = machine.heartbeat.is_some_and(|heartbeat| heartbeat.boot == boot);
         if alive && !same_boot {
@@ -99,15 +99,17 @@ impl CoordinatorCore {
         }
         self.metrics.sessions_opened += 1;
         machine.link = LinkState::Connected { since: now.wall, boot };
-        machine.last_heartbeat = Some(now.mono);
         machine.facts = Some(facts);
+        let heartbeat = machine.heartbeat;
         // A machine that speaks has power, whatever an older list said.
         if matches!(machine.row.phase, MachinePhase::Off { .. }) {
             machine.row.phase = MachinePhase::Enrolled { since: now.wall };
             self.save_machine(id);
         }
-        self.sessions.insert(session, id.clone());
+        let voice = Voice { machine: id.clone(), heard: now.mono, heartbeat, awaited: false };
+        self.sessions.insert(session, voice);
         self.touch(id);
+        self.someone_returned(now);
         self.end_silence(now, id);
     }
 
@@ -151,28 +153,30 @@ impl CoordinatorCore {
     /// that it tells has changed.
     pub(crate) fn on_heartbeat(&mut self, now: Now, session: SessionId, heartbeat: Heartbeat) {
         self.metrics.heartbeats += 1;
-        let Some(machine) = self.sessions.get(&session).and_then(|id| self.machines.get_mut(id)) else {
-            return;
-        };
-        let before = machine.heartbeat.replace(heartbeat);
-        machine.last_heartbeat = Some(now.mono);
+        let Some(voice) = self.sessions.get_mut(&session) else { return };
+        voice.heard = now.mono;
+        let before = voice.heartbeat.replace(heartbeat);
         if let Some(before) = before
             && before.boot == heartbeat.boot
         {
             self.metrics.heartbeats_lost += heartbeat.sequence.saturating_sub(before.sequence + 1);
         }
-        let told = |heartbeat: Heartbeat| (heartbeat.generation, heartbeat.state);
+        let told = |heartbeat: Heartbeat| (heartbeat.boot, heartbeat.generation, heartbeat.state);
         let changed = before.map(told) != Some(told(heartbeat));
-        if changed || machine.silent {
-            let id = machine.row.id.clone();
-            self.touch(&id);
-            self.end_silence(now, &id);
+        if !std::mem::take(&mut voice.awaited) && !changed {
+            return;
         }
+        let id = voice.machine.clone();
+        if let Some(machine) = self.machines.get_mut(&id) {
+            machine.heartbeat = Some(heartbeat);
+        }
+        self.touch(&id);
+        self.end_silence(now, &id);
     }
 
     pub(crate) fn on_message(&mut self, now: Now, session: SessionId, message: ToCoordinator) {
         self.metrics.messages += 1;
-        let Some(id) = self.sessions.get(&session).cloned() else { return };
+        let Some(id) = self.sessions.get(&session).map(|voice| voice.machine.clone()) else { return };
         match message {
             ToCoordinator::Hello { .. } => {
                 let why = "a second hello came".to_owned();
@@ -262,11 +266,12 @@ impl CoordinatorCore {
     }
 
     pub(crate) fn on_closed(&mut self, now: Now, session: SessionId, why: String) {
-        let Some(id) = self.sessions.remove(&session) else { return };
+        let Some(Voice { machine: id, heard, .. }) = self.sessions.remove(&session) else { return };
         if let Some(machine) = self.machines.get_mut(&id)
             && machine.session == Some(session)
         {
             machine.session = None;
+            machine.heard_before = Some(heard);
             machine.link = LinkState::Lost { since: now.wall, why };
             self.touch(&id);
         }
@@ -279,7 +284,7 @@ impl CoordinatorCore {
             .machines
             .values()
             .filter(|machine| !machine.silent && matches!(machine.row.phase, MachinePhase::Enrolled { .. }))
-            .filter(|machine| match machine.last_heartbeat {
+            .filter(|machine| match self.last_heard(machine) {
                 Some(last) => now.mono.since(last.max(self.listening_since)) >= SILENT_AFTER,
                 // Not heard since the coordinator started: it may be on its way back.
                 None => warm,
@@ -331,9 +336,13 @@ impl CoordinatorCore {
     fn begin_silence(&mut self, now: Now, id: &MachineId) {
         let Some(machine) = self.machines.get_mut(id) else { return };
         machine.silent = true;
-        let cluster = machine.row.cluster.clone();
+        let (cluster, session) = (machine.row.cluster.clone(), machine.session);
+        let heard = self.machines.get(id).and_then(|machine| self.last_heard(machine));
+        if let Some(voice) = session.and_then(|session| self.sessions.get_mut(&session)) {
+            voice.awaited = true;
+        }
         self.touched.insert(cluster.clone());
-        let last = match machine.last_heartbeat {
+        let last = match heard {
             Some(last) => format!("its last heartbeat came {} ms ago", now.mono.since(last).as_millis()),
             None => "it was not heard since the coordinator started".to_owned(),
         };

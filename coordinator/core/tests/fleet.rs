@@ -214,6 +214,30 @@ fn a_restarted_coordinator_raises_no_alarm_while_agents_come_back() {
 }
 
 #[test]
+fn a_fleet_that_needs_long_to_come_back_is_given_the_time() {
+    let mut world = World::new();
+    world.create(&small("demo"));
+    world.run(CONVERGED);
+    world.events.clear();
+    world.restart();
+    let ids: Vec<_> = world.machines.keys().cloned().collect();
+    world.machines.values_mut().for_each(|machine| machine.linked = false);
+    // The warm-up is over after 30 s, and there is one machine more every 4 s from then on.
+    world.run(58);
+    for id in &ids {
+        assert!(!world.reasons().contains(&"MachineSilent"), "{:?} before {id}", world.reasons());
+        world.machines.get_mut(id).unwrap().linked = true;
+        world.run(8);
+    }
+    assert!(!world.reasons().contains(&"MachineSilent"), "{:?}", world.reasons());
+    // One that never comes is missed once the others are back.
+    world.restart();
+    world.machines.get_mut(&ids[0]).unwrap().linked = false;
+    world.run(80);
+    assert!(world.reasons().contains(&"MachineSilent"), "{:?}", world.reasons());
+}
+
+#[test]
 fn a_coordinator_that_was_held_up_calls_nobody_silent_for_that_time() {
     let mut world = World::new();
     world.create(&small("demo"));
@@ -367,6 +391,24 @@ fn a_protected_cluster_is_not_deleted() {
     assert_eq!(refused, Err(CommandError::Protected { name: name.clone() }));
     let _ = world.core.protect_cluster(&name, keelson_coordinator_core::Protection::Off).unwrap();
     assert!(world.core.delete_cluster(world.now(), &name).is_ok());
+}
+
+#[test]
+fn labels_change_one_row_and_no_machine() {
+    let mut world = World::new();
+    world.create(&small("demo"));
+    world.run(CONVERGED);
+    let name = "demo".parse().unwrap();
+    let before = world.core.cluster(&name).unwrap().row.blueprint.clone();
+    let labels = |key: &str| Some([(key.to_owned(), "prod".to_owned())].into());
+    let effects = world.core.update_cluster(&name, None, labels("env")).unwrap();
+    assert!(matches!(effects.as_slice(), [Effect::Persist(rows)] if rows.len() == 1), "{effects:?}");
+    assert!(world.core.update_cluster(&name, None, labels("-")).is_err());
+    let sent = world.sent.len();
+    world.run(CONVERGED);
+    let row = &world.core.cluster(&name).unwrap().row;
+    assert_eq!((&row.blueprint, row.spec.labels["env"].as_str()), (&before, "prod"));
+    assert!(!world.sent[sent..].iter().any(|message| matches!(message, ToAgent::Config(_))));
 }
 
 #[test]

@@ -94,8 +94,9 @@ pub const CLOSE_REASON_BYTES_MAX: usize = 512;
 pub const HANDSHAKE_PACE: Duration = Duration::from_micros(500);
 
 /// Time between two stateless resets, by which a restarted coordinator tells agents that it does not know them any
-/// more. Paced like handshakes, because each reset brings one.
-pub const RESET_INTERVAL: Duration = HANDSHAKE_PACE;
+/// more. Heartbeats come in bursts, and whoever gets no reset tries again a second later, so the pace is that of bursts;
+/// the handshakes that follow have limits of their own ([`HANDSHAKES_MAX`], [`HANDSHAKES_WAITING_MAX`]).
+pub const RESET_INTERVAL: Duration = Duration::from_micros(100);
 
 /// Sessions that one [`crate::LinkEndpoint`] opens at a time. A machine has one or two. A process that plays a whole
 /// fleet would otherwise begin so many handshakes at once that all of them time out, and begin again.

@@ -1,8 +1,8 @@
 //! One session: a machine with a certificate, from its `Hello` to the end of the connection.
 //!
-//! One task carries the whole session. It runs four small loops side by side (heartbeats in, messages in, messages
-//! out, end of the certificate's life) that are all dropped when the first of them ends, so none of them has to be
-//! cancel-safe.
+//! One task carries the session. It runs three small loops side by side (messages in, messages out, end of the
+//! certificate's life) that are all dropped when the first of them ends, so none of them has to be cancel-safe.
+//! Heartbeats have a task of their own: nearly everything that comes are heartbeats, and one must not wake the rest.
 
 use std::fmt;
 use std::sync::Arc;
@@ -13,6 +13,7 @@ use keelson_protocol::health::Heartbeat;
 use keelson_protocol::message::{BulkRequest, EnrolRequest, Refusal, RefusalCode, ToAgent, ToCoordinator};
 use keelson_protocol::wire::{self, DecodeError, Message, negotiate};
 use quinn::{RecvStream, SendStream};
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::debug;
 
@@ -157,11 +158,13 @@ pub(super) async fn run(connection: quinn::Connection, peer: PeerIdentity, share
         close(&connection, CloseCode::Restarting, "the coordinator stops");
         return;
     }
+    let mut beats = JoinSet::new();
+    beats.spawn(heartbeats(connection.clone(), id, Arc::clone(&shared)));
     // biased: what a machine said before it closed the connection is still read.
     let end = tokio::select! {
         biased;
         end = messages(recv, id, &shared) => end,
-        end = heartbeats(&connection, id, &shared) => end,
+        Some(Ok(end)) = beats.join_next() => end,
         end = send_queue(send, &inner.queue) => end,
         () = tokio::time::sleep(life) => {
             End::Here(CloseCode::CertificateExpired, "the certificate of this session has expired".into())
@@ -174,6 +177,8 @@ pub(super) async fn run(connection: quinn::Connection, peer: PeerIdentity, share
         why = reason;
     }
     drop(inner);
+    // Nothing comes after `Closed`.
+    beats.shutdown().await;
     // The owner may be gone; then nobody needs to know.
     let _ = shared.events.send(LinkEvent::Closed { session: id, why }).await;
 }
@@ -225,7 +230,7 @@ async fn open(connection: &quinn::Connection) -> Result<(ToCoordinator, SendStre
 }
 
 /// Reads datagrams. When the owner is behind, quinn keeps the newest few and drops the rest.
-async fn heartbeats(connection: &quinn::Connection, session: SessionId, shared: &Shared) -> End {
+async fn heartbeats(connection: quinn::Connection, session: SessionId, shared: Arc<Shared>) -> End {
     let mut malformed = 0;
     let mut budget = Budget::new(HEARTBEAT_BURST_MAX, HEARTBEATS_PER_SECOND_MAX, Instant::now());
     loop {

@@ -19,9 +19,9 @@ use crate::child::{answer, questions};
 use crate::fleet;
 
 /// A second is cut into this many slots; each agent sends in one of them.
-const SLOTS: usize = 200;
+const SLOTS: usize = 1_000;
 /// Agents that begin to dial at once; the next ones follow a slot later.
-const START_BATCH: usize = 200;
+const START_BATCH: usize = 40;
 
 /// Plays the agents until the input ends.
 pub(crate) fn run(folder: &Path, count: usize) -> Result<()> {

@@ -1,7 +1,7 @@
 //! What heartbeats of a whole fleet cost the coordinator: `cargo xtask bench link --agents N`.
 //!
-//! Three processes: this one measures, `serve` is the coordinator's path (real link server, real core; no store, no
-//! provider), `agents` are real link clients, each with a certificate of its own. All traffic is on loopback.
+//! Three processes: this one measures, `serve` is the coordinator's path (real link server, real core; no store, and
+//! a provider that answers at once), `agents` are real link clients, each with a certificate of its own. All traffic is on loopback.
 
 mod agents;
 mod child;
@@ -95,14 +95,20 @@ fn measure_in(folder: &std::path::Path, count: usize) -> Result<Value> {
     }))
 }
 
+#[expect(clippy::print_stderr, reason = "a benchmark of minutes says how far it is")]
 fn wait_connected(server: &mut Child, agents: &mut Child, count: usize) -> Result<f64> {
     // The clock runs from the moment at which the agents can dial: their keys are made before.
     agents.ask()?;
     let began = Instant::now();
+    let mut said = 0;
     loop {
         let connected = server.ask()?["connected"].as_u64().unwrap_or(0);
         if connected == count as u64 {
             return Ok(began.elapsed().as_secs_f64());
+        }
+        if began.elapsed().as_secs() > said {
+            said = began.elapsed().as_secs();
+            eprintln!("{said:>4} s: {connected} of {count} connected");
         }
         if began.elapsed() > CONNECT_MAX {
             bail!("only {connected} of {count} agents connected within {} s", CONNECT_MAX.as_secs());

@@ -5,7 +5,9 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use keelson_coordinator_core::{CoordinatorCore, Effect, Input, Now, SessionId};
+use keelson_coordinator_core::{
+    CoordinatorCore, Effect, Input, Machine, Now, ProviderAnswer, ProviderCall, SeenMachine, SessionId,
+};
 use keelson_protocol::MonoTime;
 use keelson_transport::{LEAF_LIFE, LinkEvent, LinkServer, ServerConfig, SessionHandle};
 use nix::sys::resource::{UsageWho, getrusage};
@@ -117,6 +119,11 @@ impl Server {
     fn carry_out(&mut self, effects: Vec<Effect>) {
         for effect in effects {
             match effect {
+                Effect::Provider { id, call } => {
+                    let result = Ok(self.provider(&call));
+                    let effects = self.core.handle(now(self.zero), Input::Provider { id, result });
+                    self.carry_out(effects);
+                }
                 Effect::Send { session, message } => {
                     if let Some(handle) = self.sessions.get(&session) {
                         // A full queue ends the session, and the agent comes back.
@@ -129,6 +136,24 @@ impl Server {
                     }
                 }
                 _ => {}
+            }
+        }
+    }
+
+    /// A provider that has everything, at once.
+    fn provider(&self, call: &ProviderCall) -> ProviderAnswer {
+        match call {
+            ProviderCall::Create { .. } => ProviderAnswer::Created,
+            ProviderCall::Delete { .. } | ProviderCall::Unexpose { .. } => ProviderAnswer::Done,
+            ProviderCall::Expose { .. } => ProviderAnswer::Exposed(([127, 0, 0, 1], 6443).into()),
+            ProviderCall::List => {
+                let seen = |machine: &Machine| SeenMachine {
+                    machine: machine.row.id.clone(),
+                    cluster: machine.row.cluster.clone(),
+                    incarnation: machine.row.incarnation,
+                    on: true,
+                };
+                ProviderAnswer::Machines(self.core.machines().map(seen).collect())
             }
         }
     }
