@@ -1,10 +1,10 @@
 //! What every cluster carries inside Kubernetes: DNS, access of the API servers to kubelets, node roles.
 
 use keelson_model::Role;
-use keelson_protocol::config::{Issuer, Need, UnitSpec, Usage};
+use keelson_protocol::config::{Issuer, Need, UnitKind, UnitSpec, Usage};
 use serde_json::{Value, json};
 
-use super::kube::{api_probe, kubeconfig, oneshot};
+use super::kube::{api_probe, base_unit, kubeconfig, oneshot};
 use super::master::KUBELET_CLIENT_USER;
 use super::{Node, Subject, paths};
 
@@ -38,6 +38,20 @@ pub(crate) fn add(node: &mut Node) {
         ..oneshot("addons", "DNS and access rules of the cluster", command)
     });
     node_roles(node, &kubectl, &config, &environment);
+    pods_welcome(node);
+}
+
+/// A new namespace refuses pods until the controller-manager has made its service account; a cluster is not called
+/// ready before users can make pods in `default`.
+fn pods_welcome(node: &mut Node) {
+    let path = "/api/v1/namespaces/default/serviceaccounts/default";
+    node.unit(UnitSpec {
+        name: "pods-welcome".to_owned(),
+        kind: UnitKind::Check,
+        needs: vec![Need::Unit("kube-controller-manager.service".to_owned())],
+        health: Some(api_probe("the service account of namespace default", path, Some(ADDONS))),
+        ..base_unit("pods-welcome", "Pods can be made", Vec::new())
+    });
 }
 
 /// Role labels of nodes. Kubelets may not give them to themselves, so a master does, once the nodes exist.
