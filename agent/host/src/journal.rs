@@ -43,9 +43,50 @@ fn arguments(request: &JournalRequest) -> Vec<String> {
     arguments
 }
 
+/// So many of a unit's last lines are looked through for its last words.
+const LAST_WORDS_LINES: &str = "--lines=20";
+/// Longest last words, in characters.
+const LAST_WORDS_MAX: usize = 200;
+
+/// The last line that a unit's program wrote in this boot, cut to a length for one line of a report; empty when it wrote
+/// nothing or the journal cannot be read.
+pub(crate) async fn last_words(unit: &str) -> String {
+    let mut command = Command::new("journalctl");
+    command.args(["--no-pager", "--quiet", "--boot", "--output=cat", LAST_WORDS_LINES]);
+    // What programs print, without what systemd says about them.
+    command.arg(format!("--unit={unit}")).arg("_TRANSPORT=stdout");
+    let output = command.stdin(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true).output().await;
+    output.map_or_else(|_| String::new(), |output| last_line(&String::from_utf8_lossy(&output.stdout)))
+}
+
+fn last_line(text: &str) -> String {
+    let line = text.lines().map(str::trim).rfind(|line| !line.is_empty()).unwrap_or_default();
+    // klog's head (severity, time, thread, file) says nothing to whoever reads the machine's name beside it.
+    let klog = line
+        .split_once("] ")
+        .filter(|(head, _)| head.starts_with(['E', 'F', 'I', 'W']) && head.contains(".go:"));
+    let words = klog.map_or(line, |(_, words)| words);
+    words.chars().take(LAST_WORDS_MAX).filter(|letter| !letter.is_control()).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn last_words_are_the_last_line_without_its_head() {
+        for (text, expected) in [
+            ("", ""),
+            ("starting\npanic: oh\n\n", "panic: oh"),
+            (
+                "E1124 07:58:53.894053     317 run.go:72] \"command failed\" err=\"too many open files\"\n",
+                "\"command failed\" err=\"too many open files\"",
+            ),
+            ("Error [a] b", "Error [a] b"),
+        ] {
+            assert_eq!(last_line(text), expected);
+        }
+    }
 
     #[test]
     fn arguments_are_bounded_and_no_name_is_an_option() {

@@ -154,14 +154,36 @@ async fn exchange(sender: &mut Sender, question: &Question<'_>) -> Result<(Statu
 
 fn judge(expect: &Expect, status: StatusCode, body: &[u8]) -> Result<(), String> {
     if !status.is_success() {
-        let text = String::from_utf8_lossy(body);
-        let quote: String = text.trim().chars().take(QUOTE_MAX).filter(|c| !c.is_control()).collect();
-        return Err(format!("status {}: {quote}", status.as_u16()));
+        return Err(format!("status {}: {}", status.as_u16(), gist(body)));
     }
     match expect {
         Expect::Answer => Ok(()),
         Expect::NodeReady => node_ready(body),
     }
+}
+
+/// What a bad answer says, for a person who has one line: the message of a Kubernetes `Status` (v1), the checks of
+/// `/readyz` that fail (<https://kubernetes.io/docs/reference/using-api/health-checks/>), or how the text begins.
+fn gist(body: &[u8]) -> String {
+    let text = String::from_utf8_lossy(body);
+    let status = serde_json::from_slice::<Status>(body).ok().filter(|status| !status.message.is_empty());
+    let failing: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("[-]")).collect();
+    let gist = match status {
+        Some(status) => status.message,
+        None if failing.is_empty() => text.trim().to_owned(),
+        None => {
+            let names = failing.iter().map(|line| line.split_once(' ').map_or(*line, |(name, _)| name));
+            format!("not yet {}", names.collect::<Vec<_>>().join(", "))
+        }
+    };
+    gist.chars().take(QUOTE_MAX).filter(|letter| !letter.is_control()).collect()
+}
+
+/// The part of a Kubernetes `Status` (v1) that is read.
+#[derive(Deserialize)]
+struct Status {
+    #[serde(default)]
+    message: String,
 }
 
 /// The part of a Kubernetes `Node` (v1) that is read.
@@ -211,6 +233,24 @@ fn io_text(error: &std::io::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_bad_answer_is_told_in_a_line() {
+        for (body, expected) in [
+            (
+                r#"{"kind":"Status","message":"forbidden: User \"x\" cannot get"}"#,
+                "forbidden: User \"x\" cannot get",
+            ),
+            (
+                "[+]ping ok\n[-]etcd failed: reason withheld\n[-]poststarthook/rbac failed\n",
+                "not yet etcd, poststarthook/rbac",
+            ),
+            ("{\"health\":\"false\"}\n", "{\"health\":\"false\"}"),
+            ("", ""),
+        ] {
+            assert_eq!(gist(body.as_bytes()), expected);
+        }
+    }
     use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
     use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};

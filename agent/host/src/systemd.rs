@@ -9,6 +9,7 @@ use tokio::sync::Mutex;
 use zbus::{Connection, DynamicType, OwnedObjectPath, OwnedVariant, connection};
 
 use crate::error::HostError;
+use crate::journal;
 
 const SERVICE_NAME: &str = "org.freedesktop.systemd1";
 const PATH: &str = "/org/freedesktop/systemd1";
@@ -28,6 +29,9 @@ type Row = (String, String, String, String, String, String, OwnedObjectPath, u32
 #[derive(Debug, Default)]
 pub(crate) struct Systemd {
     connection: Mutex<Option<Connection>>,
+    /// Last words of units whose programs failed, with the moment of the end they belong to: asked for once, however
+    /// often a unit that is down is looked at.
+    last_words: Mutex<BTreeMap<String, (u64, String)>>,
 }
 
 impl Systemd {
@@ -52,7 +56,7 @@ impl Systemd {
         let active = reading(&active, &sub, job);
         let ended = match active {
             Active::Stopped if load == "not-found" => "systemd does not know it".to_owned(),
-            Active::Stopped | Active::AutoRestart => self.how_it_ended(&path).await?,
+            Active::Stopped | Active::AutoRestart => self.how_it_ended(&name, &path).await?,
             Active::Settling | Active::Running | Active::Exited => String::new(),
         };
         let invocation = match active {
@@ -62,11 +66,26 @@ impl Systemd {
         Ok(UnitSeen { active, invocation, ended })
     }
 
-    async fn how_it_ended(&self, path: &OwnedObjectPath) -> Result<String, HostError> {
+    async fn how_it_ended(&self, unit: &str, path: &OwnedObjectPath) -> Result<String, HostError> {
         let result: String = self.property(path, "Result").await?;
         let code: i32 = self.property(path, "ExecMainCode").await?;
         let status: i32 = self.property(path, "ExecMainStatus").await?;
-        Ok(ending(&result, code, status))
+        let how = ending(&result, code, status);
+        if code != EXITED || status == 0 {
+            return Ok(how);
+        }
+        let at: u64 = self.property(path, "ExecMainExitTimestampMonotonic").await?;
+        let words = self.last_words(unit, at).await;
+        Ok(if words.is_empty() { how } else { format!("{how}: {words}") })
+    }
+
+    async fn last_words(&self, unit: &str, at: u64) -> String {
+        if let Some((_, words)) = self.last_words.lock().await.get(unit).filter(|(known, _)| *known == at) {
+            return words.clone();
+        }
+        let words = journal::last_words(unit).await;
+        self.last_words.lock().await.insert(unit.to_owned(), (at, words.clone()));
+        words
     }
 
     async fn property<T>(&self, path: &OwnedObjectPath, name: &str) -> Result<T, HostError>
@@ -186,9 +205,11 @@ fn invocation(unit: &str) -> Option<Invocation> {
     u128::from_str_radix(target.to_str()?, 16).ok().map(Invocation)
 }
 
+/// The code of waitid(2) for a program that ended by itself.
+const EXITED: i32 = 1;
+
 /// How a program ended, in words. `code` and `status` are those of waitid(2).
 fn ending(result: &str, code: i32, status: i32) -> String {
-    const EXITED: i32 = 1;
     const KILLED: i32 = 2;
     const DUMPED: i32 = 3;
     let how = match code {
