@@ -21,6 +21,9 @@ pub const WARM_UP: Duration = Duration::from_secs(30);
 pub const RETURN_PAUSE_MAX: Duration = Duration::from_secs(5);
 /// But no longer than this after the start: a fleet in which machines come and go all the time has warmed up too.
 pub const WARM_UP_MAX: Duration = Duration::from_secs(120);
+/// How long an agent may take from its hello to its first heartbeat: it has to get the welcome first, and a coordinator
+/// that welcomes 20,000 of them must not hold its own haste against them. As long as an agent waits for a welcome.
+pub const FIRST_HEARTBEAT_MAX: Duration = Duration::from_secs(10);
 /// A pause between two ticks that is longer than this means that the coordinator was held up and may have missed
 /// heartbeats: four ticks, and less than the limit of silence.
 pub const TICK_GAP_MAX: Duration = Duration::from_secs(2);

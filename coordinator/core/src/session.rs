@@ -1,5 +1,7 @@
 //! Sessions of the link: who may speak, what was heard, and who fell silent.
 
+use std::time::Duration;
+
 use keelson_model::{FleetEvent, LinkState, MachinePhase, Severity};
 use keelson_planner::node::{HostTraits, NodeInput, node_config};
 use keelson_protocol::config::NodeConfig;
@@ -10,8 +12,8 @@ use keelson_protocol::wire::negotiate;
 use keelson_protocol::{BootId, ClusterName, Generation, Incarnation, MachineId};
 
 use crate::effect::{Effect, SessionId};
-use crate::limits::{SECOND_HOLDER_AFTER, TICK_GAP_MAX};
-use crate::state::{CoordinatorCore, Now, Voice};
+use crate::limits::{FIRST_HEARTBEAT_MAX, SECOND_HOLDER_AFTER, TICK_GAP_MAX};
+use crate::state::{CoordinatorCore, Machine, Now, Voice};
 
 impl CoordinatorCore {
     pub(crate) fn on_opened(
@@ -106,7 +108,7 @@ impl CoordinatorCore {
             machine.row.phase = MachinePhase::Enrolled { since: now.wall };
             self.save_machine(id);
         }
-        let voice = Voice { machine: id.clone(), heard: now.mono, heartbeat, awaited: false };
+        let voice = Voice { machine: id.clone(), heard: now.mono, heartbeat, beats: false, awaited: false };
         self.sessions.insert(session, voice);
         self.touch(id);
         self.someone_returned(now);
@@ -155,6 +157,7 @@ impl CoordinatorCore {
         self.metrics.heartbeats += 1;
         let Some(voice) = self.sessions.get_mut(&session) else { return };
         voice.heard = now.mono;
+        voice.beats = true;
         let before = voice.heartbeat.replace(heartbeat);
         if let Some(before) = before
             && before.boot == heartbeat.boot
@@ -285,7 +288,7 @@ impl CoordinatorCore {
             .values()
             .filter(|machine| !machine.silent && matches!(machine.row.phase, MachinePhase::Enrolled { .. }))
             .filter(|machine| match self.last_heard(machine) {
-                Some(last) => now.mono.since(last.max(self.listening_since)) >= SILENT_AFTER,
+                Some(last) => now.mono.since(last.max(self.listening_since)) >= self.silence_allowed(machine),
                 // Not heard since the coordinator started: it may be on its way back.
                 None => warm,
             })
@@ -296,6 +299,12 @@ impl CoordinatorCore {
         }
         self.touch_unsettled();
         self.forget_old(now);
+    }
+
+    /// How long a machine may be silent before that is told.
+    fn silence_allowed(&self, machine: &Machine) -> Duration {
+        let voice = machine.session.and_then(|session| self.sessions.get(&session));
+        if voice.is_some_and(|voice| !voice.beats) { FIRST_HEARTBEAT_MAX } else { SILENT_AFTER }
     }
 
     /// A coordinator that was held up (frozen, swapped out, moved to another host) heard nobody meanwhile: silence then

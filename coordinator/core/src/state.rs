@@ -128,6 +128,8 @@ pub(crate) struct Voice {
     /// When the last heartbeat came; before the first one, when the session was opened.
     pub(crate) heard: MonoTime,
     pub(crate) heartbeat: Option<Heartbeat>,
+    /// Whether a heartbeat came in this session.
+    pub(crate) beats: bool,
     /// The machine was called silent: its next heartbeat ends that.
     pub(crate) awaited: bool,
 }
