@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use ipnet::Ipv4Net;
 use keelson_api::AuthConfig;
 use keelson_api::types::SecretText;
@@ -11,7 +11,7 @@ use keelson_coordinator_core::{CoordinatorCore, Settings};
 use keelson_model::Plan;
 use keelson_planner::Place;
 use keelson_providers::Provider;
-use keelson_providers::local::{LocalConfig, LocalProvider};
+use keelson_providers::local::{LocalConfig, LocalProvider, missing, preflight};
 use keelson_store::Store;
 use keelson_transport::{LEAF_LIFE, LinkCa, LinkServer, ServerConfig};
 use rustls::pki_types::pem::PemObject;
@@ -44,6 +44,11 @@ fn start_logging(json: bool) {
 }
 
 async fn serve(arguments: &Serve) -> Result<()> {
+    let began = std::time::Instant::now();
+    if let Some(missing) = missing(&preflight(&arguments.state_dir)) {
+        bail!(missing);
+    }
+    tracing::debug!(ms = began.elapsed().as_millis(), "the host has what machines need");
     let catalog = catalog::open(&arguments.images)?;
     let state = StateDir::open(&arguments.state_dir)?;
     let store = Store::open(&state.store_path(), state.sealing_key()?)?;

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
-use keelson_providers::local::{Level, preflight};
+use keelson_providers::local::{missing, preflight};
 
 /// Programs that are needed, and Debian's packages that have them.
 const PROGRAMS: [(&str, &str); 8] = [
@@ -21,25 +21,42 @@ const PROGRAMS: [(&str, &str); 8] = [
 /// A file that is needed, and Debian's package that has it: headers for runc's system call filter.
 const HEADERS: (&str, &str) = ("/usr/include/seccomp.h", "libseccomp-dev");
 
+/// Where the kernel keeps the limit (inotify(7)).
+const INOTIFY_INSTANCES: &str = "/proc/sys/fs/inotify/max_user_instances";
+/// Room for 60 machines.
+const INOTIFY_INSTANCES_WANTED: u32 = 1_024;
+
 /// Installs what is missing, then checks everything else and lists all that is wrong at once.
 pub(crate) fn prepare(state_dir: &Path) -> Result<()> {
     if !nix::unistd::Uid::effective().is_root() {
         bail!("machines need root: run this as root, for example with sudo");
     }
     install_missing()?;
+    raise_inotify_instances();
     let findings = preflight(state_dir);
-    let missing: Vec<String> = findings
-        .iter()
-        .filter(|finding| !finding.ok && finding.level == Level::Required)
-        .map(|finding| format!("  {}: {}\n    {}", finding.check, finding.detail, finding.remedy))
-        .collect();
-    if !missing.is_empty() {
-        bail!("this machine lacks what Keelson needs:\n{}", missing.join("\n"));
+    if let Some(missing) = missing(&findings) {
+        bail!(missing);
     }
     for finding in findings.iter().filter(|finding| !finding.ok) {
         eprintln!("note: {}: {}; {}", finding.check, finding.detail, finding.remedy);
     }
     Ok(())
+}
+
+/// Raises the kernel's limit of inotify instances until the next boot, where it is lower and may be raised: all machines
+/// share one user's, and the usual 128 are used up by the second cluster, whose programs then fail one by one.
+fn raise_inotify_instances() {
+    let limit = std::fs::read_to_string(INOTIFY_INSTANCES).unwrap_or_default();
+    let Ok(before) = limit.trim().parse::<u32>() else { return };
+    if before >= INOTIFY_INSTANCES_WANTED {
+        return;
+    }
+    // Where it may not be raised, the preflight list says what that means and what to do.
+    if std::fs::write(INOTIFY_INSTANCES, INOTIFY_INSTANCES_WANTED.to_string()).is_ok() {
+        eprintln!(
+            "raised fs.inotify.max_user_instances from {before} to {INOTIFY_INSTANCES_WANTED} until the next boot"
+        );
+    }
 }
 
 fn install_missing() -> Result<()> {

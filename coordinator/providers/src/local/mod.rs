@@ -41,7 +41,7 @@ pub use bundle::{METADATA_DIR, METADATA_FILE};
 pub use cgroups::CgroupVersion;
 pub use destroy::{DestroyError, destroy, leftovers};
 pub use error::LocalError;
-pub use preflight::{Level, PreflightFinding, preflight};
+pub use preflight::{Level, PreflightFinding, missing, preflight};
 
 use crate::call::ImageResolver;
 use crate::{Answer, Call, Capabilities, Fenced, Provider, ProviderError, ProviderFuture};

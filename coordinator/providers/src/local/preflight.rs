@@ -143,6 +143,18 @@ pub fn preflight(state_dir: &Path) -> Vec<PreflightFinding> {
     ]
 }
 
+/// Everything without which the local provider does not work, as one list with remedies; `None` when nothing is
+/// missing.
+#[must_use]
+pub fn missing(findings: &[PreflightFinding]) -> Option<String> {
+    let lines: Vec<String> = findings
+        .iter()
+        .filter(|finding| !finding.ok && finding.level == Level::Required)
+        .map(|finding| format!("  {}: {}\n    {}", finding.check, finding.detail, finding.remedy))
+        .collect();
+    (!lines.is_empty()).then(|| format!("this host lacks what machines need:\n{}", lines.join("\n")))
+}
+
 fn nearest_existing(path: &Path) -> PathBuf {
     let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     path.ancestors().find(|ancestor| ancestor.is_dir()).unwrap_or(Path::new("/")).to_owned()
