@@ -1,25 +1,31 @@
 //! What the API asks of the coordinator, answered from the core and the store.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use keelson_api::auth::Caller;
 use keelson_api::convert::{
-    ClusterParts, cluster_view, event_view, machine_view, meta, operation_metadata, operation_view,
-    plan_view, preview, release_view, waiting_view,
+    ClusterParts, cluster_view, event_view, machine_state, machine_view, meta, operation_metadata,
+    operation_view, patched_labels, plan_view, preview, release_view, waiting_view,
 };
 use keelson_api::fleet::{
-    Answer, EventBatch, EventQuery, EventRange, Follow, Idempotency, IfMatch, LogStream, LogsRequest,
-    Protection, ShellPipe,
+    Answer, ClusterChange, EventBatch, EventQuery, EventRange, Follow, Idempotency, IfMatch, LogStream,
+    LogsRequest, Protection, ShellPipe,
 };
+use keelson_api::query::{ClusterQuery, MachineQuery};
 use keelson_api::types::{
-    API_VERSION, ClusterCounts, ClusterView, HealthView, KubeconfigView, MachineCounts, MachineView,
-    OperationCounts, OperationView, Page, PageRequest, PlanPreview, PlanView, ProtocolView, ReleaseView,
-    SecretText, SeverityView, ShellRequestBody, StatusView, VersionView,
+    API_VERSION, ClusterCounts, ClusterView, HealthView, KubeconfigView, LabelsPatch, MachineCounts,
+    MachineState, MachineView, OperationCounts, OperationView, Page, PageRequest, PlanPreview, PlanView,
+    ProtocolView, ReleaseView, SecretText, SeverityView, ShellRequestBody, StatusView, Timestamp,
+    VersionView,
 };
 use keelson_api::{Code, Fleet, Problem};
 use keelson_coordinator_core::{Cluster, ClusterState, CommandError, CreateCluster, Now};
-use keelson_model::{ClusterSpec, Operation, OperationId, OperationState, PlanReport, Severity, WaitingOn};
+use keelson_model::{
+    ClusterSpec, FleetEvent, Operation, OperationId, OperationState, PlanReport, Severity, WaitingOn,
+};
 use keelson_pki::{admin_certificate, new_cluster_material};
 use keelson_planner::node::{ADMIN_GROUP, admin_kubeconfig};
 use keelson_protocol::config::Issuer;
@@ -38,6 +44,9 @@ use crate::state_dir::StateDir;
 
 /// Longest life of a certificate in a kubeconfig that is handed out.
 const KUBECONFIG_LIFE_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// Most characters of a program's name in an event: a path that a person typed.
+const PROGRAM_CHARS_MAX: usize = 128;
 
 /// The coordinator, as the API sees it.
 pub(crate) struct CoordinatorFleet {
@@ -104,11 +113,15 @@ impl Fleet for CoordinatorFleet {
         self.handle.revision.clone()
     }
 
-    fn clusters(&self, page: PageRequest) -> Answer<'_, Page<ClusterView>> {
+    fn clusters(&self, query: ClusterQuery) -> Answer<'_, Page<ClusterView>> {
         Box::pin(self.ask(move |shell| {
             let now = shell.now();
-            let view = |cluster: &Cluster| view_cluster(shell, cluster, now);
-            Ok(Page::upwards(shell.core.clusters(), &page, |cluster| cluster.row.spec.name.to_string(), view))
+            Ok(query.cut(
+                shell.core.clusters(),
+                |cluster| (&cluster.row.spec, cluster.row.created),
+                |cluster| state_view(shell.core.cluster_state(cluster, now)),
+                |cluster| view_cluster(shell, cluster, now),
+            ))
         }))
     }
 
@@ -148,21 +161,24 @@ impl Fleet for CoordinatorFleet {
         })
     }
 
-    fn protect_cluster(
+    fn update_cluster(
         &self,
         name: ClusterName,
         if_match: IfMatch,
-        protection: Protection,
+        change: ClusterChange,
     ) -> Answer<'_, ClusterView> {
-        let protection = match protection {
-            Protection::On => keelson_coordinator_core::Protection::On,
-            Protection::Off => keelson_coordinator_core::Protection::Off,
-        };
         Box::pin(self.change(move |shell| {
-            if let Err(stale) = check_etag(shell, &name, &if_match) {
-                return Ok(Err(stale));
-            }
-            match shell.core.protect_cluster(&name, protection) {
+            let checked =
+                check_etag(shell, &name, &if_match).and_then(|()| new_labels(shell, &name, change.labels));
+            let labels = match checked {
+                Ok(labels) => labels,
+                Err(refused) => return Ok(Err(refused)),
+            };
+            let protection = change.protection.map(|protection| match protection {
+                Protection::On => keelson_coordinator_core::Protection::On,
+                Protection::Off => keelson_coordinator_core::Protection::Off,
+            });
+            match shell.core.update_cluster(&name, protection, labels) {
                 Ok(effects) => {
                     shell.carry_out(effects)?;
                     Ok(find_cluster(shell, &name))
@@ -195,7 +211,7 @@ impl Fleet for CoordinatorFleet {
         }))
     }
 
-    fn kubeconfig(&self, name: ClusterName, ttl: Duration) -> Answer<'_, KubeconfigView> {
+    fn kubeconfig(&self, name: ClusterName, ttl: Duration, caller: Caller) -> Answer<'_, KubeconfigView> {
         Box::pin(async move {
             let life = ttl.min(KUBECONFIG_LIFE_MAX);
             let asked = name.clone();
@@ -222,32 +238,33 @@ impl Fleet for CoordinatorFleet {
                 &BASE64.encode(key.expose_secret()),
             );
             let text = serde_json::to_string_pretty(&config).map_err(Problem::internal)?;
-            tracing::info!(cluster = %name, life_s = life.as_secs(), "an admin kubeconfig was handed out");
+            let expires = Timestamp(now.plus(life));
+            let outcome = format!("a kubeconfig of cluster-admin until {expires}");
+            self.audit(&caller, "KubeconfigIssued", name.clone(), None, outcome).await?;
             Ok(KubeconfigView {
                 api_version: API_VERSION.to_owned(),
                 kind: "Kubeconfig".to_owned(),
                 cluster: name.to_string(),
-                expires: now.plus(life).into(),
+                expires,
                 kubeconfig: SecretText::new(text + "\n"),
             })
         })
     }
 
-    fn machines(&self, cluster: Option<ClusterName>, page: PageRequest) -> Answer<'_, Page<MachineView>> {
+    fn machines(&self, query: MachineQuery) -> Answer<'_, Page<MachineView>> {
         Box::pin(self.ask(move |shell| {
             let now = shell.now();
-            if let Some(name) = &cluster {
+            if let Some(name) = &query.cluster {
                 shell.core.cluster(name).ok_or_else(|| Problem::cluster_not_found(name))?;
             }
             let mut planned: Vec<(&Cluster, &MachineId)> = shell
                 .core
                 .clusters()
-                .filter(|one| cluster.as_ref().is_none_or(|name| one.row.spec.name == *name))
-                .flat_map(|one| one.row.blueprint.machines.keys().map(move |id| (one, id)))
+                .flat_map(|cluster| chosen_machines(shell, cluster, &query, now))
                 .collect();
             planned.sort_by_key(|(_, id)| (*id).clone());
             let view = |(cluster, id): &(&Cluster, &MachineId)| view_machine(shell, cluster, id, now);
-            let page = Page::upwards(&planned, &page, |(_, id)| id.to_string(), view);
+            let page = Page::upwards(&planned, &query.page, |(_, id)| id.to_string(), view);
             Ok(Page { items: page.items.into_iter().flatten().collect(), next: page.next, total: page.total })
         }))
     }
@@ -272,16 +289,33 @@ impl Fleet for CoordinatorFleet {
         })
     }
 
-    fn machine_shell(&self, id: MachineId, request: ShellRequestBody) -> Answer<'_, Box<dyn ShellPipe>> {
+    fn machine_shell(
+        &self,
+        id: MachineId,
+        request: ShellRequestBody,
+        caller: Caller,
+    ) -> Answer<'_, Box<dyn ShellPipe>> {
         Box::pin(async move {
-            tracing::info!(machine = %id, command = ?request.command.first(), "a shell was opened");
+            // Arguments may hold a secret, so only the program is written down.
+            let program = request.command.first().map_or("root's shell", String::as_str);
+            let program: String = program.chars().take(PROGRAM_CHARS_MAX).collect();
             let request = BulkRequest::Shell {
                 command: request.command,
                 terminal: request.terminal,
                 rows: request.rows,
                 columns: request.columns,
             };
-            let pipe: Box<dyn ShellPipe> = Box::new(self.open_bulk(&id, request).await?);
+            let stream = self.open_bulk(&id, request).await?;
+            let (asked, not_found) = (id.clone(), Problem::machine_not_found(&id));
+            let cluster = self
+                .ask(move |shell| {
+                    let machine = shell.core.machine(&asked).ok_or(not_found)?;
+                    Ok(machine.row.cluster.clone())
+                })
+                .await?;
+            let outcome = format!("{program} on {id}, until the caller ends it");
+            self.audit(&caller, "ShellOpened", cluster, Some(id), outcome).await?;
+            let pipe: Box<dyn ShellPipe> = Box::new(stream);
             Ok(pipe)
         })
     }
@@ -344,6 +378,34 @@ impl Fleet for CoordinatorFleet {
 }
 
 impl CoordinatorFleet {
+    /// Puts on disk who gets access to what, before they get it.
+    async fn audit(
+        &self,
+        caller: &Caller,
+        reason: &'static str,
+        cluster: ClusterName,
+        machine: Option<MachineId>,
+        outcome: String,
+    ) -> Result<(), Problem> {
+        tracing::info!(caller = caller.0, reason, %cluster, outcome, "access was given");
+        let cause = format!("asked for by {}", caller.0);
+        self.change(move |shell| {
+            let effects = shell.core.audit(FleetEvent {
+                id: 0,
+                at: shell.now().wall,
+                severity: Severity::Info,
+                reason: reason.to_owned(),
+                cluster: Some(cluster),
+                machine,
+                cause,
+                outcome,
+            });
+            shell.carry_out(effects)?;
+            Ok(Ok(()))
+        })
+        .await
+    }
+
     async fn open_bulk(
         &self,
         id: &MachineId,
@@ -369,6 +431,34 @@ fn sort_key(operation: &Operation) -> String {
 fn check_etag(shell: &Shell, name: &ClusterName, if_match: &IfMatch) -> Result<(), Problem> {
     let cluster = shell.core.cluster(name).ok_or_else(|| Problem::cluster_not_found(name))?;
     if_match.check(&meta(&cluster.row.spec, cluster.row.blueprint.generation).etag)
+}
+
+/// All labels of a cluster after a patch; `None` when nothing is patched.
+fn new_labels(
+    shell: &Shell,
+    name: &ClusterName,
+    patch: Option<LabelsPatch>,
+) -> Result<Option<BTreeMap<String, String>>, Problem> {
+    let cluster = shell.core.cluster(name).ok_or_else(|| Problem::cluster_not_found(name))?;
+    patch.map(|patch| patched_labels(&cluster.row.spec, patch)).transpose()
+}
+
+/// Machines of one cluster that `query` takes.
+fn chosen_machines<'a>(
+    shell: &Shell,
+    cluster: &'a Cluster,
+    query: &MachineQuery,
+    now: Now,
+) -> Vec<(&'a Cluster, &'a MachineId)> {
+    let spec = &cluster.row.spec;
+    let observed = if query.asks_for_state() { Some(shell.core.observed(&spec.name, now)) } else { None };
+    let state = |id: &MachineId| {
+        let seen = observed.as_ref().and_then(|observed| observed.machines.get(id));
+        seen.map_or(MachineState::Planned, |seen| machine_state(seen).0)
+    };
+    let machines = cluster.row.blueprint.machines.iter();
+    let chosen = machines.filter(|(id, machine)| query.takes(spec, machine, || state(id)));
+    chosen.map(|(id, _)| (cluster, id)).collect()
 }
 
 fn find_cluster(shell: &Shell, name: &ClusterName) -> Result<ClusterView, Problem> {

@@ -103,6 +103,18 @@ catalogue! {
         "A file, the terminal or another resource of the machine on which the command runs could not be used.",
         "Remove the cause that is named, then run the command again.",
         "keelson help";
+    CountDiffers, "KEEL-1017", 0, Refused, "the number of targets was not confirmed",
+        "A selector chose several objects that would be destroyed, and --count is missing or names another number. Nothing was done.",
+        "Look at the names, and add --count with their number when you mean all of them.",
+        "keelson cluster list -l env=test";
+    FieldNotThere, "KEEL-1018", 0, NotFound, "no such field",
+        "The documents of this version have no field at that path.",
+        "Begin with the kind alone (cluster, machine, operation, plan, release, event), and follow the fields that are listed.",
+        "keelson explain cluster.spec";
+    ClusterNotThere, "KEEL-1019", 0, Failed, "the cluster does not get where it should",
+        "The cluster that is waited for has failed, or goes another way: it is being removed.",
+        "Look at what it says, and remove the cause.",
+        "keelson cluster show NAME --explain";
 
     // Requests.
     Unauthenticated, "KEEL-2001", 401, Denied, "who asks is not known",

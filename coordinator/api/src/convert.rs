@@ -19,9 +19,9 @@ use crate::problem::Problem;
 use crate::types::{
     AgentView, CertificateView, ChangeView, ClusterSpecBody, ClusterSpecView, ClusterState,
     ClusterStatusView, ClusterView, ConditionState, ConditionView, EffectView, EventView, ExposeBody,
-    ExposedView, FactsView, MachineState, MachineStep, MachineSummary, MachineView, Meta, OperationKindView,
-    OperationMetadata, OperationStateView, OperationView, PlanPreview, PlanView, PoolView, PressureView,
-    ReleaseView, SeverityView, UnitHealthView, UnitStateView, WaitingView, api_version,
+    ExposedView, FactsView, LabelsPatch, MachineState, MachineStep, MachineSummary, MachineView, Meta,
+    OperationKindView, OperationMetadata, OperationStateView, OperationView, PlanPreview, PlanView, PoolView,
+    PressureView, ReleaseView, SeverityView, UnitHealthView, UnitStateView, WaitingView, api_version,
 };
 
 /// Makes a spec of a request's body.
@@ -41,7 +41,7 @@ pub fn spec_from_body(body: ClusterSpecBody, default_release: &str) -> Result<Cl
             Problem::spec_invalid(field, format!("`{text}` is not an IPv4 network such as 10.244.0.0/16"))
         }),
     };
-    Ok(ClusterSpec {
+    let spec = ClusterSpec {
         name,
         plan: PlanName(body.plan),
         release,
@@ -62,7 +62,31 @@ pub fn spec_from_body(body: ClusterSpecBody, default_release: &str) -> Result<Cl
             keelson_model::spec::default_service_network(),
         )?,
         deletion_protection: body.deletion_protection,
-    })
+        labels: body.labels,
+    };
+    check_labels(&spec)?;
+    Ok(spec)
+}
+
+/// The spec's labels after a merge patch (RFC 7396).
+///
+/// # Errors
+/// [`Code::SpecInvalid`] with the label that is wrong.
+pub fn patched_labels(spec: &ClusterSpec, patch: LabelsPatch) -> Result<BTreeMap<String, String>, Problem> {
+    let mut spec = spec.clone();
+    let Some(patch) = patch else { return Ok(BTreeMap::new()) };
+    for (key, value) in patch {
+        match value {
+            Some(value) => spec.labels.insert(key, value),
+            None => spec.labels.remove(&key),
+        };
+    }
+    check_labels(&spec)?;
+    Ok(spec.labels)
+}
+
+fn check_labels(spec: &ClusterSpec) -> Result<(), Problem> {
+    spec.check_labels().map_err(|error| Problem::spec_invalid("spec.labels", error))
 }
 
 /// A spec as clients see it.
@@ -81,6 +105,7 @@ pub fn spec_view(spec: &ClusterSpec) -> ClusterSpecView {
         pod_network: spec.pod_network.to_string(),
         service_network: spec.service_network.to_string(),
         deletion_protection: spec.deletion_protection,
+        labels: spec.labels.clone(),
     }
 }
 

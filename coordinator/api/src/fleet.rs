@@ -14,10 +14,12 @@ use keelson_protocol::{ClusterName, MachineId};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 
+use crate::auth::Caller;
 use crate::problem::Problem;
+use crate::query::{ClusterQuery, MachineQuery};
 use crate::types::{
-    ClusterView, EventView, HealthView, KubeconfigView, MachineView, OperationView, Page, PageRequest,
-    PlanPreview, PlanView, ReleaseView, SeverityView, ShellRequestBody, StatusView, VersionView,
+    ClusterView, EventView, HealthView, KubeconfigView, LabelsPatch, MachineView, OperationView, Page,
+    PageRequest, PlanPreview, PlanView, ReleaseView, SeverityView, ShellRequestBody, StatusView, VersionView,
 };
 
 /// What a method of [`Fleet`] gives back: implementations write `Box::pin(async move { ... })`.
@@ -49,8 +51,8 @@ pub trait Fleet: Send + Sync + 'static {
     /// waits for operations; the router wakes at most ten times a second, so it may be raised as often as is handy.
     fn revision(&self) -> watch::Receiver<u64>;
 
-    /// Clusters in order of their names. Use [`Page::upwards`].
-    fn clusters(&self, page: PageRequest) -> Answer<'_, Page<ClusterView>>;
+    /// The clusters that are asked for. Use [`ClusterQuery::cut`].
+    fn clusters(&self, query: ClusterQuery) -> Answer<'_, Page<ClusterView>>;
 
     /// One cluster. [`crate::catalogue::Code::ClusterNotFound`] when there is none.
     fn cluster(&self, name: ClusterName) -> Answer<'_, ClusterView>;
@@ -69,12 +71,12 @@ pub trait Fleet: Send + Sync + 'static {
         idempotency: Option<Idempotency>,
     ) -> Answer<'_, OperationView>;
 
-    /// Switches deletion protection. Refuses by [`IfMatch::check`].
-    fn protect_cluster(
+    /// Changes what needs no new plan, all of it or nothing. Refuses by [`IfMatch::check`].
+    fn update_cluster(
         &self,
         name: ClusterName,
         if_match: IfMatch,
-        protection: Protection,
+        change: ClusterChange,
     ) -> Answer<'_, ClusterView>;
 
     /// What removing this cluster would do. Refuses what [`Fleet::delete_cluster`] would refuse.
@@ -84,11 +86,12 @@ pub trait Fleet: Send + Sync + 'static {
     /// is protected. A cluster that is being removed already gives the operation that does it.
     fn delete_cluster(&self, name: ClusterName, if_match: IfMatch) -> Answer<'_, OperationView>;
 
-    /// Issues a client certificate of cluster-admin for `ttl`, and leaves an event. The answer is secret.
-    fn kubeconfig(&self, name: ClusterName, ttl: Duration) -> Answer<'_, KubeconfigView>;
+    /// Issues a client certificate of cluster-admin for `ttl`. Before that an event `KubeconfigIssued` is on disk, with
+    /// `caller`, the cluster and the end of the certificate's life. The answer is secret.
+    fn kubeconfig(&self, name: ClusterName, ttl: Duration, caller: Caller) -> Answer<'_, KubeconfigView>;
 
-    /// Machines in order of their ids, of one cluster or of all.
-    fn machines(&self, cluster: Option<ClusterName>, page: PageRequest) -> Answer<'_, Page<MachineView>>;
+    /// The machines that are asked for, in order of their ids. Use [`MachineQuery::takes`].
+    fn machines(&self, query: MachineQuery) -> Answer<'_, Page<MachineView>>;
 
     /// One machine.
     fn machine(&self, id: MachineId) -> Answer<'_, MachineView>;
@@ -96,8 +99,14 @@ pub trait Fleet: Send + Sync + 'static {
     /// The journal of a machine.
     fn machine_logs(&self, id: MachineId, request: LogsRequest) -> Answer<'_, LogStream>;
 
-    /// A command on a pseudo terminal of a machine. Leaves an event.
-    fn machine_shell(&self, id: MachineId, request: ShellRequestBody) -> Answer<'_, Box<dyn ShellPipe>>;
+    /// A command on a pseudo terminal of a machine. Before the caller gets it, an event `ShellOpened` is on disk, with
+    /// `caller`, the machine and the program; not its arguments, which may hold a secret.
+    fn machine_shell(
+        &self,
+        id: MachineId,
+        request: ShellRequestBody,
+        caller: Caller,
+    ) -> Answer<'_, Box<dyn ShellPipe>>;
 
     /// Operations, newest first, of one cluster or of all. Use [`Page::downwards`].
     fn operations(&self, cluster: Option<ClusterName>, page: PageRequest) -> Answer<'_, Page<OperationView>>;
@@ -162,6 +171,15 @@ pub enum Protection {
     On,
     /// It is not.
     Off,
+}
+
+/// What changes of a cluster; what is absent stays.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ClusterChange {
+    /// Whether deletion is refused.
+    pub protection: Option<Protection>,
+    /// A merge patch of its labels: [`crate::convert::patched_labels`].
+    pub labels: Option<LabelsPatch>,
 }
 
 /// Which lines of a machine's journal.

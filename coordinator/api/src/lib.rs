@@ -1,8 +1,9 @@
 //! The HTTPS API of the coordinator: its types, its errors, its router and its server.
 //!
 //! Purpose: everything that a client sees. The types of `/v1` ([`types`]), the errors with their catalogue
-//! ([`problem`], [`catalogue`]), the trait that the coordinator implements ([`fleet::Fleet`]), the router on top of it
-//! ([`router`]) and the loop that serves it over TLS ([`serve`]).
+//! ([`problem`], [`catalogue`]), the trait that the coordinator implements ([`fleet::Fleet`]) with what a list can be
+//! asked for ([`query`], [`selector`]), the router on top of it ([`router`]) and the loop that serves it over TLS
+//! ([`serve`]).
 //!
 //! Place in the data flow: a request becomes a call of [`fleet::Fleet`]; its answer, made of model types by
 //! [`convert`], becomes a document. The command line uses the same types from the other side.
@@ -17,7 +18,9 @@ pub mod fake;
 pub mod fleet;
 pub mod frames;
 pub mod problem;
+pub mod query;
 pub mod router;
+pub mod selector;
 pub mod serve;
 pub mod types;
 

@@ -323,6 +323,96 @@ async fn lists_are_read_page_by_page() {
     assert_eq!(world.get("/v1/machines?cluster=c3").await.json()["items"][0]["id"], "c3-node-1");
 }
 
+#[tokio::test]
+async fn labels_are_patched_and_select() {
+    let world = World::new().await;
+    let body = json!({ "spec": { "name": "one", "plan": "tiny", "labels": { "env": "prod", "old": "" } } });
+    world.ask("POST", "/v1/clusters", &[], &body.to_string()).await;
+    world.fleet.add_labelled("two", "small", &[("env", "dev")]);
+    let patch = async |labels: Value| {
+        let body = json!({ "spec": { "labels": labels } }).to_string();
+        world.ask("PATCH", "/v1/clusters/one", &[("if-match", "*")], &body).await
+    };
+    let changed = patch(json!({ "old": null, "example.com/team": "web", "none": null })).await.json();
+    assert_eq!(changed["spec"]["labels"], json!({ "env": "prod", "example.com/team": "web" }));
+    let refused = patch(json!({ "-": "x" })).await.problem(422, "KEEL-2102");
+    assert_eq!(refused["fields"][0]["field"], "spec.labels");
+    let bad = json!({ "spec": { "name": "x", "plan": "tiny", "labels": { "a": "-" } } }).to_string();
+    world.ask("POST", "/v1/clusters", &[], &bad).await.problem(422, "KEEL-2102");
+
+    let check = async |query: &str, expected: &str| {
+        let items = world.get(&format!("/v1/{query}")).await.json()["items"].clone();
+        let name = |item: &Value| item["spec"]["name"].as_str().or(item["id"].as_str()).unwrap().to_owned();
+        let names: Vec<String> = items.as_array().unwrap().iter().map(name).collect();
+        assert_eq!(names.join(" "), expected, "{query}");
+    };
+    check("clusters?selector=env%3Dprod", "one").await;
+    check("clusters?selector=env+notin+(prod)", "two").await;
+    check("clusters?state=creating,failed", "one").await;
+    check("clusters?text=w&order_by=-name", "two").await;
+    check("machines?selector=env%3Ddev,role%3Dworker", "two-worker-1 two-worker-2").await;
+    check("machines?selector=cluster%3Dtwo,role+in+(etcd)", "two-etcd-1").await;
+    check("machines?state=creating&text=one", "one-node-1").await;
+    assert_eq!(patch(Value::Null).await.json()["spec"]["labels"], Value::Null, "null removes all");
+}
+
+#[tokio::test]
+async fn filters_that_are_not_known_are_refused_with_a_remedy() {
+    let world = World::new().await;
+    for (query, says) in [
+        ("clusters?state=red", "creating, ready, degraded"),
+        ("clusters?order_by=age", "name, created or state"),
+        ("clusters?selector=a+b", "env=prod"),
+        ("machines?state=red", "planned"),
+        ("machines?selector=%3D", "env=prod"),
+    ] {
+        let problem = world.get(&format!("/v1/{query}")).await.problem(400, "KEEL-2013");
+        assert!(problem["remedy"].as_str().unwrap().contains(says), "{problem}");
+    }
+    world.get(&format!("/v1/clusters?text={}", "x".repeat(254))).await.problem(400, "KEEL-2013");
+    world.get("/v1/machines?order_by=name").await.problem(400, "KEEL-2013");
+}
+
+#[tokio::test]
+async fn pages_in_another_order_do_not_mix() {
+    let world = World::new().await;
+    for number in 0..5 {
+        world.fleet.add_ready(&format!("c{number}"), "tiny");
+    }
+    let (mut names, mut token) = (String::new(), String::new());
+    loop {
+        let page = world.get(&format!("/v1/clusters?order_by=-state&page_size=2{token}")).await.json();
+        assert_eq!(page["total"], 5);
+        page["items"].as_array().unwrap().iter().for_each(|i| names += i["spec"]["name"].as_str().unwrap());
+        let Some(next) = page["nextPageToken"].as_str() else { break };
+        token = format!("&page_token={next}");
+        world.get(&format!("/v1/clusters?order_by=state{token}")).await.problem(400, "KEEL-2013");
+    }
+    assert_eq!(names, "c4c3c2c1c0");
+}
+
+#[tokio::test]
+async fn access_leaves_an_event_without_a_secret() {
+    let world = World::new().await;
+    world.fleet.add_ready("demo", "tiny");
+    let body = json!({ "ttlS": 600 }).to_string();
+    let kubeconfig = world.ask("POST", "/v1/clusters/demo:kubeconfig", &[], &body).await.json();
+    let upgrade = [("connection", "upgrade"), ("upgrade", "keelson-shell")];
+    let command = json!({ "command": ["echo", SECRET_MARKER], "terminal": "x", "rows": 1, "columns": 1 });
+    world.raw("POST", "/v1/machines/demo-node-1/shell", &upgrade, &command.to_string()).await;
+    let events = world.get("/v1/events?cluster=demo").await;
+    assert!(!events.text.contains(SECRET_MARKER));
+    let events = events.json()["items"].clone();
+    let find = |reason: &str| {
+        let found = events.as_array().unwrap().iter().find(|event| event["reason"] == reason);
+        let event = found.unwrap_or_else(|| panic!("no {reason}: {events}"));
+        assert_eq!(event["cause"], "asked for by admin");
+        event["outcome"].as_str().unwrap().to_owned()
+    };
+    assert!(find("KubeconfigIssued").ends_with(kubeconfig["expires"].as_str().unwrap()));
+    assert_eq!(find("ShellOpened"), "echo on demo-node-1");
+}
+
 /// Reads server-sent events until `count` of them came.
 async fn read_events(response: Response<Incoming>, count: usize) -> Vec<(String, Value)> {
     assert_eq!(response.headers()["content-type"], "text/event-stream");

@@ -3,9 +3,13 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
+use clap_complete::ArgValueCompleter;
 
+use crate::complete;
 use crate::duration::parse_duration;
+use crate::format::{Format, FormatParser};
+use crate::template::Path;
 
 /// Kubernetes clusters on any infrastructure.
 #[derive(Debug, Parser)]
@@ -28,8 +32,8 @@ pub(crate) struct Cli {
 const HELP_BY_USER: &str = "\
 my clusters   keelson cluster create | list | show | kubeconfig | delete
 fleet         keelson status, plan list, release list, machine list
-on call       keelson cluster show NAME --explain, events --follow, operation watch, machine logs | shell
-more          keelson help exit-codes, explain KEEL-1234, completion bash
+on call       keelson cluster show NAME --explain, events --follow, wait, operation watch, machine logs | shell
+more          keelson help exit-codes | pks, explain KEEL-1234 | cluster.spec, completion bash
 
 Keelson sends nothing to anybody but your coordinator.";
 
@@ -43,7 +47,7 @@ pub(crate) struct Global {
     #[arg(long, global = true, value_name = "FILE", help_heading = "Connection")]
     pub(crate) context: Option<PathBuf>,
     /// How to print the result
-    #[arg(short, long, global = true, value_enum, default_value_t = Format::Table, help_heading = "Output")]
+    #[arg(short, long, global = true, value_parser = FormatParser, default_value = "table", help_heading = "Output")]
     pub(crate) output: Format,
     /// Leave the heads of tables out
     #[arg(long, global = true, help_heading = "Output")]
@@ -51,21 +55,6 @@ pub(crate) struct Global {
     /// How to show the progress of long work (on standard error)
     #[arg(long, global = true, value_enum, default_value_t = ProgressMode::Auto, help_heading = "Output")]
     pub(crate) progress: ProgressMode,
-}
-
-/// How a result is printed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Format {
-    /// For people
-    Table,
-    /// For people, with more columns
-    Wide,
-    /// One JSON document (JSON lines with --follow), also for errors
-    Json,
-    /// One YAML document, also for errors
-    Yaml,
-    /// kind/name, one a line
-    Name,
 }
 
 /// How progress is shown.
@@ -94,10 +83,10 @@ pub(crate) enum Command {
     Operation(OperationCommand),
     /// Make-ups of clusters to choose from: list, show
     #[command(subcommand, visible_alias = "plans")]
-    Plan(NamedCommand),
+    Plan(PlanCommand),
     /// Sets of upstream parts to choose from: list, show
     #[command(subcommand, visible_alias = "releases")]
-    Release(NamedCommand),
+    Release(ReleaseCommand),
     /// What happened: seen, done, outcome
     #[command(visible_alias = "event")]
     Events(EventsArgs),
@@ -109,10 +98,12 @@ pub(crate) enum Command {
         #[arg(long)]
         client: bool,
     },
-    /// Explain a code: what it is, why it comes up, what to do. Works offline
+    /// Wait until a cluster or an operation is where it should be
+    Wait(AwaitArgs),
+    /// Explain a code (what it is, why it comes up, what to do) or a field of a document. Works offline
     Explain {
-        /// The code, for example KEEL-2201
-        code: String,
+        /// The code, for example KEEL-2201, or the field, for example cluster.spec.workers
+        topic: String,
     },
     /// Print the completion script of a shell
     Completion {
@@ -120,7 +111,7 @@ pub(crate) enum Command {
         #[arg(value_enum)]
         shell: clap_complete::Shell,
     },
-    /// Help on a command or on `exit-codes`
+    /// Help on a command, on `exit-codes` or on `pks`
     Help {
         /// Words of the command, or a topic
         topic: Vec<String>,
@@ -133,8 +124,8 @@ pub(crate) enum ClusterCommand {
     Create(CreateArgs),
     /// All clusters
     #[command(visible_alias = "ls")]
-    List,
-    /// One cluster: what is fine, what is not, and why
+    List(ClusterListArgs),
+    /// A cluster: what is fine, what is not, and why
     Show(ShowArgs),
     /// Change a cluster
     Update(UpdateArgs),
@@ -144,19 +135,76 @@ pub(crate) enum ClusterCommand {
     Delete(DeleteArgs),
 }
 
+/// Which items of a list.
+#[derive(Debug, Default, Args)]
+pub(crate) struct FilterArgs {
+    /// Only those with these labels: env=prod,tier!=web,team in (a,b),gpu,!old
+    #[arg(short = 'l', long)]
+    pub(crate) selector: Option<String>,
+    /// Only in these states, with commas between them
+    #[arg(long, value_name = "STATES")]
+    pub(crate) state: Option<String>,
+    /// Only with this in their name
+    #[arg(long)]
+    pub(crate) text: Option<String>,
+}
+
+/// In which order a list is printed.
+#[derive(Debug, Default, Args)]
+pub(crate) struct SortArgs {
+    /// Sort by what each item has at this path, for example .status.created
+    #[arg(long, value_name = "PATH", value_parser = Path::relaxed)]
+    pub(crate) sort_by: Option<Path>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ClusterListArgs {
+    #[command(flatten)]
+    pub(crate) filter: FilterArgs,
+    #[command(flatten)]
+    pub(crate) sort: SortArgs,
+}
+
+/// One cluster by its name, or all that a selector chooses.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub(crate) struct ClusterTarget {
+    /// Its name
+    #[arg(add = ArgValueCompleter::new(complete::clusters))]
+    pub(crate) name: Option<String>,
+    /// All with these labels in place of a name: env=prod,tier!=web
+    #[arg(short = 'l', long, value_parser = parse_chooser)]
+    pub(crate) selector: Option<String>,
+}
+
+/// One machine by its id, or all that a selector chooses.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub(crate) struct MachineTarget {
+    /// Its id
+    #[arg(add = ArgValueCompleter::new(complete::machines))]
+    pub(crate) id: Option<String>,
+    /// All with these labels of their cluster, or with these cluster, pool, role, zone
+    #[arg(short = 'l', long, value_parser = parse_chooser)]
+    pub(crate) selector: Option<String>,
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct CreateArgs {
     /// Its name: lower-case letters, digits and `-`
     pub(crate) name: String,
     /// The plan it follows (`keelson plan list`)
-    #[arg(long, default_value = "small")]
+    #[arg(long, default_value = "small", add = ArgValueCompleter::new(complete::plans))]
     pub(crate) plan: String,
     /// Number of workers; the plan's own number when absent
     #[arg(long, value_name = "N")]
     pub(crate) workers: Option<u16>,
     /// The release that it runs; the installation's default when absent (`keelson release list`)
-    #[arg(long)]
+    #[arg(long, add = ArgValueCompleter::new(complete::releases))]
     pub(crate) release: Option<String>,
+    /// A label to select it by; may be repeated
+    #[arg(long, value_name = "KEY=VALUE", value_parser = parse_label)]
+    pub(crate) label: Vec<(String, String)>,
     /// Make a NodePort service reachable from outside; may be repeated
     #[arg(long, value_name = "NAME=PORT", value_parser = parse_expose)]
     pub(crate) expose: Vec<(String, u16)>,
@@ -197,8 +245,8 @@ pub(crate) struct WaitArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct ShowArgs {
-    /// Its name
-    pub(crate) name: String,
+    #[command(flatten)]
+    pub(crate) target: ClusterTarget,
     /// Say in words what it waits for, since when, and what ends the wait
     #[arg(long)]
     pub(crate) explain: bool,
@@ -208,12 +256,17 @@ pub(crate) struct ShowArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(group(ArgGroup::new("change").required(true).multiple(true).args(["deletion_protection", "label"])))]
 pub(crate) struct UpdateArgs {
     /// Its name
+    #[arg(add = ArgValueCompleter::new(complete::clusters))]
     pub(crate) name: String,
     /// Whether deletion is refused
     #[arg(long, value_enum)]
-    pub(crate) deletion_protection: Switch,
+    pub(crate) deletion_protection: Option<Switch>,
+    /// Set a label (KEY=VALUE) or remove it (KEY-); may be repeated
+    #[arg(long, value_name = "KEY=VALUE|KEY-", value_parser = parse_label_change)]
+    pub(crate) label: Vec<(String, Option<String>)>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -226,8 +279,8 @@ pub(crate) enum Switch {
 
 #[derive(Debug, Args)]
 pub(crate) struct KubeconfigArgs {
-    /// Its name
-    pub(crate) name: String,
+    #[command(flatten)]
+    pub(crate) target: ClusterTarget,
     /// Write to this file instead of $KUBECONFIG or ~/.kube/config
     #[arg(long, value_name = "PATH", conflicts_with = "print")]
     pub(crate) file: Option<PathBuf>,
@@ -244,8 +297,11 @@ pub(crate) struct KubeconfigArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct DeleteArgs {
-    /// Its name
-    pub(crate) name: String,
+    #[command(flatten)]
+    pub(crate) target: ClusterTarget,
+    /// How many clusters there are to be removed; needed when a selector chooses several
+    #[arg(long, value_name = "N")]
+    pub(crate) count: Option<usize>,
     /// Do not ask
     #[arg(long)]
     pub(crate) yes: bool,
@@ -261,17 +317,19 @@ pub(crate) enum MachineCommand {
     #[command(visible_alias = "ls")]
     List {
         /// Only of this cluster
-        #[arg(long, value_name = "NAME")]
+        #[arg(long, value_name = "NAME", add = ArgValueCompleter::new(complete::clusters))]
         cluster: Option<String>,
+        #[command(flatten)]
+        filter: FilterArgs,
+        #[command(flatten)]
+        sort: SortArgs,
     },
-    /// One machine
-    Show {
-        /// Its id
-        id: String,
-    },
+    /// A machine
+    Show(MachineTarget),
     /// Its journal
     Logs {
         /// Its id
+        #[arg(add = ArgValueCompleter::new(complete::machines))]
         id: String,
         /// Only this unit, for example kubelet.service
         #[arg(long)]
@@ -286,6 +344,7 @@ pub(crate) enum MachineCommand {
     /// A root shell on it, or one command
     Shell {
         /// Its id
+        #[arg(add = ArgValueCompleter::new(complete::machines))]
         id: String,
         /// Program and arguments, after `--`
         #[arg(last = true)]
@@ -299,17 +358,21 @@ pub(crate) enum OperationCommand {
     #[command(visible_alias = "ls")]
     List {
         /// Only on this cluster
-        #[arg(long, value_name = "NAME")]
+        #[arg(long, value_name = "NAME", add = ArgValueCompleter::new(complete::clusters))]
         cluster: Option<String>,
+        #[command(flatten)]
+        sort: SortArgs,
     },
     /// One operation
     Show {
         /// Its id
+        #[arg(add = ArgValueCompleter::new(complete::operations))]
         id: String,
     },
     /// Wait for its end and show its progress
     Watch {
         /// Its id
+        #[arg(add = ArgValueCompleter::new(complete::operations))]
         id: String,
         /// Wait at most so long (90s, 10m, 1h)
         #[arg(long, value_parser = parse_duration)]
@@ -318,32 +381,78 @@ pub(crate) enum OperationCommand {
     /// Stop its work
     Cancel {
         /// Its id
+        #[arg(add = ArgValueCompleter::new(complete::operations))]
         id: String,
     },
 }
 
 #[derive(Debug, Subcommand)]
-pub(crate) enum NamedCommand {
+pub(crate) enum PlanCommand {
     /// All of them
     #[command(visible_alias = "ls")]
-    List,
+    List(SortArgs),
     /// One of them
     Show {
         /// Its name
+        #[arg(add = ArgValueCompleter::new(complete::plans))]
+        name: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ReleaseCommand {
+    /// All of them
+    #[command(visible_alias = "ls")]
+    List(SortArgs),
+    /// One of them
+    Show {
+        /// Its name
+        #[arg(add = ArgValueCompleter::new(complete::releases))]
         name: String,
     },
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct AwaitArgs {
+    /// cluster/NAME or operation/ID
+    #[arg(value_name = "KIND/NAME", value_parser = parse_awaited, add = ArgValueCompleter::new(complete::awaited))]
+    pub(crate) what: Awaited,
+    /// What a cluster shall be [default: ready]
+    #[arg(long = "for", value_enum, value_name = "STATE")]
+    pub(crate) until: Option<AwaitedState>,
+    /// Wait at most so long (90s, 10m, 1h), for ever when absent
+    #[arg(long, value_parser = parse_duration)]
+    pub(crate) timeout: Option<Duration>,
+}
+
+/// What is waited for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Awaited {
+    /// A cluster of this name.
+    Cluster(String),
+    /// An operation of this id.
+    Operation(String),
+}
+
+/// What a cluster that is waited for shall be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum AwaitedState {
+    /// As its blueprint says
+    Ready,
+    /// Gone
+    Deleted,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct EventsArgs {
     /// Go on with new events
-    #[arg(long, short, visible_short_alias = 'w')]
+    #[arg(long, short, visible_short_alias = 'w', conflicts_with = "sort_by")]
     pub(crate) follow: bool,
     /// Only of this cluster
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", add = ArgValueCompleter::new(complete::clusters))]
     pub(crate) cluster: Option<String>,
     /// Only of this machine
-    #[arg(long, value_name = "ID")]
+    #[arg(long, value_name = "ID", add = ArgValueCompleter::new(complete::machines))]
     pub(crate) machine: Option<String>,
     /// Only this severe or more
     #[arg(long, value_enum, default_value_t = SeverityArg::Info)]
@@ -351,6 +460,8 @@ pub(crate) struct EventsArgs {
     /// How many of the newest
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..=500))]
     pub(crate) limit: u16,
+    #[command(flatten)]
+    pub(crate) sort: SortArgs,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -377,6 +488,39 @@ fn parse_expose(text: &str) -> Result<(String, u16), String> {
     let wrong = || format!("`{text}` is not NAME=PORT, for example web=30080");
     let (name, port) = text.split_once('=').ok_or_else(wrong)?;
     Ok((name.to_owned(), port.parse().map_err(|_| wrong())?))
+}
+
+/// A selector that stands for names. An empty one, perhaps of a variable that is not set, must not choose everything.
+fn parse_chooser(text: &str) -> Result<String, String> {
+    if text.trim().is_empty() {
+        return Err(
+            "an empty selector would choose everything; write labels, for example env=prod".to_owned()
+        );
+    }
+    Ok(text.to_owned())
+}
+
+fn parse_label(text: &str) -> Result<(String, String), String> {
+    let wrong = || format!("`{text}` is not KEY=VALUE, for example env=prod");
+    let (key, value) = text.split_once('=').ok_or_else(wrong)?;
+    Ok((key.to_owned(), value.to_owned()))
+}
+
+fn parse_label_change(text: &str) -> Result<(String, Option<String>), String> {
+    if let Some((key, value)) = text.split_once('=') {
+        return Ok((key.to_owned(), Some(value.to_owned())));
+    }
+    // No key ends with `-`, so this is never one.
+    let wrong = || format!("`{text}` is neither KEY=VALUE nor KEY-, for example env=prod or env-");
+    text.strip_suffix('-').map(|key| (key.to_owned(), None)).ok_or_else(wrong)
+}
+
+fn parse_awaited(text: &str) -> Result<Awaited, String> {
+    match text.split_once('/') {
+        Some(("cluster" | "clusters", name)) if !name.is_empty() => Ok(Awaited::Cluster(name.to_owned())),
+        Some(("operation" | "operations", id)) if !id.is_empty() => Ok(Awaited::Operation(id.to_owned())),
+        _ => Err("write cluster/NAME or operation/ID".to_owned()),
+    }
 }
 
 #[cfg(test)]

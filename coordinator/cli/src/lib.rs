@@ -12,16 +12,20 @@
 mod args;
 mod client;
 mod commands;
+mod complete;
 mod context;
 mod duration;
 mod failure;
+mod format;
 mod kubeconfig;
 mod output;
 mod paint;
+mod pks;
 mod progress;
 mod session;
 mod sse;
 mod table;
+mod template;
 mod terminal;
 mod tree;
 
@@ -29,23 +33,45 @@ use std::ffi::OsString;
 
 use clap::Parser as _;
 
+pub use complete::complete;
 pub use keelson_api::ExitCode;
 pub use session::Session;
 
-use crate::args::{Cli, Format};
+use crate::args::Cli;
 use crate::failure::Failure;
+use crate::format::Format;
 use crate::output::Output;
+use crate::pks::Reading;
 
 /// How long a verb may take to end by itself after Ctrl-C.
 const INTERRUPT_GRACE: std::time::Duration = std::time::Duration::from_millis(500);
 
 /// Runs one command line. `arguments` begin with the name of the program.
 pub async fn run(arguments: Vec<OsString>, session: &mut Session) -> ExitCode {
+    let arguments = match pks::read(arguments) {
+        Reading::Native(arguments) => arguments,
+        Reading::Alias { arguments, native } => {
+            Output::new(session, Format::Table).hint(&format!("native form: {native}"));
+            arguments
+        }
+        Reading::Help => {
+            Output::new(session, Format::Table).text(&pks::help());
+            return ExitCode::Done;
+        }
+        Reading::Refused { failure, format } => {
+            Output::new(session, format).failure(&failure);
+            return failure.exit;
+        }
+    };
     let cli = match Cli::try_parse_from(&arguments) {
         Ok(cli) => cli,
         Err(error) => return refused_by_clap(&error, &arguments, session),
     };
-    let format = cli.global.output;
+    run_parsed(cli, session).await
+}
+
+async fn run_parsed(cli: Cli, session: &mut Session) -> ExitCode {
+    let format = cli.global.output.clone();
     let mut interrupt = session.interrupt.clone();
     // Verbs that wait end by themselves at Ctrl-C and say what goes on; all others are ended here.
     let ended = tokio::select! {

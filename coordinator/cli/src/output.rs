@@ -3,23 +3,32 @@
 use std::io::Write;
 
 use serde::Serialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
-use crate::args::Format;
+use crate::args::Global;
 use crate::failure::Failure;
+use crate::format::Format;
 use crate::session::Session;
-use crate::table::Table;
+use crate::table::{Table, one_line};
+use crate::template::Columns;
 
 /// The two streams and the format of results.
 pub(crate) struct Output<'a> {
     session: &'a mut Session,
     format: Format,
+    /// Whether tables have heads.
+    heads: bool,
 }
 
 impl<'a> Output<'a> {
     /// Writes to the session's streams.
     pub(crate) fn new(session: &'a mut Session, format: Format) -> Self {
-        Self { session, format }
+        Self { session, format, heads: true }
+    }
+
+    /// Writes to the session's streams as the global flags say.
+    pub(crate) fn of(session: &'a mut Session, global: &Global) -> Self {
+        Self { session, format: global.output.clone(), heads: !global.no_headers }
     }
 
     /// A result that is text.
@@ -47,15 +56,29 @@ impl<'a> Output<'a> {
         names: &[String],
         people: impl FnOnce(bool) -> String,
     ) {
-        let text = match self.format {
+        let text = match &self.format {
             Format::Json => pretty_json(document),
             Format::Yaml => serde_norway::to_string(document).unwrap_or_default(),
             Format::Name => names.join("\n"),
             Format::Table => people(false),
             Format::Wide => people(true),
+            Format::JsonPath(template) => return self.as_it_is(&template.render(&value(document))),
+            Format::Columns(columns) => chosen_columns(columns, &value(document)).render(self.heads),
         };
         if !text.is_empty() {
             self.text(&text);
+        }
+    }
+
+    /// What a template made: nothing is added at its end, as with kubectl. A terminal gets no control characters but
+    /// line breaks and tabs, because values may come from machines.
+    fn as_it_is(&mut self, text: &str) {
+        let safe = |letter: char| letter == '\n' || letter == '\t' || !letter.is_control();
+        if self.session.stdout_is_terminal {
+            let text: String = text.chars().map(|letter| if safe(letter) { letter } else { ' ' }).collect();
+            self.bytes(text.as_bytes());
+        } else {
+            self.bytes(text.as_bytes());
         }
     }
 
@@ -64,20 +87,45 @@ impl<'a> Output<'a> {
         &mut self,
         document: &T,
         names: &[String],
-        headers: bool,
         empty: &str,
         table: impl FnOnce(bool) -> Table,
     ) {
-        if names.is_empty() && matches!(self.format, Format::Table | Format::Wide) {
+        if names.is_empty() && self.format.is_for_people() {
             self.hint(empty);
             return;
         }
-        self.document(document, names, |wide| table(wide).render(headers));
+        let heads = self.heads;
+        self.document(document, names, |wide| table(wide).render(heads));
     }
 
-    /// One line of a stream of documents.
-    pub(crate) fn json_line<T: Serialize>(&mut self, document: &T) {
-        self.text(&serde_json::to_string(document).unwrap_or_default());
+    /// One document of a stream of them: a line where the format has lines. `people` makes the line for people.
+    pub(crate) fn streamed<T: Serialize>(
+        &mut self,
+        document: &T,
+        name: &str,
+        people: impl FnOnce(bool) -> String,
+    ) {
+        match &self.format {
+            Format::Json => {
+                let line = serde_json::to_string(document).unwrap_or_default();
+                self.text(&line);
+            }
+            Format::Yaml => {
+                let text = format!("---\n{}", serde_norway::to_string(document).unwrap_or_default());
+                self.text(&text);
+            }
+            Format::Columns(columns) => {
+                let line = columns.cells(&value(document)).join("  ");
+                self.text(&one_line(&line));
+            }
+            Format::Name => self.text(name),
+            Format::Table => self.text(&one_line(&people(false))),
+            Format::Wide => self.text(&one_line(&people(true))),
+            Format::JsonPath(template) => {
+                let text = template.render(&value(document));
+                self.as_it_is(&text);
+            }
+        }
     }
 
     /// A failure: the document for programs, the sentences for people.
@@ -106,9 +154,24 @@ impl<'a> Output<'a> {
         match self.format {
             Format::Json => self.text(&pretty_json(&document)),
             Format::Yaml => self.text(&serde_norway::to_string(&document).unwrap_or_default()),
-            Format::Table | Format::Wide | Format::Name => {}
+            Format::Table | Format::Wide | Format::Name | Format::JsonPath(_) | Format::Columns(_) => {}
         }
     }
+}
+
+fn value<T: Serialize>(document: &T) -> Value {
+    serde_json::to_value(document).unwrap_or_default()
+}
+
+/// A row for each item of a list; one row for any other document.
+fn chosen_columns(columns: &Columns, document: &Value) -> Table {
+    let mut table = Table::new(&columns.heads());
+    let list = document["kind"].as_str().is_some_and(|kind| kind.ends_with("List"));
+    match document["items"].as_array().filter(|_| list) {
+        Some(items) => items.iter().for_each(|item| table.row(columns.cells(item))),
+        None => table.row(columns.cells(document)),
+    }
+    table
 }
 
 fn pretty_json<T: Serialize>(document: &T) -> String {

@@ -1,13 +1,17 @@
-//! Waiting for an operation, and showing how it goes.
+//! Waiting for an operation or a cluster, and showing how it goes.
 //!
-//! The wait ends when the operation is done, has failed, or needs a person; when the time is up; or at Ctrl-C, which
-//! detaches and never cancels. A coordinator that is away for a moment does not end it: operations outlive it.
+//! The wait ends when what is watched says so, or needs a person; when the time is up; or at Ctrl-C, which detaches and
+//! never cancels. A coordinator that is away for a moment does not end it: operations outlive it.
 
 use std::time::Duration;
 
-use keelson_api::types::{ConditionState, MachineStep, OperationStateView, OperationView};
+use keelson_api::types::{
+    ConditionState, MachineStep, OperationStateView, OperationView, Timestamp, WaitingView,
+};
 use keelson_api::{Code, Problem};
 use keelson_protocol::WallTime;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use crate::args::ProgressMode;
 use crate::client::{Call, Client, segment};
@@ -23,6 +27,101 @@ const HEARTBEAT: Duration = Duration::from_secs(30);
 const AWAY_MAX: Duration = Duration::from_secs(120);
 /// Most machines of the live tree; the rest is counted.
 const ROWS_MAX: usize = 16;
+
+/// What can be waited for.
+pub(crate) trait Subject {
+    /// Its document.
+    type View: DeserializeOwned + Serialize;
+    /// What the wait gives back.
+    type Done;
+
+    /// Reads it.
+    fn call(&self) -> Call;
+    /// How far it is, for people.
+    fn progress(&self, view: &Self::View) -> Progress;
+    /// Whether the wait goes on after this was read.
+    fn verdict(&self, read: Result<Self::View, Failure>) -> Verdict<Self::Done>;
+    /// Names it in a sentence: `operation op-1`.
+    fn name(&self) -> String;
+    /// Its path below `/v1/`.
+    fn path(&self) -> String;
+    /// The command that waits for it again.
+    fn again(&self) -> String;
+}
+
+/// Whether a wait goes on.
+#[derive(Debug)]
+pub(crate) enum Verdict<T> {
+    /// It does.
+    Waits,
+    /// It has ended like this.
+    Ended(Result<T, Failure>),
+}
+
+/// How far something is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Progress {
+    /// What it is.
+    pub(crate) title: String,
+    /// Its state in one word.
+    pub(crate) state: String,
+    /// When it was asked for.
+    pub(crate) created: Timestamp,
+    /// When it ended.
+    pub(crate) ended: Option<Timestamp>,
+    /// Its machines.
+    pub(crate) machines: Vec<MachineStep>,
+    /// What it waits for.
+    pub(crate) waiting: Vec<WaitingView>,
+}
+
+/// An operation that is waited for.
+pub(crate) struct OperationSubject<'a> {
+    /// Its id.
+    pub(crate) id: &'a str,
+}
+
+impl Subject for OperationSubject<'_> {
+    type View = OperationView;
+    type Done = OperationView;
+
+    fn call(&self) -> Call {
+        Call::get(format!("operations/{}", segment(self.id)))
+    }
+
+    fn progress(&self, view: &OperationView) -> Progress {
+        Progress {
+            title: format!("{} {}  {}", view.action, view.cluster, view.id),
+            state: view.state.to_string(),
+            created: view.created,
+            ended: view.ended,
+            machines: view.metadata.machines.clone(),
+            waiting: view.metadata.waiting.clone(),
+        }
+    }
+
+    fn verdict(&self, read: Result<OperationView, Failure>) -> Verdict<OperationView> {
+        match read {
+            Ok(operation) if operation.done || operation.state == OperationStateView::Blocked => {
+                Verdict::Ended(ended(operation))
+            }
+            Ok(_) => Verdict::Waits,
+            Err(failure) => Verdict::Ended(Err(failure)),
+        }
+    }
+
+    fn name(&self) -> String {
+        format!("operation {}", self.id)
+    }
+
+    fn path(&self) -> String {
+        format!("operations/{}", self.id)
+    }
+
+    fn again(&self) -> String {
+        format!("keelson operation watch {}", self.id)
+    }
+}
 
 /// How progress is shown, decided once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,36 +142,28 @@ fn style(mode: ProgressMode, session: &Session) -> Style {
     }
 }
 
-/// Waits for an operation and gives it back when it has succeeded.
+/// Waits for `subject` and gives back what it became when that is a success.
 ///
 /// `timeout` is for the whole wait.
-pub(crate) async fn wait(
+pub(crate) async fn wait<S: Subject>(
     client: &mut Client,
     session: &mut Session,
-    id: &str,
+    subject: &S,
     mode: ProgressMode,
     timeout: Option<Duration>,
-) -> Result<OperationView, Failure> {
+) -> Result<S::Done, Failure> {
     let mut show = Show::new(style(mode, session), Paint::stderr(session), session.now());
     let deadline = timeout.map(|timeout| tokio::time::Instant::now() + timeout);
-    let call = Call::get(format!("operations/{}", segment(id)));
+    let call = subject.call();
     let mut interrupt = session.interrupt.clone();
     let mut away_since: Option<WallTime> = None;
     loop {
         let read = tokio::select! {
-            read = client.document::<OperationView>(&call) => read,
-            () = interrupted(&mut interrupt) => { show.end(session); return Err(detached(id)) }
-            () = until(deadline) => { show.end(session); return Err(timed_out(id, timeout)) }
+            read = client.document::<S::View>(&call) => read,
+            () = interrupted(&mut interrupt) => { show.end(session); return Err(detached(subject)) }
+            () = until(deadline) => { show.end(session); return Err(timed_out(subject, timeout)) }
         };
         match read {
-            Ok(operation) => {
-                away_since = None;
-                show.operation(session, &operation);
-                if operation.done || operation.state == OperationStateView::Blocked {
-                    show.end(session);
-                    return ended(operation);
-                }
-            }
             Err(failure) if failure.code() == Some(Code::Unreachable) => {
                 let now = session.now();
                 let since = *away_since.get_or_insert(now);
@@ -82,15 +173,21 @@ pub(crate) async fn wait(
                 }
                 show.away(session, &failure, since == now);
             }
-            Err(failure) => {
-                show.end(session);
-                return Err(failure);
+            read => {
+                away_since = None;
+                if let Ok(view) = &read {
+                    show.document(session, view, subject.progress(view));
+                }
+                if let Verdict::Ended(ended) = subject.verdict(read) {
+                    show.end(session);
+                    return ended;
+                }
             }
         }
         tokio::select! {
             () = tokio::time::sleep(session.poll) => {}
-            () = interrupted(&mut interrupt) => { show.end(session); return Err(detached(id)) }
-            () = until(deadline) => { show.end(session); return Err(timed_out(id, timeout)) }
+            () = interrupted(&mut interrupt) => { show.end(session); return Err(detached(subject)) }
+            () = until(deadline) => { show.end(session); return Err(timed_out(subject, timeout)) }
         }
     }
 }
@@ -108,18 +205,18 @@ async fn until(deadline: Option<tokio::time::Instant>) {
     }
 }
 
-fn detached(id: &str) -> Failure {
-    Problem::new(Code::Detached, format!("detached: operation {id} goes on"))
-        .remedy(format!("attach again: keelson operation watch {id}"))
-        .instance(format!("/v1/operations/{id}"))
+fn detached(subject: &impl Subject) -> Failure {
+    Problem::new(Code::Detached, format!("detached: {} goes on", subject.name()))
+        .remedy(format!("attach again: {}", subject.again()))
+        .instance(format!("/v1/{}", subject.path()))
         .into()
 }
 
-fn timed_out(id: &str, timeout: Option<Duration>) -> Failure {
+fn timed_out(subject: &impl Subject, timeout: Option<Duration>) -> Failure {
     let after = short(timeout.unwrap_or_default());
-    Problem::new(Code::WaitTimedOut, format!("operation {id} has not ended after {after} and goes on"))
-        .remedy(format!("attach again: keelson operation watch {id}"))
-        .instance(format!("/v1/operations/{id}"))
+    Problem::new(Code::WaitTimedOut, format!("{} has not ended after {after} and goes on", subject.name()))
+        .remedy(format!("attach again: {}", subject.again()))
+        .instance(format!("/v1/{}", subject.path()))
         .into()
 }
 
@@ -149,11 +246,16 @@ fn ended(operation: OperationView) -> Result<OperationView, Failure> {
             problem = problem.because(cause);
         }
     }
-    for wait in metadata.waiting.iter().filter(|wait| wait.needs_person) {
+    Err(needs_person(problem, &metadata.waiting).into())
+}
+
+/// Adds what only a person can end to the reasons of a problem.
+pub(crate) fn needs_person(mut problem: Problem, waiting: &[WaitingView]) -> Problem {
+    for wait in waiting.iter().filter(|wait| wait.needs_person) {
         let who = wait.machine.as_deref().unwrap_or("the cluster");
         problem = problem.because(format!("{who}: {} ({})", wait.text, wait.code));
     }
-    Err(problem.into())
+    problem
 }
 
 /// What was shown so far.
@@ -162,31 +264,33 @@ struct Show {
     paint: Paint,
     rows_drawn: usize,
     last_line: WallTime,
-    last: Option<OperationView>,
+    last: Option<Progress>,
+    last_json: String,
 }
 
 impl Show {
     fn new(style: Style, paint: Paint, now: WallTime) -> Self {
-        Self { style, paint, rows_drawn: 0, last_line: now, last: None }
+        Self { style, paint, rows_drawn: 0, last_line: now, last: None, last_json: String::new() }
     }
 
-    fn operation(&mut self, session: &mut Session, operation: &OperationView) {
+    fn document(&mut self, session: &mut Session, view: &impl Serialize, progress: Progress) {
         match self.style {
-            Style::Live => self.redraw(session, operation),
-            Style::Plain => self.lines(session, operation),
+            Style::Live => self.redraw(session, &progress),
+            Style::Plain => self.lines(session, &progress),
             Style::Json => {
-                if self.last.as_ref() != Some(operation) {
-                    let line = serde_json::to_string(operation).unwrap_or_default();
+                let line = serde_json::to_string(view).unwrap_or_default();
+                if self.last_json != line {
                     write(session, &format!("{line}\n"));
+                    self.last_json = line;
                 }
             }
             Style::Silent => {}
         }
-        self.last = Some(operation.clone());
+        self.last = Some(progress);
     }
 
-    fn redraw(&mut self, session: &mut Session, operation: &OperationView) {
-        let lines = tree(operation, session.now(), self.paint);
+    fn redraw(&mut self, session: &mut Session, progress: &Progress) {
+        let lines = tree(progress, session.now(), self.paint);
         let width = usize::from(session.columns.max(20));
         let mut text = self.erase();
         for line in &lines {
@@ -208,23 +312,22 @@ impl Show {
         self.rows_drawn = 0;
     }
 
-    fn lines(&mut self, session: &mut Session, operation: &OperationView) {
+    fn lines(&mut self, session: &mut Session, progress: &Progress) {
         let now = session.now();
         let mut changed = Vec::new();
         let before = self.last.as_ref();
-        if before.is_none_or(|before| before.state != operation.state) {
-            changed.push(headline(operation, now));
+        if before.is_none_or(|before| before.state != progress.state) {
+            changed.push(headline(progress, now));
         }
-        for step in &operation.metadata.machines {
-            let old = before.and_then(|before| {
-                before.metadata.machines.iter().find(|other| other.machine == step.machine)
-            });
+        for step in &progress.machines {
+            let old =
+                before.and_then(|before| before.machines.iter().find(|other| other.machine == step.machine));
             if old.is_none_or(|old| (&old.step, old.status) != (&step.step, step.status)) {
                 changed.push(step_text(step, now));
             }
         }
         if changed.is_empty() && now.since(self.last_line) >= HEARTBEAT {
-            changed.push(heartbeat(operation, now));
+            changed.push(heartbeat(progress, now));
         }
         for line in changed {
             self.last_line = now;
@@ -254,18 +357,16 @@ fn clock(now: WallTime) -> String {
     stamp.get(11..19).unwrap_or_default().to_owned()
 }
 
-fn headline(operation: &OperationView, now: WallTime) -> String {
-    let machines = &operation.metadata.machines;
+fn headline(progress: &Progress, now: WallTime) -> String {
+    let machines = &progress.machines;
     let there = machines.iter().filter(|step| step.status == ConditionState::Ok).count();
     let count =
         if machines.is_empty() { String::new() } else { format!("  {there}/{} machines", machines.len()) };
     format!(
-        "{} {}  {}  {}  {}{count}",
-        operation.action,
-        operation.cluster,
-        operation.id,
-        operation.state,
-        ago(operation.ended.map_or(now, |ended| ended.0), operation.created.0)
+        "{}  {}  {}{count}",
+        progress.title,
+        progress.state,
+        ago(progress.ended.map_or(now, |ended| ended.0), progress.created.0)
     )
 }
 
@@ -282,18 +383,18 @@ fn step_text(step: &MachineStep, now: WallTime) -> String {
     }
 }
 
-fn heartbeat(operation: &OperationView, now: WallTime) -> String {
-    let waits = operation.metadata.waiting.first().map_or_else(String::new, |wait| {
+fn heartbeat(progress: &Progress, now: WallTime) -> String {
+    let waits = progress.waiting.first().map_or_else(String::new, |wait| {
         let who = wait.machine.as_deref().unwrap_or("the cluster");
         format!(", waits for {who}: {} for {}", wait.text, ago(now, wait.since.0))
     });
-    format!("{}{waits}", headline(operation, now))
+    format!("{}{waits}", headline(progress, now))
 }
 
 /// The live tree: one line a machine in motion, what is there is counted.
-fn tree(operation: &OperationView, now: WallTime, paint: Paint) -> Vec<String> {
-    let mut lines = vec![paint.bold(&headline(operation, now))];
-    let all = &operation.metadata.machines;
+fn tree(progress: &Progress, now: WallTime, paint: Paint) -> Vec<String> {
+    let mut lines = vec![paint.bold(&headline(progress, now))];
+    let all = &progress.machines;
     let moving: Vec<&MachineStep> = all.iter().filter(|step| step.status != ConditionState::Ok).collect();
     for step in moving.iter().take(ROWS_MAX) {
         let ends = step.ends_when.as_ref().map_or_else(String::new, |ends| format!(", ends when {ends}"));
@@ -310,7 +411,7 @@ fn tree(operation: &OperationView, now: WallTime, paint: Paint) -> Vec<String> {
     if moving.len() > ROWS_MAX {
         lines.push(format!("  and {} more", moving.len() - ROWS_MAX));
     }
-    for wait in operation.metadata.waiting.iter().filter(|wait| wait.machine.is_none()) {
+    for wait in progress.waiting.iter().filter(|wait| wait.machine.is_none()) {
         let state = if wait.needs_person { ConditionState::Bad } else { ConditionState::Progressing };
         let text = one_line(&wait.text);
         lines.push(format!("  {} {text} {}", paint.state(state), ago(now, wait.since.0)));

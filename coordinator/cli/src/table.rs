@@ -3,14 +3,14 @@
 /// Rows under a head.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Table {
-    head: Vec<&'static str>,
+    head: Vec<String>,
     rows: Vec<Vec<String>>,
 }
 
 impl Table {
     /// An empty table.
-    pub(crate) fn new(head: &[&'static str]) -> Self {
-        Self { head: head.to_vec(), rows: Vec::new() }
+    pub(crate) fn new(head: &[&str]) -> Self {
+        Self { head: head.iter().map(|cell| (*cell).to_owned()).collect(), rows: Vec::new() }
     }
 
     /// Adds a row; it has as many cells as the head.
@@ -29,8 +29,7 @@ impl Table {
             }
         }
         let mut text = String::new();
-        let head: Vec<String> = self.head.iter().map(|cell| (*cell).to_owned()).collect();
-        for row in with_head.then_some(&head).into_iter().chain(&self.rows) {
+        for row in with_head.then_some(&self.head).into_iter().chain(&self.rows) {
             let cells: Vec<String> = row
                 .iter()
                 .zip(&width)

@@ -52,6 +52,9 @@ pub(crate) fn cluster_tree(cluster: &ClusterView, now: WallTime, paint: Paint, d
         spec.plan,
         status.release,
     );
+    if !spec.labels.is_empty() {
+        let _ = writeln!(text, "labels {}", labels(&spec.labels));
+    }
     for condition in &status.conditions {
         let _ = writeln!(
             text,
@@ -78,6 +81,11 @@ pub(crate) fn cluster_tree(cluster: &ClusterView, now: WallTime, paint: Paint, d
         let _ = writeln!(text, "operation {operation} works on it: keelson operation watch {operation}");
     }
     trim_lines(&text)
+}
+
+/// Labels as a selector has them: `env=prod,tier=web`.
+pub(crate) fn labels(labels: &BTreeMap<String, String>) -> String {
+    labels.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(",")
 }
 
 fn lasts(state: ConditionState, now: WallTime, then: WallTime) -> String {
@@ -124,7 +132,7 @@ fn group_lines(text: &mut String, group: &[&MachineSummary], now: WallTime, pain
     let how_long = oldest.map_or_else(String::new, |then| lasts(condition, now, then.0));
     let _ = writeln!(
         text,
-        "  {} {count}{}  {role}{}  {how_long}",
+        "  {} {count}{}  {role}  {}  {how_long}",
         paint.state(condition),
         names.join(" "),
         first.state

@@ -138,6 +138,8 @@ async fn colours_follow_terminal_and_environment() {
 #[tokio::test]
 async fn standard_output_is_one_document_whatever_happens() {
     let world = World::new().await;
+    world.fleet.add_labelled("one", "tiny", &[("env", "dev")]);
+    world.fleet.add_labelled("two", "tiny", &[("env", "dev")]);
     world.fleet.add_ready("demo", "tiny");
     for line in [
         "cluster list -o json",
@@ -154,6 +156,17 @@ async fn standard_output_is_one_document_whatever_happens() {
         "--server https://localhost:1 status -o json",
         "cluster create y --plan tiny --wait -o json",
         "cluster kubeconfig demo -o json",
+        "cluster show -l env=dev -o json",
+        "cluster kubeconfig -l env=dev -o json",
+        "wait cluster/demo -o json",
+        "explain cluster.spec -o json",
+        "clusters --json",
+        "resize demo --json",
+        "cluster delete -l env=dev -o json",
+        "cluster delete -l env=dev --dry-run -o json",
+        "cluster delete -l env=dev --count 2 --yes -o json",
+        "operation watch op-5 -o json",
+        "wait cluster/two --for deleted -o json",
     ] {
         let run = world.keelson(line).run().await;
         let document = run.json();
@@ -381,6 +394,128 @@ async fn completions_are_made_for_every_shell() {
     let world = World::new().await;
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
         let run = world.keelson(&format!("completion {shell}")).run().await.ends(ExitCode::Done);
-        assert!(run.stdout.contains("kubeconfig"), "{shell}");
+        assert!(run.stdout.contains("KEELSON_COMPLETE") && run.stdout.contains("keelson"), "{shell}");
+    }
+}
+
+/// What a shell would offer after these words.
+async fn completed(world: &World, words: &[&str]) -> Vec<String> {
+    let mut command = program(world, &["--", "keelson"]);
+    command.args(words).env("KEELSON_COMPLETE", "fish");
+    // What is tested is which names come, not how fast a machine is that tests other things beside.
+    command.env("KEELSON_COMPLETE_MS", "30000");
+    let ended = output(command, "").await;
+    assert_eq!((ended.status.code(), ended.stderr.len()), (Some(0), 0), "silent whatever happens");
+    let text = String::from_utf8(ended.stdout).unwrap();
+    text.lines().map(|line| line.split('\t').next().unwrap().to_owned()).collect()
+}
+
+#[tokio::test]
+async fn names_are_completed_and_kept_for_a_moment() {
+    let world = World::new().await;
+    world.fleet.add_ready("demo", "tiny");
+    world.fleet.add_ready("dev", "tiny");
+    world.fleet.add_ready("other", "tiny");
+    assert_eq!(completed(&world, &["cluster", "show", "de"]).await, ["demo", "dev"]);
+    assert_eq!(completed(&world, &["machine", "logs", "o"]).await, ["other-node-1"]);
+    assert_eq!(completed(&world, &["operation", "watch", "op-3"]).await, ["op-3"]);
+    assert_eq!(completed(&world, &["cluster", "create", "x", "--plan", "t"]).await, ["tiny"]);
+    assert_eq!(completed(&world, &["release", "show", "1.37"]).await, ["1.37.2"]);
+    assert_eq!(completed(&world, &["wait", "cluster/o"]).await, ["cluster/other"]);
+    assert_eq!(completed(&world, &["cluster", "list", "-o", "ya"]).await, ["yaml"]);
+
+    let cache = world.home.path().join(".cache/keelson");
+    for file in std::fs::read_dir(&cache).unwrap() {
+        let file = file.unwrap();
+        assert_eq!(file.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+        assert!(!std::fs::read_to_string(file.path()).unwrap().contains(TOKEN));
+    }
+    // The coordinator is gone: what is kept still answers, for the same context only, and the rest is silence.
+    std::fs::remove_dir_all(&cache).unwrap();
+    completed(&world, &["plan", "show", ""]).await;
+    let context = world.server.context();
+    let away = context.replace(&world.server.url(), "https://localhost:1");
+    world.server.stop().await;
+    let world = World { server: keelson_api::fake::TestServer::start(world.fleet.clone()).await, ..world };
+    let plans = completed(&world, &["plan", "show", "t"]).await;
+    assert_eq!(plans, ["tiny"], "kept");
+    world.write_context(&world.context_path(), &away, 0o600);
+    assert!(completed(&world, &["plan", "show", "t"]).await.is_empty());
+    world.write_context(&world.context_path(), "no context", 0o600);
+    assert!(completed(&world, &["cluster", "show", "d"]).await.is_empty());
+}
+
+#[tokio::test]
+async fn a_wait_ends_in_the_code_that_says_why() {
+    let world = World::new().await;
+    let check = async |line: &str, exit: ExitCode, says: &str| {
+        let run = world.keelson(&format!("{line} --progress none")).run().await.ends(exit);
+        assert!(
+            format!("{}{}", run.stdout, run.stderr).contains(says),
+            "{line}: {}{}",
+            run.stdout,
+            run.stderr
+        );
+    };
+    check("wait cluster/demo", ExitCode::NotFound, "KEEL-2201").await;
+    check("wait cluster/demo --for deleted", ExitCode::Done, "cluster demo is gone").await;
+    world.fleet.add_ready("demo", "tiny");
+    check("wait cluster/demo --for ready", ExitCode::Done, "cluster demo is ready").await;
+    check("wait operation/op-1", ExitCode::Done, "cluster demo is ready (op-1").await;
+    check("wait cluster/demo --for deleted --timeout 1s", ExitCode::Timeout, "keelson wait cluster/demo")
+        .await;
+    check("wait operation/op-1 --for ready", ExitCode::Usage, "--for is for clusters").await;
+    check("wait demo", ExitCode::Usage, "cluster/NAME or operation/ID").await;
+    world.fleet.fault(Some(Fault::Stuck));
+    world.keelson("cluster create more --plan tiny --no-wait").run().await.ends(ExitCode::Done);
+    check("wait cluster/more --timeout 1s", ExitCode::Timeout, "has not ended after 1s").await;
+    let run = world.keelson("wait cluster/more -o json").interrupted().run().await.ends(ExitCode::Detached);
+    assert_eq!(run.json()["error"]["remedy"], "attach again: keelson wait cluster/more --for ready");
+    world.fleet.fault(Some(Fault::Blocked));
+    check("wait cluster/more", ExitCode::Blocked, "waits for a person").await;
+    check("wait operation/op-2", ExitCode::Blocked, "KEEL-1012").await;
+    world.fleet.fault(Some(Fault::Fails("it burns".to_owned())));
+    check("wait cluster/more", ExitCode::Failed, "cluster more has failed").await;
+    world.fleet.fault(Some(Fault::Stuck));
+    world.keelson("cluster delete demo --yes --no-wait").run().await.ends(ExitCode::Done);
+    check("wait cluster/demo", ExitCode::Failed, "cluster demo is being removed").await;
+}
+
+#[tokio::test]
+async fn a_wait_for_a_cluster_shows_its_machines() {
+    let world = World::new().await;
+    world.fleet.fault(Some(Fault::Stuck));
+    world.keelson("cluster create demo --plan tiny --no-wait").run().await.ends(ExitCode::Done);
+    let line = "wait cluster/demo --timeout 1s --progress plain";
+    let run = world.keelson(line).clock_step_ms(11_000).run().await.ends(ExitCode::Timeout);
+    assert!(run.stderr.contains("cluster demo  creating"), "{}", run.stderr);
+    assert!(run.stderr.contains("demo-node-1  progressing  the provider is making it"), "{}", run.stderr);
+}
+
+#[tokio::test]
+async fn several_clusters_are_removed_by_a_person_who_types_their_number() {
+    let world = World::new().await;
+    world.fleet.add_labelled("one", "tiny", &[("env", "dev")]);
+    world.fleet.add_labelled("two", "tiny", &[("env", "dev")]);
+    let line = "cluster delete -l env=dev --count 2 --progress none";
+    let wrong = world.keelson(line).on_terminal("one\n").run().await.ends(ExitCode::Usage);
+    assert!(wrong.stderr.contains("2 clusters (one, two; 2 machines with disks)"), "{}", wrong.stderr);
+    assert_eq!(world.fleet.operation_count(), 2, "nothing was done");
+    world.keelson(line).on_terminal("2\n").run().await.ends(ExitCode::Done);
+    assert_eq!(world.keelson("cluster list -o name").run().await.stdout, "");
+}
+
+#[tokio::test]
+async fn events_are_followed_in_every_format() {
+    let world = World::new().await;
+    world.fleet.add_events("demo", 2);
+    for (format, text) in [
+        ("name", "event/1\nevent/2\n"),
+        ("jsonpath={.id},", "1,2,"),
+        ("custom-columns=ID:.id,R:.reason", "1  Tested\n2  Tested\n"),
+    ] {
+        let line = format!("events --follow -o {format}");
+        let run = world.keelson(&line).interrupted().run().await.ends(ExitCode::Done);
+        assert_eq!(run.stdout, text, "{format}");
     }
 }

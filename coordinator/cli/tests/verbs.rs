@@ -157,6 +157,132 @@ async fn trouble() {
     golden("trouble.txt", &text);
 }
 
+/// Three clusters with labels.
+async fn labelled() -> World {
+    let world = World::new().await;
+    world.fleet.add_labelled("one", "tiny", &[("env", "prod"), ("example.com/team", "web")]);
+    world.fleet.add_labelled("two", "tiny", &[("env", "dev")]);
+    world.fleet.add_labelled("three", "tiny", &[("env", "dev"), ("old", "")]);
+    world
+}
+
+#[tokio::test]
+async fn labels_and_selectors() {
+    let world = labelled().await;
+    let lines = [
+        "cluster list -l env=dev",
+        "cluster list -l env=none",
+        "cluster list -l env=dev,!old -o name",
+        "cluster list --text o --state ready -o name",
+        "cluster list --state red",
+        "cluster list -l env=a=b",
+        "cluster list -o wide",
+        "cluster show -l env=dev",
+        "cluster show -l env=none",
+        "cluster show one -l env=dev",
+        "cluster show one",
+        "cluster delete --selector= --yes",
+        "machine list -l env=dev,role=worker -o name",
+        "machine show -l cluster=one -o name",
+        "machine show -l zone=none",
+        "cluster update one --label env=test --label example.com/team- --deletion-protection off",
+        "cluster update one --label env-",
+        "cluster update one --label a/=x",
+        "cluster update one",
+        "cluster update one --label env",
+        "cluster create four --plan tiny --label env=prod --label gpu= --no-wait -o name",
+        "cluster show four -o jsonpath={.spec.labels}",
+        "cluster kubeconfig -l env=dev",
+        "cluster kubeconfig -l env=dev --print",
+        "cluster kubeconfig -l old --print -o name",
+        "cluster delete -l env=dev",
+        "cluster delete -l env=dev --yes",
+        "cluster delete -l env=dev --yes --count 3",
+        "cluster delete -l env=dev --count 2",
+        "cluster delete -l env=dev --dry-run",
+        "cluster delete one --count 2 --yes",
+        "cluster update three --deletion-protection on",
+        "cluster delete -l env=dev --yes --count 2",
+        "cluster update three --deletion-protection off",
+        "cluster delete -l env=dev --yes --count 2 --no-wait",
+        "cluster delete -l env=dev --yes --count 2 --wait --progress none -o name",
+        "cluster list -o name",
+    ];
+    golden("labels.txt", &record(&world, &lines).await);
+}
+
+#[tokio::test]
+async fn formats() {
+    let world = labelled().await;
+    let lines = [
+        "cluster list -o jsonpath={.items[*].spec.name}",
+        r#"cluster list -o jsonpath={range@.items[*]}"#,
+        r#"machine list -o jsonpath={.items[?(@.cluster=="two")].id}{"\n"}"#,
+        "cluster show one -o custom-columns=NAME:.spec.name,TEAM:.spec.labels.example\\.com/team,NONE:.none",
+        "cluster list -o custom-columns=NAME:spec.name,ENV:.spec.labels.env --sort-by .spec.labels.env",
+        "cluster list -o custom-columns=NAME:spec.name --no-headers --sort-by={.spec.name}",
+        "cluster list --sort-by .none",
+        "cluster list --sort-by .a[",
+        "operation list --sort-by .cluster -o name",
+        "plan list -o jsonpath={.items[*].name}",
+        "release list -o custom-columns=NAME:.name --sort-by .name",
+        "events -o custom-columns=REASON:.reason --sort-by .id --limit 2",
+        "version --client -o jsonpath={.client.api}",
+        "explain KEEL-2201 -o jsonpath={.exitCode}",
+        "cluster list -o jsonpath={.items[*",
+        "cluster list -o custom-columns=NAME",
+        "cluster list -o xml",
+        "cluster show none -o jsonpath={.x}",
+    ];
+    let mut text = record(&world, &lines).await;
+    let template = "-ojsonpath={range .items[*]}{.spec.name}{\"\\t\"}{.status.state}{\"\\n\"}{end}";
+    let run = world.keelson_words(&["cluster", "list", template]).run().await;
+    let _ = writeln!(text, "$ keelson cluster list {template}\n{}", run.stdout);
+    golden("formats.txt", &text);
+}
+
+#[tokio::test]
+async fn fields_are_explained() {
+    let world = World::new().await;
+    let lines = [
+        "explain cluster",
+        "explain cluster.spec",
+        "explain cluster.spec.workers",
+        "explain machines.health.state",
+        "explain cluster.spec.labels -o json",
+        "explain cluster.spec.worker",
+        "explain pod.spec",
+    ];
+    golden("explain.txt", &record(&world, &lines).await);
+}
+
+#[tokio::test]
+async fn verbs_of_pks() {
+    let world = World::new().await;
+    world.fleet.add_ready("demo", "tiny");
+    let lines = [
+        "help pks",
+        "clusters",
+        "cluster demo",
+        "plans --json",
+        "create-cluster next --plan tiny --external-hostname next.example.com",
+        "create-cluster next --plan tiny --tags env:prod --non-interactive",
+        "tasks",
+        "task op-2",
+        "cancel-task op-2",
+        "get-credentials demo",
+        "get-kubeconfig demo -p secret",
+        "delete-cluster demo --non-interactive --wait --progress none",
+        "resize demo --num-nodes 3",
+    ];
+    let mut text = record(&world, &lines).await;
+    for line in ["pks clusters --json", "tkgi", "pks status"] {
+        let run = world.program(line).run().await;
+        let _ = writeln!(text, "$ {line}\n[exit {}]\n{}", run.exit.number(), run.stderr);
+    }
+    golden("pks.txt", &text);
+}
+
 #[tokio::test]
 async fn help_and_codes() {
     let world = World::new().await;
@@ -164,6 +290,8 @@ async fn help_and_codes() {
         "",
         "help exit-codes",
         "help cluster create",
+        "help cluster delete",
+        "help wait",
         "explain KEEL-2201",
         "explain 2203 -o json",
         "explain KEEL-0000",
@@ -189,7 +317,8 @@ fn commands(text: &str) -> Vec<String> {
 async fn every_command_that_is_printed_can_be_typed() {
     let world = World::new().await;
     let mut checked = 0;
-    for name in ["empty.txt", "create.txt", "ready.txt", "delete.txt", "trouble.txt"] {
+    for name in ["empty.txt", "create.txt", "ready.txt", "delete.txt", "trouble.txt", "labels.txt", "pks.txt"]
+    {
         let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
         for command in commands(&std::fs::read_to_string(path).unwrap()) {
             let outcome = world.keelson(&format!("{command} --help")).run().await;

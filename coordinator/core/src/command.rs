@@ -1,5 +1,6 @@
 //! What users ask for.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use keelson_model::{
@@ -290,21 +291,39 @@ impl CoordinatorCore {
         Ok(Preview { blueprint, diff })
     }
 
-    /// Switches deletion protection of a cluster.
+    /// Changes what can be changed of a cluster without planning it anew, in one row: deletion protection and labels.
+    /// `None` leaves a part as it is; `labels` are all that the cluster then has. Blueprints hold neither, so no machine
+    /// hears of it.
     ///
     /// # Errors
-    /// [`CommandError::NoCluster`].
-    pub fn protect_cluster(
+    /// [`CommandError::NoCluster`], or [`CommandError::Invalid`] when a label is not valid; nothing is changed then.
+    pub fn update_cluster(
         &mut self,
         name: &ClusterName,
-        protection: Protection,
+        protection: Option<Protection>,
+        labels: Option<BTreeMap<String, String>>,
     ) -> Result<Vec<Effect>, CommandError> {
         let cluster =
             self.clusters.get_mut(name).ok_or_else(|| CommandError::NoCluster { name: name.clone() })?;
-        cluster.row.spec.deletion_protection = protection == Protection::On;
+        let mut spec = cluster.row.spec.clone();
+        if let Some(protection) = protection {
+            spec.deletion_protection = protection == Protection::On;
+        }
+        if let Some(labels) = labels {
+            spec.labels = labels;
+            spec.check_labels().map_err(|error| CommandError::Invalid { why: error.to_string() })?;
+        }
+        cluster.row.spec = spec;
         let row = Row::Cluster(Box::new(cluster.row.clone()));
         self.rows.push(row);
         Ok(self.take_effects())
+    }
+
+    /// Writes down who was given access to what: the audit trail. The event gets its id here, and must hold no secret.
+    /// Access is given only after the effects were carried out, so none can be had without its event.
+    pub fn audit(&mut self, event: FleetEvent) -> Vec<Effect> {
+        self.note(event);
+        self.take_effects()
     }
 
     /// Cancels an operation at its next safe point.

@@ -6,10 +6,10 @@ mod common;
 
 use common::{World, hello, small};
 use keelson_coordinator_core::{
-    ClusterState, CommandError, CreateCluster, Effect, EnrolId, Input, ProviderAnswer, ProviderCall,
-    ProviderFailure, Remedy, SessionId,
+    ClusterState, CommandError, CreateCluster, Effect, EnrolId, Input, Protection, ProviderAnswer,
+    ProviderCall, ProviderFailure, Remedy, Row, SessionId,
 };
-use keelson_model::{MachinePhase, OperationState};
+use keelson_model::{FleetEvent, MachinePhase, OperationState, Severity};
 use keelson_protocol::message::{EnrolRequest, RefusalCode, ToAgent};
 use keelson_protocol::{BootId, Generation, Incarnation, SecretBytes};
 
@@ -386,10 +386,10 @@ fn a_protected_cluster_is_not_deleted() {
     let mut world = World::new();
     world.create(&small("demo"));
     let name = "demo".parse().unwrap();
-    let _ = world.core.protect_cluster(&name, keelson_coordinator_core::Protection::On).unwrap();
+    let _ = world.core.update_cluster(&name, Some(Protection::On), None).unwrap();
     let refused = world.core.delete_cluster(world.now(), &name);
     assert_eq!(refused, Err(CommandError::Protected { name: name.clone() }));
-    let _ = world.core.protect_cluster(&name, keelson_coordinator_core::Protection::Off).unwrap();
+    let _ = world.core.update_cluster(&name, Some(Protection::Off), None).unwrap();
     assert!(world.core.delete_cluster(world.now(), &name).is_ok());
 }
 
@@ -409,6 +409,22 @@ fn labels_change_one_row_and_no_machine() {
     let row = &world.core.cluster(&name).unwrap().row;
     assert_eq!((&row.blueprint, row.spec.labels["env"].as_str()), (&before, "prod"));
     assert!(!world.sent[sent..].iter().any(|message| matches!(message, ToAgent::Config(_))));
+}
+
+#[test]
+fn access_that_is_given_is_on_disk_as_an_event() {
+    let mut world = World::new();
+    world.create(&small("demo"));
+    let (id, at) = (0, world.now().wall);
+    let (cause, outcome) = ("asked for by admin".to_owned(), "a kubeconfig".to_owned());
+    let reason = "KubeconfigIssued".to_owned();
+    let (cluster, severity) = (Some("demo".parse().unwrap()), Severity::Info);
+    let event = FleetEvent { id, at, severity, reason, cluster, machine: None, cause, outcome };
+    let before = world.core.newest_event();
+    let effects = world.core.audit(event);
+    let [Effect::Persist(rows), Effect::Note(noted)] = effects.as_slice() else { panic!("{effects:?}") };
+    assert_eq!(noted.id, before + 1);
+    assert!(rows.iter().any(|row| matches!(row, Row::Event(kept) if **kept == *noted)), "{rows:?}");
 }
 
 #[test]

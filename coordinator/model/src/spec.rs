@@ -1,5 +1,7 @@
 //! What a user asks for.
 
+use std::collections::BTreeMap;
+
 use ipnet::Ipv4Net;
 use keelson_protocol::{ClusterName, ReleaseName};
 use serde::{Deserialize, Serialize};
@@ -12,6 +14,12 @@ pub const WORKERS_MAX: u16 = 1_000;
 pub const EXPOSED_MAX: usize = 64;
 /// Ports that Kubernetes gives to NodePort services.
 pub const NODE_PORTS: std::ops::RangeInclusive<u16> = 30_000..=32_767;
+/// Most labels of one cluster: they are read with every list, and each label has at most 380 bytes.
+pub const LABELS_MAX: usize = 64;
+/// Longest name and longest value of a label, in characters, as Kubernetes has it.
+pub const LABEL_CHARS_MAX: usize = 63;
+/// Longest prefix of a label's key, in characters: a DNS name (RFC 1123).
+pub const LABEL_PREFIX_CHARS_MAX: usize = 253;
 
 /// A cluster as its owner wants it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,6 +46,10 @@ pub struct ClusterSpec {
     /// Whether deletion is refused until this is switched off.
     #[serde(default)]
     pub deletion_protection: bool,
+    /// What its owner says of it, to select by: syntax of Kubernetes' labels. No blueprint holds them, so changing them
+    /// reaches no machine.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
 }
 
 /// A NodePort service that is reachable from outside.
@@ -111,6 +123,79 @@ pub enum SpecError {
         /// Why not.
         why: String,
     },
+    /// A label is not valid.
+    #[error("label `{key}`: {why}")]
+    Label {
+        /// Its key.
+        key: String,
+        /// Why not.
+        why: LabelError,
+    },
+}
+
+/// Why a label cannot be accepted.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LabelError {
+    /// The key's prefix is no DNS name.
+    #[error(
+        "in front of `/` stands a DNS name of at most {LABEL_PREFIX_CHARS_MAX} characters, such as example.com"
+    )]
+    Prefix,
+    /// The key's name has a wrong form.
+    #[error(
+        "the name has 1 to {LABEL_CHARS_MAX} letters, digits, `-`, `_` and `.`, and begins and ends with a letter or digit"
+    )]
+    Name,
+    /// The value has a wrong form.
+    #[error(
+        "the value `{value}` is not possible: use at most {LABEL_CHARS_MAX} letters, digits, `-`, `_` and `.`, \
+         beginning and ending with a letter or digit, or nothing"
+    )]
+    Value {
+        /// The value.
+        value: String,
+    },
+    /// There are too many.
+    #[error("a cluster has at most {LABELS_MAX} labels")]
+    TooMany,
+}
+
+/// Checks the key of a label: an optional DNS prefix with `/`, and a name (the rules of Kubernetes' labels).
+///
+/// # Errors
+/// [`LabelError::Prefix`] or [`LabelError::Name`].
+pub fn check_label_key(key: &str) -> Result<(), LabelError> {
+    let (prefix, name) = key.split_once('/').map_or((None, key), |(prefix, name)| (Some(prefix), name));
+    if prefix.is_some_and(|prefix| !is_dns_name(prefix)) {
+        return Err(LabelError::Prefix);
+    }
+    if name.is_empty() || !is_label_word(name) { Err(LabelError::Name) } else { Ok(()) }
+}
+
+/// Checks the value of a label, which may be empty.
+///
+/// # Errors
+/// [`LabelError::Value`].
+pub fn check_label_value(value: &str) -> Result<(), LabelError> {
+    if is_label_word(value) { Ok(()) } else { Err(LabelError::Value { value: value.to_owned() }) }
+}
+
+fn is_label_word(text: &str) -> bool {
+    let edge = |byte: Option<u8>| byte.is_none_or(|byte| byte.is_ascii_alphanumeric());
+    text.len() <= LABEL_CHARS_MAX
+        && edge(text.bytes().next())
+        && edge(text.bytes().next_back())
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
+}
+
+fn is_dns_name(text: &str) -> bool {
+    let lower = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let part = |part: &str| {
+        part.bytes().next().is_some_and(lower)
+            && part.bytes().next_back().is_some_and(lower)
+            && part.bytes().all(|byte| lower(byte) || byte == b'-')
+    };
+    text.len() <= LABEL_PREFIX_CHARS_MAX && text.split('.').all(part)
 }
 
 /// Prefix length of the pod network of one machine: room for 254 pods, twice kubelet's default.
@@ -141,7 +226,21 @@ impl ClusterSpec {
                 return Err(SpecError::NetworksOverlap { one, other });
             }
         }
-        self.check_expose()
+        self.check_expose()?;
+        self.check_labels()
+    }
+
+    /// Checks the labels alone: they change while everything else stays.
+    ///
+    /// # Errors
+    /// [`SpecError::Label`].
+    pub fn check_labels(&self) -> Result<(), SpecError> {
+        for (index, (key, value)) in self.labels.iter().enumerate() {
+            let count = if index < LABELS_MAX { Ok(()) } else { Err(LabelError::TooMany) };
+            let checked = count.and(check_label_key(key)).and(check_label_value(value));
+            checked.map_err(|why| SpecError::Label { key: key.clone(), why })?;
+        }
+        Ok(())
     }
 
     fn check_workers(&self, plan: &Plan) -> Result<usize, SpecError> {
@@ -189,5 +288,48 @@ impl ClusterSpec {
         } else {
             pool.count
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_are_those_of_kubernetes() {
+        let long = "x".repeat(LABEL_CHARS_MAX);
+        let longer = "x".repeat(LABEL_CHARS_MAX + 1);
+        for key in ["env", "Env_1.x", "example.com/team", "a-b.c/d", &long, &format!("a/{long}")] {
+            assert_eq!(check_label_key(key), Ok(()), "{key}");
+        }
+        for key in ["", "-a", "a-", "a b", "a/b/c", "ü", &longer] {
+            assert_eq!(check_label_key(key), Err(LabelError::Name), "{key}");
+        }
+        for key in ["/a", "A.com/a", "a..b/a", "-a/b", &format!("{}/a", "a.".repeat(127))] {
+            assert_eq!(check_label_key(key), Err(LabelError::Prefix), "{key}");
+        }
+        for value in ["", "prod", "1.0_x-Y", &long] {
+            assert_eq!(check_label_value(value), Ok(()), "{value}");
+        }
+        for value in ["-", "a ", "a/b", &longer] {
+            assert!(check_label_value(value).is_err(), "{value}");
+        }
+    }
+
+    #[test]
+    fn rows_from_before_labels_still_load_and_stay_the_same() {
+        let old = r#"{"name":"demo","plan":"small","release":"1.37.2"}"#;
+        let mut spec: ClusterSpec = serde_json::from_str(old).unwrap();
+        assert!(spec.labels.is_empty());
+        assert!(!serde_json::to_string(&spec).unwrap().contains("labels"));
+        for number in 0..LABELS_MAX {
+            spec.labels.insert(format!("l{number:02}"), String::new());
+        }
+        assert_eq!(spec.check_labels(), Ok(()));
+        spec.labels.insert("more".to_owned(), String::new());
+        assert_eq!(
+            spec.check_labels(),
+            Err(SpecError::Label { key: "more".to_owned(), why: LabelError::TooMany })
+        );
     }
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::stream;
-use keelson_model::{ClusterSpec, OperationId, OperationKind, OperationState};
+use keelson_model::{ClusterSpec, OperationId, OperationKind, OperationState, Severity};
 use keelson_protocol::message::ShellFrame;
 use keelson_protocol::{ClusterName, Generation, MachineId, wire};
 use tokio::io::DuplexStream;
@@ -12,18 +12,20 @@ use tokio::sync::watch;
 
 use super::cluster::{FakeCluster, Goal, blueprint};
 use super::{BEGIN, FakeFleet, Fault, INSTALL, SECRET_MARKER, State, plans, releases};
+use crate::auth::Caller;
 use crate::catalogue::Code;
 use crate::convert::{self, ClusterParts};
 use crate::fleet::{
-    Answer, EventBatch, EventQuery, EventRange, Fleet, Follow, Idempotency, IfMatch, LogStream, LogsRequest,
-    Protection, ShellPipe,
+    Answer, ClusterChange, EventBatch, EventQuery, EventRange, Fleet, Follow, Idempotency, IfMatch,
+    LogStream, LogsRequest, Protection, ShellPipe,
 };
 use crate::frames::{read_frame, write_frame};
 use crate::problem::Problem;
+use crate::query::{ClusterQuery, MachineQuery};
 use crate::types::{
     API_VERSION, ClusterCounts, ClusterState, ClusterView, HealthView, KubeconfigView, MachineCounts,
     MachineState, MachineView, OperationCounts, OperationView, Page, PageRequest, PlanPreview, PlanView,
-    ProtocolView, ReleaseView, SecretText, ShellRequestBody, StatusView, VersionView,
+    ProtocolView, ReleaseView, SecretText, ShellRequestBody, StatusView, Timestamp, VersionView,
 };
 
 fn ready<'a, T: Send + 'a>(answer: Result<T, Problem>) -> Answer<'a, T> {
@@ -50,19 +52,18 @@ impl State {
         self.clusters.get(name).ok_or_else(|| Problem::cluster_not_found(name))
     }
 
-    fn machine_views(&self, only: Option<&ClusterName>) -> Vec<MachineView> {
+    fn machine_views(&self, query: &MachineQuery) -> Vec<MachineView> {
         let fault = self.fault.as_ref();
         let mut views = Vec::new();
-        for (name, cluster) in &self.clusters {
-            if only.is_some_and(|only| only != name) {
-                continue;
-            }
+        for cluster in self.clusters.values() {
             let (observed, report) = (cluster.observed(fault), cluster.report(fault));
             for machine in cluster.blueprint.machines.values() {
                 let waiting = &report.waiting;
                 let view =
                     convert::machine_view(&cluster.blueprint, machine, &observed, waiting, cluster.created);
-                views.push(view);
+                if query.takes(&cluster.spec, machine, || view.summary.state) {
+                    views.push(view);
+                }
             }
         }
         views.sort_by(|a, b| a.summary.id.cmp(&b.summary.id));
@@ -148,6 +149,49 @@ impl State {
         Ok(id)
     }
 
+    fn update(
+        &mut self,
+        name: &ClusterName,
+        if_match: &IfMatch,
+        change: ClusterChange,
+    ) -> Result<ClusterView, Problem> {
+        let cluster = self.cluster(name)?;
+        if_match.check(&convert::meta(&cluster.spec, cluster.blueprint.generation).etag)?;
+        let mut spec = cluster.spec.clone();
+        if let Some(patch) = change.labels {
+            spec.labels = convert::patched_labels(&spec, patch)?;
+        }
+        if let Some(protection) = change.protection {
+            spec.deletion_protection = protection == Protection::On;
+        }
+        if let Some(cluster) = self.clusters.get_mut(name) {
+            cluster.spec = spec;
+        }
+        self.cluster(name).map(|cluster| self.cluster_view(cluster))
+    }
+
+    fn kubeconfig(
+        &mut self,
+        name: &ClusterName,
+        ttl: Duration,
+        caller: &Caller,
+    ) -> Result<KubeconfigView, Problem> {
+        let cluster = self.cluster(name)?;
+        if !cluster.is_there() || cluster.goal == Goal::Gone {
+            return Err(Problem::cluster_not_ready(name, "its API server does not answer"));
+        }
+        let expires = Timestamp(self.now.plus(ttl));
+        let outcome = format!("a kubeconfig of cluster-admin until {expires}");
+        self.note_by(&caller.0, name, Severity::Info, "KubeconfigIssued", &outcome);
+        Ok(KubeconfigView {
+            api_version: API_VERSION.to_owned(),
+            kind: "Kubeconfig".to_owned(),
+            cluster: name.to_string(),
+            expires,
+            kubeconfig: SecretText::new(kubeconfig_text(name)),
+        })
+    }
+
     fn status(&self) -> StatusView {
         let mut clusters = ClusterCounts::default();
         for cluster in self.clusters.values() {
@@ -162,7 +206,7 @@ impl State {
         }
         let mut machines = MachineCounts::default();
         let mut needs_person = Vec::new();
-        for machine in self.machine_views(None) {
+        for machine in self.machine_views(&MachineQuery::everything(PageRequest::first())) {
             machines.total += 1;
             machines.connected += u32::from(machine.summary.agent.connected);
             machines.ready += u32::from(machine.summary.state == MachineState::Ready);
@@ -242,10 +286,15 @@ impl Fleet for FakeFleet {
         self.revision.subscribe()
     }
 
-    fn clusters(&self, page: PageRequest) -> Answer<'_, Page<ClusterView>> {
+    fn clusters(&self, query: ClusterQuery) -> Answer<'_, Page<ClusterView>> {
         let state = self.lock();
-        let key = |cluster: &FakeCluster| cluster.spec.name.to_string();
-        ready(Ok(Page::upwards(state.clusters.values(), &page, key, |cluster| state.cluster_view(cluster))))
+        let page = query.cut(
+            state.clusters.values(),
+            |cluster| (&cluster.spec, cluster.created),
+            |cluster| cluster.state(state.fault.as_ref()),
+            |cluster| state.cluster_view(cluster),
+        );
+        ready(Ok(page))
     }
 
     fn cluster(&self, name: ClusterName) -> Answer<'_, ClusterView> {
@@ -274,22 +323,13 @@ impl Fleet for FakeFleet {
         ready(answer)
     }
 
-    fn protect_cluster(
+    fn update_cluster(
         &self,
         name: ClusterName,
         if_match: IfMatch,
-        protection: Protection,
+        change: ClusterChange,
     ) -> Answer<'_, ClusterView> {
-        let mut state = self.lock();
-        let checked = state.cluster(&name).and_then(|cluster| {
-            if_match.check(&convert::meta(&cluster.spec, cluster.blueprint.generation).etag)
-        });
-        if checked.is_ok()
-            && let Some(cluster) = state.clusters.get_mut(&name)
-        {
-            cluster.spec.deletion_protection = protection == Protection::On;
-        }
-        ready(checked.and_then(|()| state.cluster(&name).map(|cluster| state.cluster_view(cluster))))
+        ready(self.lock().update(&name, &if_match, change))
     }
 
     fn preview_delete(&self, name: ClusterName) -> Answer<'_, PlanPreview> {
@@ -313,30 +353,21 @@ impl Fleet for FakeFleet {
         ready(answer)
     }
 
-    fn kubeconfig(&self, name: ClusterName, ttl: Duration) -> Answer<'_, KubeconfigView> {
-        let state = self.lock();
-        let now = state.now;
-        ready(state.cluster(&name).and_then(|cluster| {
-            if !cluster.is_there() || cluster.goal == Goal::Gone {
-                return Err(Problem::cluster_not_ready(&name, "its API server does not answer"));
-            }
-            Ok(KubeconfigView {
-                api_version: API_VERSION.to_owned(),
-                kind: "Kubeconfig".to_owned(),
-                cluster: name.to_string(),
-                expires: now.plus(ttl).into(),
-                kubeconfig: SecretText::new(kubeconfig_text(&name)),
-            })
-        }))
+    fn kubeconfig(&self, name: ClusterName, ttl: Duration, caller: Caller) -> Answer<'_, KubeconfigView> {
+        ready(self.lock().kubeconfig(&name, ttl, &caller))
     }
 
-    fn machines(&self, cluster: Option<ClusterName>, page: PageRequest) -> Answer<'_, Page<MachineView>> {
-        let views = self.lock().machine_views(cluster.as_ref());
-        ready(Ok(Page::upwards(&views, &page, |view| view.summary.id.clone(), Clone::clone)))
+    fn machines(&self, query: MachineQuery) -> Answer<'_, Page<MachineView>> {
+        let views = self.lock().machine_views(&query);
+        ready(Ok(Page::upwards(&views, &query.page, |view| view.summary.id.clone(), Clone::clone)))
     }
 
     fn machine(&self, id: MachineId) -> Answer<'_, MachineView> {
-        let found = self.lock().machine_views(None).into_iter().find(|view| view.summary.id == id.as_str());
+        let found = self
+            .lock()
+            .machine_views(&MachineQuery::everything(PageRequest::first()))
+            .into_iter()
+            .find(|view| view.summary.id == id.as_str());
         ready(found.ok_or_else(|| Problem::machine_not_found(&id)))
     }
 
@@ -355,12 +386,21 @@ impl Fleet for FakeFleet {
         })
     }
 
-    fn machine_shell(&self, id: MachineId, request: ShellRequestBody) -> Answer<'_, Box<dyn ShellPipe>> {
+    fn machine_shell(
+        &self,
+        id: MachineId,
+        request: ShellRequestBody,
+        caller: Caller,
+    ) -> Answer<'_, Box<dyn ShellPipe>> {
         Box::pin(async move {
             let machine = self.machine(id.clone()).await?;
             if !machine.summary.agent.connected {
                 return Err(Problem::agent_away(&id));
             }
+            let cluster = ClusterName::new(machine.cluster).map_err(Problem::internal)?;
+            let program = request.command.first().map_or("root's shell", String::as_str);
+            let outcome = format!("{program} on {id}");
+            self.lock().note_by(&caller.0, &cluster, Severity::Info, "ShellOpened", &outcome);
             let (near, far) = tokio::io::duplex(64 * 1024);
             tokio::spawn(shell(far, request));
             Ok(Box::new(near) as Box<dyn ShellPipe>)

@@ -102,6 +102,14 @@ impl FakeFleet {
     /// # Panics
     /// When the name is not valid: this is for tests.
     pub fn add_ready(&self, name: &str, plan: &str) {
+        self.add_labelled(name, plan, &[]);
+    }
+
+    /// Makes a cluster with labels that is ready.
+    ///
+    /// # Panics
+    /// When the name is not valid: this is for tests.
+    pub fn add_labelled(&self, name: &str, plan: &str, labels: &[(&str, &str)]) {
         let name = ClusterName::new(name).expect("tests use valid names");
         let mut state = self.lock();
         let plan = plans().into_iter().find(|known| known.name.0 == plan).expect("tests use known plans");
@@ -114,6 +122,7 @@ impl FakeFleet {
             pod_network: keelson_model::spec::default_pod_network(),
             service_network: keelson_model::spec::default_service_network(),
             deletion_protection: false,
+            labels: labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect(),
         };
         let operation = state.start(OperationKind::CreateCluster, &name);
         let mut cluster = FakeCluster::new(spec, &plan, operation, state.now);
@@ -205,6 +214,17 @@ impl State {
     }
 
     fn note(&mut self, cluster: &ClusterName, severity: Severity, reason: &str, outcome: &str) {
+        self.note_by("admin", cluster, severity, reason, outcome);
+    }
+
+    fn note_by(
+        &mut self,
+        caller: &str,
+        cluster: &ClusterName,
+        severity: Severity,
+        reason: &str,
+        outcome: &str,
+    ) {
         let id = self.events.last().map_or(self.events_kept_from, |event| event.id + 1);
         self.events.push(FleetEvent {
             id,
@@ -213,7 +233,7 @@ impl State {
             reason: reason.to_owned(),
             cluster: Some(cluster.clone()),
             machine: None,
-            cause: "asked for by admin".to_owned(),
+            cause: format!("asked for by {caller}"),
             outcome: outcome.to_owned(),
         });
     }

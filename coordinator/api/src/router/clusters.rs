@@ -8,16 +8,16 @@ use axum::http::HeaderMap;
 use axum::response::Response;
 use serde::Deserialize;
 
-use super::extract::{self, Json, ListParams, Params, split_verb};
+use super::extract::{self, ClusterListParams, Json, Params, split_verb};
 use super::{Api, respond};
 use crate::auth::Caller;
 use crate::catalogue::Code;
 use crate::convert;
-use crate::fleet::Protection;
+use crate::fleet::{ClusterChange, Protection};
 use crate::problem::{Problem, ProblemView};
 use crate::types::{
-    API_VERSION, ClusterPatchBody, ClusterView, KubeconfigRequestBody, KubeconfigView, ListView,
-    NewClusterBody, OperationView, PlanPreview,
+    API_VERSION, ClusterPatchBody, ClusterSpecPatch, ClusterView, KubeconfigRequestBody, KubeconfigView,
+    ListView, NewClusterBody, OperationView, PlanPreview,
 };
 
 /// Life of a client certificate when the caller does not say, in seconds.
@@ -33,19 +33,26 @@ pub(super) struct ChangeParams {
     dry_run: bool,
 }
 
-/// Clusters, in order of their names.
+/// Clusters. Labels select them as in Kubernetes; every page follows the one before without a gap.
 #[utoipa::path(get, path = "/v1/clusters", tag = "clusters",
-    params(("page_token" = Option<String>, Query, description = "nextPageToken of the page before"),
-           ("page_size" = Option<usize>, Query, description = "1 to 500, 100 when absent")),
+    params(("page_token" = Option<String>, Query, description = "nextPageToken of the page before, for the same order_by"),
+           ("page_size" = Option<usize>, Query, description = "1 to 500, 100 when absent"),
+           ("selector" = Option<String>, Query,
+            description = "Label selector: env=prod,tier!=web,zone in (a,b),team notin (x),gpu,!old"),
+           ("state" = Option<String>, Query, description = "Only in these states, with commas between them"),
+           ("text" = Option<String>, Query, description = "Only with this in their name"),
+           ("order_by" = Option<String>, Query,
+            description = "name (when absent), created or state; with - in front for the other way round")),
     responses((status = 200, body = ListView<ClusterView>), (status = "default", body = ProblemView,
         content_type = "application/problem+json")))]
 pub(super) async fn list(
     State(api): State<Api>,
-    Params(params): Params<ListParams>,
+    Params(params): Params<ClusterListParams>,
 ) -> Result<Response, Problem> {
-    params.without_cluster()?;
-    let page = api.fleet.clusters(params.page()?).await?;
-    let next = page.next.as_deref().map(extract::encode_token);
+    let query = params.query()?;
+    let order = query.order;
+    let page = api.fleet.clusters(query).await?;
+    let next = page.next.as_deref().map(|key| extract::encode_cluster_token(order, key));
     respond::document(&ListView::new("Cluster", page, next))
 }
 
@@ -55,8 +62,7 @@ pub(super) async fn list(
     responses((status = 200, body = ClusterView), (status = "default", body = ProblemView,
         content_type = "application/problem+json")))]
 pub(super) async fn show(State(api): State<Api>, Path(name): Path<String>) -> Result<Response, Problem> {
-    let cluster = api.fleet.cluster(extract::cluster_name(&name)?).await?;
-    respond::cluster(&cluster)
+    respond::cluster(&api.fleet.cluster(extract::cluster_name(&name)?).await?)
 }
 
 /// Makes a cluster. With `dryRun=true` nothing is made, and 200 carries what would be.
@@ -122,12 +128,14 @@ pub(super) async fn patch(
 ) -> Result<Response, Problem> {
     let name = extract::cluster_name(&name)?;
     let if_match = extract::if_match(&headers)?;
-    let Some(on) = body.value.spec.deletion_protection else {
+    let ClusterSpecPatch { deletion_protection, labels } = body.value.spec;
+    let protection = deletion_protection.map(|on| if on { Protection::On } else { Protection::Off });
+    let change = ClusterChange { protection, labels };
+    if change == ClusterChange::default() {
         let why = "name at least one field of spec";
         return Err(Problem::new(Code::RequestMalformed, why).field("spec", why));
-    };
-    let protection = if on { Protection::On } else { Protection::Off };
-    respond::cluster(&api.fleet.protect_cluster(name, if_match, protection).await?)
+    }
+    respond::cluster(&api.fleet.update_cluster(name, if_match, change).await?)
 }
 
 /// Removes a cluster with all its machines and their disks.
@@ -155,12 +163,13 @@ pub(super) async fn delete(
 pub(super) async fn act(
     State(api): State<Api>,
     Path(segment): Path<String>,
+    Extension(caller): Extension<Caller>,
     request: Request,
 ) -> Result<Response, Problem> {
     match split_verb(&segment) {
         (name, Some("kubeconfig")) => {
             let body = Json::from_request(request, &()).await?;
-            kubeconfig(&api, name, &body.value).await
+            kubeconfig(&api, name, &body.value, caller).await
         }
         (_, Some(verb)) => Err(Problem::new(Code::RouteNotFound, format!("clusters have no verb `{verb}`"))),
         (_, None) => Err(Problem::new(Code::MethodNotAllowed, "a cluster does not take POST without a verb")),
@@ -172,7 +181,12 @@ pub(super) async fn act(
     params(("name" = String, Path, description = "Name of the cluster")),
     responses((status = 200, body = KubeconfigView), (status = "default", body = ProblemView,
         content_type = "application/problem+json")))]
-async fn kubeconfig(api: &Api, name: &str, body: &KubeconfigRequestBody) -> Result<Response, Problem> {
+async fn kubeconfig(
+    api: &Api,
+    name: &str,
+    body: &KubeconfigRequestBody,
+    caller: Caller,
+) -> Result<Response, Problem> {
     let ttl_s = body.ttl_s.unwrap_or(KUBECONFIG_TTL_S_DEFAULT);
     if !KUBECONFIG_TTL_S.contains(&ttl_s) {
         let (least, most) = (KUBECONFIG_TTL_S.start(), KUBECONFIG_TTL_S.end());
@@ -180,6 +194,6 @@ async fn kubeconfig(api: &Api, name: &str, body: &KubeconfigRequestBody) -> Resu
         return Err(Problem::new(Code::ParameterInvalid, why.clone()).field("ttlS", why));
     }
     let name = extract::cluster_name(name)?;
-    let view = api.fleet.kubeconfig(name, Duration::from_secs(u64::from(ttl_s))).await?;
+    let view = api.fleet.kubeconfig(name, Duration::from_secs(u64::from(ttl_s)), caller).await?;
     respond::document(&view)
 }

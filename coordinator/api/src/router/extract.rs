@@ -15,7 +15,9 @@ use crate::auth::Caller;
 use crate::catalogue::Code;
 use crate::fleet::{Idempotency, IfMatch};
 use crate::problem::Problem;
-use crate::types::{PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX, PageRequest};
+use crate::query::{ClusterOrder, ClusterQuery, MachineQuery, TEXT_BYTES_MAX};
+use crate::selector::{Selector, SelectorError};
+use crate::types::{ClusterState, MachineState, PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX, PageRequest};
 
 /// Longest `Idempotency-Key`, in characters: twice what any client library makes.
 pub const IDEMPOTENCY_KEY_CHARS_MAX: usize = 128;
@@ -107,19 +109,37 @@ pub(super) struct ListParams {
     page_token: Option<String>,
     page_size: Option<usize>,
     /// Only what belongs to this cluster; not every list takes it.
-    pub(super) cluster: Option<String>,
+    cluster: Option<String>,
+}
+
+/// The parameters of the list of clusters.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ClusterListParams {
+    page_token: Option<String>,
+    page_size: Option<usize>,
+    selector: Option<String>,
+    state: Option<String>,
+    text: Option<String>,
+    order_by: Option<String>,
+}
+
+/// The parameters of the list of machines.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct MachineListParams {
+    page_token: Option<String>,
+    page_size: Option<usize>,
+    cluster: Option<String>,
+    selector: Option<String>,
+    state: Option<String>,
+    text: Option<String>,
 }
 
 impl ListParams {
     /// The page that is asked for.
     pub(super) fn page(&self) -> Result<PageRequest, Problem> {
-        let limit = self.page_size.unwrap_or(PAGE_SIZE_DEFAULT);
-        if !(1..=PAGE_SIZE_MAX).contains(&limit) {
-            let why = format!("page_size {limit} is not possible: choose 1 to {PAGE_SIZE_MAX}");
-            return Err(Problem::new(Code::ParameterInvalid, why));
-        }
-        let after = self.page_token.as_deref().map(decode_token).transpose()?;
-        Ok(PageRequest { after, limit })
+        page(self.page_token.as_deref(), self.page_size)
     }
 
     /// The cluster whose items are asked for.
@@ -136,6 +156,92 @@ impl ListParams {
     }
 }
 
+impl ClusterListParams {
+    /// What is asked for.
+    pub(super) fn query(&self) -> Result<ClusterQuery, Problem> {
+        let order =
+            self.order_by.as_deref().map(str::parse::<ClusterOrder>).transpose().map_err(|error| {
+                Problem::new(Code::ParameterInvalid, error.to_string())
+                    .field("order_by", "this order is not known")
+                    .remedy("choose name, created or state, with `-` in front for the other way round")
+            })?;
+        let order = order.unwrap_or_default();
+        let mut page = page(self.page_token.as_deref(), self.page_size)?;
+        // A key of one order means nothing in another: the list would begin anywhere.
+        if let Some(after) = &mut page.after {
+            let key = after.strip_prefix(&order_prefix(order)).ok_or_else(foreign_token)?;
+            *after = key.to_owned();
+        }
+        let (selector, text) = (selector(self.selector.as_deref())?, text(self.text.as_deref())?);
+        let states = states(self.state.as_deref(), &ClusterState::ALL)?;
+        Ok(ClusterQuery { selector, states, text, order, page })
+    }
+}
+
+impl MachineListParams {
+    /// What is asked for.
+    pub(super) fn query(&self) -> Result<MachineQuery, Problem> {
+        Ok(MachineQuery {
+            cluster: self.cluster.as_deref().map(cluster_name).transpose()?,
+            selector: selector(self.selector.as_deref())?,
+            states: states(self.state.as_deref(), &MachineState::ALL)?,
+            text: text(self.text.as_deref())?,
+            page: page(self.page_token.as_deref(), self.page_size)?,
+        })
+    }
+}
+
+fn page(token: Option<&str>, size: Option<usize>) -> Result<PageRequest, Problem> {
+    let limit = size.unwrap_or(PAGE_SIZE_DEFAULT);
+    if !(1..=PAGE_SIZE_MAX).contains(&limit) {
+        let why = format!("page_size {limit} is not possible: choose 1 to {PAGE_SIZE_MAX}");
+        return Err(Problem::new(Code::ParameterInvalid, why));
+    }
+    Ok(PageRequest { after: token.map(decode_token).transpose()?, limit })
+}
+
+fn selector(text: Option<&str>) -> Result<Selector, Problem> {
+    text.unwrap_or_default().parse().map_err(|error: SelectorError| {
+        Problem::new(Code::ParameterInvalid, "the selector cannot be read")
+            .field("selector", error.to_string())
+            .remedy(
+                "write it as Kubernetes does: env=prod, tier!=web, zone in (a,b), team notin (x), gpu, !old",
+            )
+    })
+}
+
+fn text(text: Option<&str>) -> Result<Option<String>, Problem> {
+    match text {
+        Some(text) if text.len() > TEXT_BYTES_MAX => {
+            let why = format!("text has more than {TEXT_BYTES_MAX} bytes; no name is that long");
+            Err(Problem::new(Code::ParameterInvalid, why.clone()).field("text", why))
+        }
+        text => Ok(text.map(str::to_owned)),
+    }
+}
+
+/// States with commas between them.
+fn states<S: ToString + Copy>(text: Option<&str>, all: &[S]) -> Result<Vec<S>, Problem> {
+    let known = |word: &str| {
+        all.iter().find(|state| state.to_string() == word).copied().ok_or_else(|| {
+            let words: Vec<String> = all.iter().map(ToString::to_string).collect();
+            Problem::new(Code::ParameterInvalid, format!("the state `{word}` is not known"))
+                .field("state", "this state is not known")
+                .remedy(format!("choose of: {}", words.join(", ")))
+        })
+    };
+    text.map_or_else(|| Ok(Vec::new()), |text| text.split(',').map(|word| known(word.trim())).collect())
+}
+
+/// Makes the token of a page of clusters, which holds for this order only.
+pub(super) fn encode_cluster_token(order: ClusterOrder, key: &str) -> String {
+    encode_token(&format!("{}{key}", order_prefix(order)))
+}
+
+fn order_prefix(order: ClusterOrder) -> String {
+    format!("{order}:")
+}
+
 /// Makes an opaque page token of a key.
 pub(super) fn encode_token(key: &str) -> String {
     URL_SAFE_NO_PAD.encode(format!("1:{key}"))
@@ -144,10 +250,12 @@ pub(super) fn encode_token(key: &str) -> String {
 fn decode_token(token: &str) -> Result<String, Problem> {
     let bytes = URL_SAFE_NO_PAD.decode(token).ok().and_then(|bytes| String::from_utf8(bytes).ok());
     let key = bytes.as_deref().and_then(|text| text.strip_prefix("1:"));
-    key.map(str::to_owned).ok_or_else(|| {
-        Problem::new(Code::ParameterInvalid, "page_token was not made by this server")
-            .remedy("give nextPageToken of the page before, unchanged; or read the list from its beginning")
-    })
+    key.map(str::to_owned).ok_or_else(foreign_token)
+}
+
+fn foreign_token() -> Problem {
+    Problem::new(Code::ParameterInvalid, "page_token was not made by this server for this list and order")
+        .remedy("give nextPageToken of the page before, unchanged; or read the list from its beginning")
 }
 
 /// The name of a cluster in a path: no cluster can have a name that is not valid, so it does not exist.

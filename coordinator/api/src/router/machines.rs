@@ -6,7 +6,7 @@ use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 
-use super::extract::{self, ListParams, Params};
+use super::extract::{self, MachineListParams, Params};
 use super::{Api, respond};
 use crate::catalogue::Code;
 use crate::fleet::{Follow, LogsRequest};
@@ -22,14 +22,18 @@ const LINES_MAX: u32 = 100_000;
 #[utoipa::path(get, path = "/v1/machines", tag = "machines",
     params(("page_token" = Option<String>, Query, description = "nextPageToken of the page before"),
            ("page_size" = Option<usize>, Query, description = "1 to 500, 100 when absent"),
-           ("cluster" = Option<String>, Query, description = "Only machines of this cluster")),
+           ("cluster" = Option<String>, Query, description = "Only machines of this cluster"),
+           ("selector" = Option<String>, Query,
+            description = "Label selector over the labels of the machine's cluster and the keys cluster, pool, role, zone"),
+           ("state" = Option<String>, Query, description = "Only in these states, with commas between them"),
+           ("text" = Option<String>, Query, description = "Only with this in their id")),
     responses((status = 200, body = ListView<MachineView>), (status = "default", body = ProblemView,
         content_type = "application/problem+json")))]
 pub(super) async fn list(
     State(api): State<Api>,
-    Params(params): Params<ListParams>,
+    Params(params): Params<MachineListParams>,
 ) -> Result<Response, Problem> {
-    let page = api.fleet.machines(params.cluster()?, params.page()?).await?;
+    let page = api.fleet.machines(params.query()?).await?;
     let next = page.next.as_deref().map(extract::encode_token);
     respond::document(&ListView::new("Machine", page, next))
 }

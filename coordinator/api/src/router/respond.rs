@@ -62,8 +62,12 @@ fn to_json<T: Serialize>(document: &T) -> Result<Vec<u8>, Problem> {
 fn json(status: StatusCode, body: Vec<u8>, tag: &str) -> Response {
     let kind = HeaderValue::from_static("application/json");
     let mut response = (status, [(header::CONTENT_TYPE, kind)], body).into_response();
+    tag_with(&mut response, tag);
+    response
+}
+
+fn tag_with(response: &mut Response, tag: &str) {
     if let Ok(tag) = HeaderValue::from_str(&format!("\"{tag}\"")) {
         response.headers_mut().insert(header::ETAG, tag);
     }
-    response
 }

@@ -4,6 +4,7 @@
 //! be refused is refused with a problem document. After `101` both sides speak `ShellFrame`s of the link protocol,
 //! which pass through here unread.
 
+use axum::Extension;
 use axum::extract::{FromRequest, Path, Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -12,6 +13,7 @@ use hyper_util::rt::TokioIo;
 
 use super::Api;
 use super::extract::{self, Json};
+use crate::auth::Caller;
 use crate::catalogue::Code;
 use crate::fleet::ShellPipe;
 use crate::problem::{Problem, ProblemView};
@@ -32,6 +34,7 @@ const ARGUMENT_BYTES_MAX: usize = 8 * 1024;
 pub(super) async fn shell(
     State(api): State<Api>,
     Path(id): Path<String>,
+    Extension(caller): Extension<Caller>,
     mut request: Request,
 ) -> Result<Response, Problem> {
     let id = extract::machine_id(&id)?;
@@ -43,7 +46,7 @@ pub(super) async fn shell(
     };
     let body: Json<ShellRequestBody> = Json::from_request(request, &()).await?;
     check(&body.value)?;
-    let pipe = api.fleet.machine_shell(id, body.value).await?;
+    let pipe = api.fleet.machine_shell(id, body.value, caller).await?;
     tokio::spawn(join(upgrade, pipe));
     let headers = [
         (header::CONNECTION, HeaderValue::from_static("upgrade")),

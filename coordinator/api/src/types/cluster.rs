@@ -1,8 +1,9 @@
 //! Clusters.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::ToSchema;
 
 use super::machine::MachineSummary;
@@ -50,6 +51,9 @@ pub struct ClusterSpecBody {
     /// Whether deletion is refused until this is switched off.
     #[serde(default)]
     pub deletion_protection: bool,
+    /// Labels to select it by, at most 64, with the syntax of Kubernetes' labels.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
 }
 
 /// A NodePort service that is reachable from outside.
@@ -77,6 +81,18 @@ pub struct ClusterSpecPatch {
     /// Whether deletion is refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deletion_protection: Option<bool>,
+    /// Labels that are set; `null` removes one, or, in place of the object, all of them.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "present")]
+    #[schema(value_type = Option<BTreeMap<String, Option<String>>>)]
+    pub labels: Option<LabelsPatch>,
+}
+
+/// A merge patch of labels; `None` removes all.
+pub type LabelsPatch = Option<BTreeMap<String, Option<String>>>;
+
+/// Tells a field that is `null` from one that is absent.
+fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<LabelsPatch>, D::Error> {
+    Option::deserialize(deserializer).map(Some)
 }
 
 /// A cluster: what was asked for, what is, and which state of the wish this is.
@@ -116,6 +132,9 @@ pub struct ClusterSpecView {
     pub service_network: String,
     /// Whether deletion is refused.
     pub deletion_protection: bool,
+    /// Labels to select it by.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
 }
 
 /// Which state of the wish a document shows.
@@ -142,6 +161,11 @@ pub enum ClusterState {
     Deleting,
     /// It needs a person.
     Failed,
+}
+
+impl ClusterState {
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::Creating, Self::Ready, Self::Degraded, Self::Deleting, Self::Failed];
 }
 
 impl fmt::Display for ClusterState {

@@ -40,6 +40,25 @@ pub enum MachineState {
     Deleting,
 }
 
+impl MachineState {
+    /// All of them.
+    pub const ALL: [Self; 13] = [
+        Self::Planned,
+        Self::Creating,
+        Self::Retrying,
+        Self::Refused,
+        Self::Booting,
+        Self::Connecting,
+        Self::Applying,
+        Self::Ready,
+        Self::Degraded,
+        Self::Failed,
+        Self::Silent,
+        Self::Off,
+        Self::Deleting,
+    ];
+}
+
 impl fmt::Display for MachineState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {

@@ -17,7 +17,7 @@ mod time;
 pub use cluster::{
     ClusterPatchBody, ClusterSpecBody, ClusterSpecPatch, ClusterSpecView, ClusterState, ClusterStatusView,
     ClusterView, ConditionState, ConditionView, ExposeBody, ExposedView, KubeconfigRequestBody,
-    KubeconfigView, Meta, NewClusterBody,
+    KubeconfigView, LabelsPatch, Meta, NewClusterBody,
 };
 pub use event::{EventView, SeverityView};
 pub use installation::{

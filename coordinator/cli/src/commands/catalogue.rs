@@ -5,21 +5,21 @@ use std::fmt::Write;
 use keelson_api::ExitCode;
 use keelson_api::types::{PlanView, ReleaseView};
 
-use super::Work;
-use crate::args::NamedCommand;
+use super::{Work, sort};
+use crate::args::{PlanCommand, ReleaseCommand};
 use crate::client::{Call, segment};
 use crate::failure::Failure;
 use crate::table::Table;
 
 /// `keelson plan list|show`.
-pub(super) async fn plans(work: &mut Work<'_>, command: NamedCommand) -> Result<ExitCode, Failure> {
+pub(super) async fn plans(work: &mut Work<'_>, command: PlanCommand) -> Result<ExitCode, Failure> {
     let mut client = work.client()?;
-    let headers = work.headers();
     match command {
-        NamedCommand::List => {
-            let list = client.all::<PlanView>(&Call::get("plans")).await?;
+        PlanCommand::List(args) => {
+            let mut list = client.all::<PlanView>(&Call::get("plans")).await?;
+            sort(&mut list.items, &args)?;
             let names: Vec<String> = list.items.iter().map(|plan| format!("plan/{}", plan.name)).collect();
-            work.output().list(&list, &names, headers, "no plans", |_| {
+            work.output().list(&list, &names, "no plans", |_| {
                 let mut table = Table::new(&["NAME", "MACHINES", "DESCRIPTION"]);
                 for plan in &list.items {
                     let machines: u32 = plan.pools.iter().map(|pool| u32::from(pool.count)).sum();
@@ -28,7 +28,7 @@ pub(super) async fn plans(work: &mut Work<'_>, command: NamedCommand) -> Result<
                 table
             });
         }
-        NamedCommand::Show { name } => {
+        PlanCommand::Show { name } => {
             let plan: PlanView = client.document(&Call::get(format!("plans/{}", segment(&name)))).await?;
             work.output().document(&plan, &[format!("plan/{name}")], |_| plan_text(&plan));
         }
@@ -61,17 +61,16 @@ fn gibibytes(bytes: u64) -> String {
 }
 
 /// `keelson release list|show`.
-pub(super) async fn releases(work: &mut Work<'_>, command: NamedCommand) -> Result<ExitCode, Failure> {
+pub(super) async fn releases(work: &mut Work<'_>, command: ReleaseCommand) -> Result<ExitCode, Failure> {
     let mut client = work.client()?;
-    let headers = work.headers();
     match command {
-        NamedCommand::List => {
-            let list = client.all::<ReleaseView>(&Call::get("releases")).await?;
+        ReleaseCommand::List(args) => {
+            let mut list = client.all::<ReleaseView>(&Call::get("releases")).await?;
+            sort(&mut list.items, &args)?;
             let names: Vec<String> = list.items.iter().map(|item| format!("release/{}", item.name)).collect();
-            work.output()
-                .list(&list, &names, headers, "no releases", |wide| release_table(&list.items, wide));
+            work.output().list(&list, &names, "no releases", |wide| release_table(&list.items, wide));
         }
-        NamedCommand::Show { name } => {
+        ReleaseCommand::Show { name } => {
             let release: ReleaseView =
                 client.document(&Call::get(format!("releases/{}", segment(&name)))).await?;
             work.output().document(&release, &[format!("release/{name}")], |_| release_text(&release));

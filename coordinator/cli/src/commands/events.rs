@@ -1,18 +1,16 @@
 //! `keelson events`.
 
-use std::fmt::Write;
-
 use http_body_util::BodyExt;
 use keelson_api::types::{EventView, ListView};
 use keelson_api::{Code, ExitCode, Problem};
 use serde::Deserialize;
 
-use super::Work;
-use crate::args::{EventsArgs, Format};
+use super::{Work, sort};
+use crate::args::EventsArgs;
 use crate::client::{Call, Client};
 use crate::failure::Failure;
 use crate::sse::{Message, Parser};
-use crate::table::{Table, one_line};
+use crate::table::Table;
 
 /// How often a stream that broke is opened again in a row, before the command gives up.
 const RECONNECTS_MAX: u32 = 30;
@@ -31,11 +29,11 @@ pub(super) async fn run(work: &mut Work<'_>, args: &EventsArgs) -> Result<ExitCo
         .query("machine", args.machine.clone())
         .query("severity", Some(args.severity.as_str()));
     let newest = call.clone().query("page_size", Some(args.limit));
-    let list: ListView<EventView> = client.document(&newest).await?;
+    let mut list: ListView<EventView> = client.document(&newest).await?;
     if !args.follow {
+        sort(&mut list.items, &args.sort)?;
         let names: Vec<String> = list.items.iter().map(|event| format!("event/{}", event.id)).collect();
-        let headers = work.headers();
-        work.output().list(&list, &names, headers, "no events", |wide| table(&list.items, wide));
+        work.output().list(&list, &names, "no events", |wide| table(&list.items, wide));
         return Ok(ExitCode::Done);
     }
     let mut after = list.items.last().map_or(0, |event| event.id);
@@ -68,24 +66,13 @@ fn about(event: &EventView) -> String {
     event.machine.as_ref().or(event.cluster.as_ref()).cloned().unwrap_or_else(|| "-".to_owned())
 }
 
-/// One event of a stream: a line of text, or a line of JSON.
+/// One event of a stream.
 fn print(work: &mut Work<'_>, event: &EventView) {
-    let format = work.global.output;
-    let mut output = work.output();
-    match format {
-        Format::Json => output.json_line(event),
-        Format::Yaml => output.text(&format!("---\n{}", serde_norway::to_string(event).unwrap_or_default())),
-        Format::Name => output.text(&format!("event/{}", event.id)),
-        Format::Table | Format::Wide => {
-            let mut line = String::new();
-            let (at, severity, reason) = (event.at, event.severity, &event.reason);
-            let _ = write!(line, "{at}  {severity:<8} {reason}  {}  {}", about(event), event.outcome);
-            if format == Format::Wide {
-                let _ = write!(line, "  because {}", event.cause);
-            }
-            output.text(&one_line(&line));
-        }
-    }
+    work.output().streamed(event, &format!("event/{}", event.id), |wide| {
+        let (at, severity, reason) = (event.at, event.severity, &event.reason);
+        let line = format!("{at}  {severity:<8} {reason}  {}  {}", about(event), event.outcome);
+        if wide { format!("{line}  because {}", event.cause) } else { line }
+    });
 }
 
 /// Prints events as they come, until Ctrl-C. A stream that broke is resumed where it was.

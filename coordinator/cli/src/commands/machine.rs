@@ -7,8 +7,8 @@ use keelson_api::types::{MachineView, UnitStateView};
 use keelson_api::{Code, ExitCode, Problem};
 use keelson_protocol::WallTime;
 
-use super::{Work, shell};
-use crate::args::MachineCommand;
+use super::{Work, filtered, shell, sort};
+use crate::args::{MachineCommand, MachineTarget};
 use crate::client::{Call, Client, segment};
 use crate::duration::{ago, short};
 use crate::failure::Failure;
@@ -20,22 +20,15 @@ use crate::tree;
 pub(super) async fn run(work: &mut Work<'_>, command: MachineCommand) -> Result<ExitCode, Failure> {
     let mut client = work.client()?;
     match command {
-        MachineCommand::List { cluster } => {
-            let call = Call::get("machines").query("cluster", cluster);
-            let list = client.all::<MachineView>(&call).await?;
-            let names: Vec<String> =
-                list.items.iter().map(|item| format!("machine/{}", item.summary.id)).collect();
-            let headers = work.headers();
-            work.output().list(&list, &names, headers, "no machines", |wide| table(&list.items, wide));
+        MachineCommand::List { cluster, filter, sort: args } => {
+            let call = filtered(Call::get("machines").query("cluster", cluster), &filter);
+            let mut list = client.all::<MachineView>(&call).await?;
+            sort(&mut list.items, &args)?;
+            let names = names(&list.items);
+            work.output().list(&list, &names, "no machines", |wide| table(&list.items, wide));
             Ok(ExitCode::Done)
         }
-        MachineCommand::Show { id } => {
-            let machine: MachineView =
-                client.document(&Call::get(format!("machines/{}", segment(&id)))).await?;
-            let (now, paint) = (work.session.now(), Paint::stdout(work.session));
-            work.output().document(&machine, &[format!("machine/{id}")], |_| text(&machine, now, paint));
-            Ok(ExitCode::Done)
-        }
+        MachineCommand::Show(target) => show(work, &mut client, target).await,
         MachineCommand::Logs { id, unit, lines, follow } => {
             let call = Call::get(format!("machines/{}/logs", segment(&id)))
                 .query("unit", unit)
@@ -45,6 +38,32 @@ pub(super) async fn run(work: &mut Work<'_>, command: MachineCommand) -> Result<
         }
         MachineCommand::Shell { id, command } => shell::run(work, &mut client, &id, command).await,
     }
+}
+
+fn names(machines: &[MachineView]) -> Vec<String> {
+    machines.iter().map(|machine| format!("machine/{}", machine.summary.id)).collect()
+}
+
+async fn show(work: &mut Work<'_>, client: &mut Client, target: MachineTarget) -> Result<ExitCode, Failure> {
+    let (now, paint) = (work.session.now(), Paint::stdout(work.session));
+    let Some(selector) = target.selector else {
+        let id = target.id.unwrap_or_default();
+        let call = Call::get(format!("machines/{}", segment(&id)));
+        let machine: MachineView = client.document(&call).await?;
+        work.output().document(&machine, &[format!("machine/{id}")], |_| text(&machine, now, paint));
+        return Ok(ExitCode::Done);
+    };
+    let call = Call::get("machines").query("selector", Some(&selector));
+    let list = client.all::<MachineView>(&call).await?;
+    if list.items.is_empty() {
+        let what = format!("no machine fits `{selector}`");
+        return Err(Failure::new(Code::MachineNotFound, what));
+    }
+    let names = names(&list.items);
+    work.output().document(&list, &names, |_| {
+        list.items.iter().map(|machine| text(machine, now, paint)).collect::<Vec<_>>().join("\n")
+    });
+    Ok(ExitCode::Done)
 }
 
 fn heartbeat(machine: &MachineView) -> String {

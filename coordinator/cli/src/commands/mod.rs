@@ -1,22 +1,28 @@
 //! The verbs. Each file has one noun.
 
+mod access;
+mod await_state;
 mod catalogue;
 mod cluster;
+mod delete;
 mod events;
 mod fleet;
 mod machine;
 mod offline;
 mod operation;
+mod schema;
 mod shell;
 
 use keelson_api::ExitCode;
+use serde::Serialize;
 
-use crate::args::{Cli, Command, Format, Global};
-use crate::client::Client;
+use crate::args::{Cli, Command, FilterArgs, Global, SortArgs};
+use crate::client::{Call, Client};
 use crate::context::Context;
 use crate::failure::Failure;
 use crate::output::Output;
 use crate::session::Session;
+use crate::template;
 
 /// What every verb works with.
 pub(crate) struct Work<'a> {
@@ -32,18 +38,36 @@ impl Work<'_> {
 
     /// Where results and hints go.
     pub(crate) fn output(&mut self) -> Output<'_> {
-        Output::new(self.session, self.global.output)
-    }
-
-    /// Whether tables have heads.
-    pub(crate) fn headers(&self) -> bool {
-        !self.global.no_headers
+        Output::of(self.session, &self.global)
     }
 
     /// Whether the result is for a person.
     pub(crate) fn for_people(&self) -> bool {
-        matches!(self.global.output, Format::Table | Format::Wide)
+        self.global.output.is_for_people()
     }
+}
+
+/// Lets a list be filtered where it is made.
+fn filtered(call: Call, filter: &FilterArgs) -> Call {
+    call.query("selector", filter.selector.clone())
+        .query("state", filter.state.clone())
+        .query("text", filter.text.clone())
+}
+
+/// Sorts the items of a list as `--sort-by` says. A path that no item has is a mistake that must not pass in silence.
+fn sort<T: Serialize>(items: &mut Vec<T>, args: &SortArgs) -> Result<(), Failure> {
+    let Some(path) = &args.sort_by else { return Ok(()) };
+    let keyed = |item: T| {
+        let document = serde_json::to_value(&item).unwrap_or_default();
+        (path.first(&document).cloned(), item)
+    };
+    let mut all: Vec<_> = std::mem::take(items).into_iter().map(keyed).collect();
+    if !all.is_empty() && all.iter().all(|(key, _)| key.is_none()) {
+        return Err(Failure::usage("--sort-by: no item of the list has anything at this path"));
+    }
+    all.sort_by(|(one, _), (other, _)| template::compare(one.as_ref(), other.as_ref()));
+    items.extend(all.into_iter().map(|(_, item)| item));
+    Ok(())
 }
 
 /// Runs a command that was parsed.
@@ -58,8 +82,9 @@ pub(crate) async fn dispatch(cli: Cli, session: &mut Session) -> Result<ExitCode
         Command::Events(args) => events::run(&mut work, &args).await,
         Command::Status => fleet::status(&mut work).await,
         Command::Version { client } => fleet::version(&mut work, client).await,
-        Command::Explain { code } => offline::explain(&mut work, &code),
-        Command::Completion { shell } => Ok(offline::completion(&mut work, shell)),
+        Command::Wait(args) => await_state::run(&mut work, &args).await,
+        Command::Explain { topic } => offline::explain(&mut work, &topic),
+        Command::Completion { shell } => offline::completion(&mut work, shell),
         Command::Help { topic } => offline::help(&mut work, &topic),
     }
 }

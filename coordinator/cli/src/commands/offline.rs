@@ -3,15 +3,26 @@
 use std::fmt::Write;
 
 use clap::CommandFactory;
+use clap_complete::env::Shells;
 use keelson_api::{Code, ExitCode};
 use serde_json::json;
 
-use super::Work;
+use super::{Work, schema};
 use crate::args::Cli;
 use crate::failure::Failure;
+use crate::{complete, pks};
 
-/// `keelson explain CODE`.
-pub(super) fn explain(work: &mut Work<'_>, code: &str) -> Result<ExitCode, Failure> {
+/// `keelson explain CODE` and `keelson explain PATH`.
+pub(super) fn explain(work: &mut Work<'_>, topic: &str) -> Result<ExitCode, Failure> {
+    if !schema::is_path(topic) {
+        return explain_code(work, topic);
+    }
+    let field = schema::explain(topic)?;
+    work.output().document(&field, &[format!("field/{topic}")], |_| schema::text(&field));
+    Ok(ExitCode::Done)
+}
+
+fn explain_code(work: &mut Work<'_>, code: &str) -> Result<ExitCode, Failure> {
     let known: Code = code.parse().map_err(|error: keelson_api::catalogue::UnknownCode| {
         Failure::new(Code::CodeUnknown, error.to_string())
     })?;
@@ -39,12 +50,17 @@ pub(super) fn explain(work: &mut Work<'_>, code: &str) -> Result<ExitCode, Failu
     Ok(ExitCode::Done)
 }
 
-/// `keelson completion SHELL`.
-pub(super) fn completion(work: &mut Work<'_>, shell: clap_complete::Shell) -> ExitCode {
+/// `keelson completion SHELL`: a script that asks this program, so that names of clusters are completed too.
+pub(super) fn completion(work: &mut Work<'_>, shell: clap_complete::Shell) -> Result<ExitCode, Failure> {
+    let unknown = || Failure::usage(format!("there is no completion for {shell}"));
+    let shells = Shells::builtins();
+    let completer = shells.completer(&shell.to_string()).ok_or_else(unknown)?;
     let mut script = Vec::new();
-    clap_complete::generate(shell, &mut Cli::command(), "keelson", &mut script);
+    completer
+        .write_registration(complete::VARIABLE, "keelson", "keelson", "keelson", &mut script)
+        .map_err(|error| Failure::local("the script cannot be made", &error))?;
     work.output().bytes(&script);
-    ExitCode::Done
+    Ok(ExitCode::Done)
 }
 
 /// `keelson help [WORDS]`.
@@ -55,6 +71,10 @@ pub(super) fn help(work: &mut Work<'_>, topic: &[String]) -> Result<ExitCode, Fa
             let _ = writeln!(text, "  {:>3}  {}", code.number(), code.meaning());
         }
         work.output().text(&text);
+        return Ok(ExitCode::Done);
+    }
+    if topic == ["pks"] {
+        work.output().text(&pks::help());
         return Ok(ExitCode::Done);
     }
     let mut command = Cli::command();

@@ -7,8 +7,8 @@ use keelson_api::ExitCode;
 use keelson_api::types::{OperationKindView, OperationStateView, OperationView, WaitingView};
 use keelson_protocol::WallTime;
 
-use super::{Work, cluster};
-use crate::args::OperationCommand;
+use super::{Work, delete, sort};
+use crate::args::{OperationCommand, SortArgs};
 use crate::client::{Call, Client, segment};
 use crate::duration::ago;
 use crate::failure::Failure;
@@ -21,7 +21,7 @@ use crate::tree;
 pub(super) async fn run(work: &mut Work<'_>, command: OperationCommand) -> Result<ExitCode, Failure> {
     let mut client = work.client()?;
     match command {
-        OperationCommand::List { cluster } => list(work, &mut client, cluster).await,
+        OperationCommand::List { cluster, sort } => list(work, &mut client, cluster, &sort).await,
         OperationCommand::Show { id } => {
             let path = format!("operations/{}", segment(&id));
             let operation: OperationView = client.document(&Call::get(path)).await?;
@@ -46,11 +46,13 @@ async fn list(
     work: &mut Work<'_>,
     client: &mut Client,
     cluster: Option<String>,
+    args: &SortArgs,
 ) -> Result<ExitCode, Failure> {
-    let list = client.all::<OperationView>(&Call::get("operations").query("cluster", cluster)).await?;
+    let mut list = client.all::<OperationView>(&Call::get("operations").query("cluster", cluster)).await?;
+    sort(&mut list.items, args)?;
     let names: Vec<String> = list.items.iter().map(|item| format!("operation/{}", item.id)).collect();
-    let (headers, now) = (work.headers(), work.session.now());
-    work.output().list(&list, &names, headers, "no operations", |wide| {
+    let now = work.session.now();
+    work.output().list(&list, &names, "no operations", |wide| {
         const HEAD: [&str; 7] = ["ID", "ACTION", "CLUSTER", "STATE", "AGE", "TOOK", "WAITS FOR"];
         let mut table = Table::new(&HEAD[..if wide { 7 } else { 6 }]);
         for item in &list.items {
@@ -80,7 +82,8 @@ pub(super) fn show(work: &mut Work<'_>, operation: &OperationView) {
     work.output().document(operation, &[name], |_| text(operation, now, paint));
 }
 
-fn text(operation: &OperationView, now: WallTime, paint: Paint) -> String {
+/// An operation in full, for people.
+pub(super) fn text(operation: &OperationView, now: WallTime, paint: Paint) -> String {
     let title = format!("operation {}  {} {}", operation.id, operation.action, operation.cluster);
     let mut text = format!("{}  {}\n", paint.bold(&title), operation.state);
     let until = operation.ended.map_or(now, |ended| ended.0);
@@ -112,10 +115,11 @@ pub(super) async fn watch(
     timeout: Option<Duration>,
 ) -> Result<OperationView, Failure> {
     let mode = work.global.progress;
-    let operation = progress::wait(client, work.session, id, mode, timeout).await?;
+    let watched = progress::OperationSubject { id };
+    let operation = progress::wait(client, work.session, &watched, mode, timeout).await?;
     let gone = operation.action == OperationKindView::DeleteCluster;
     if gone && operation.state == OperationStateView::Succeeded {
-        cluster::forget_kubeconfig(work, client, &operation.cluster).await;
+        delete::forget_kubeconfig(work, client, &operation.cluster).await;
     }
     Ok(operation)
 }

@@ -111,6 +111,20 @@ impl World {
         }
     }
 
+    /// Prepares a command line of which the words may hold spaces.
+    pub(crate) fn keelson_words(&self, words: &[&str]) -> Run<'_> {
+        let mut run = self.keelson("");
+        run.arguments.extend(words.iter().map(|word| (*word).to_owned()));
+        run
+    }
+
+    /// Starts it under another name.
+    pub(crate) fn program(&self, line: &str) -> Run<'_> {
+        let mut run = self.keelson("");
+        run.arguments = line.split_whitespace().map(str::to_owned).collect();
+        run
+    }
+
     /// Takes out of a text what differs from run to run.
     pub(crate) fn stable(&self, text: &str) -> String {
         text.replace(&self.server.url(), "https://COORDINATOR")
