@@ -3,6 +3,8 @@
 //! `cargo xtask test` makes the installation and says where it is through `KEELSON_E2E_*`; a test without one fails and
 //! says so. Tests share the `demo` cluster and run one after the other; each leaves it ready.
 
+mod lone;
+
 use std::env;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -11,9 +13,12 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use keelson_providers::local::faults::FaultBench;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
+
+pub use lone::{Lone, Running};
 
 /// How long anything may take to come back.
 const BACK_MAX: Duration = Duration::from_secs(120);
@@ -23,6 +28,12 @@ const POLL: Duration = Duration::from_millis(200);
 const ANSWER_MAX: Duration = Duration::from_secs(3);
 /// Largest HTTP answer, in bytes.
 const ANSWER_BYTES_MAX: u64 = 64 * 1024;
+
+/// Where `cargo xtask test` has put something.
+fn variable(name: &str) -> Result<String> {
+    let name = format!("KEELSON_E2E_{name}");
+    env::var(&name).with_context(|| format!("{name} is not set: run these tests with `cargo xtask test`"))
+}
 
 /// An installation with a ready cluster `demo`.
 #[derive(Debug)]
@@ -42,19 +53,14 @@ impl Installation {
     /// # Errors
     /// When there is none.
     pub fn open() -> Result<Self> {
-        let text = |name: &str| {
-            let name = format!("KEELSON_E2E_{name}");
-            env::var(&name)
-                .with_context(|| format!("{name} is not set: run these tests with `cargo xtask test`"))
-        };
         Ok(Self {
-            state_dir: text("STATE_DIR")?.into(),
-            coordinator: text("COORDINATOR")?.into(),
-            keelson: text("KEELSON")?.into(),
-            kubectl: text("KUBECTL")?.into(),
-            kubeconfig: text("KUBECONFIG")?.into(),
-            image: text("IMAGE")?,
-            web: text("WEB")?.parse()?,
+            state_dir: variable("STATE_DIR")?.into(),
+            coordinator: variable("COORDINATOR")?.into(),
+            keelson: variable("KEELSON")?.into(),
+            kubectl: variable("KUBECTL")?.into(),
+            kubeconfig: variable("KUBECONFIG")?.into(),
+            image: variable("IMAGE")?,
+            web: variable("WEB")?.parse()?,
         })
     }
 
@@ -113,15 +119,29 @@ impl Installation {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
+    /// The fault bench of this installation.
+    ///
+    /// # Errors
+    /// When there is no installation.
+    pub fn faults(&self) -> Result<FaultBench> {
+        Ok(FaultBench::open(&self.state_dir)?)
+    }
+
+    /// State of a machine in one word, as `keelson machine show` says it.
+    ///
+    /// # Errors
+    /// When it cannot be shown.
+    pub fn machine_state(&self, machine: &str) -> Result<String> {
+        let shown = self.keelson_json(&["machine", "show", machine])?;
+        Ok(shown["state"].as_str().context("the machine has no state")?.to_owned())
+    }
+
     /// Takes a machine's power away, past Keelson: nobody asked for it, nobody is told.
     ///
     /// # Errors
     /// When the machine does not run.
     pub fn cut_power(&self, machine: &str) -> Result<()> {
-        let root = self.state_dir.join("local/runc");
-        let status = Command::new("runc").arg("--root").arg(root).args(["kill", machine, "KILL"]).status()?;
-        ensure!(status.success(), "runc could not kill {machine}");
-        Ok(())
+        Ok(self.faults()?.kill(&machine.parse()?)?)
     }
 
     /// Kills the main process of a unit with signal 9.

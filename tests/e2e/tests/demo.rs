@@ -1,8 +1,16 @@
 //! The demo cluster as its users see it, and what happens when its parts are killed.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, ensure};
 use keelson_e2e::{Installation, wait_for};
+use keelson_providers::local::faults::{Cut, Side, Ways};
 use nix::sys::signal::{Signal, kill};
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+
+/// Tells one boot of a machine from another: when its init began.
+const BOOT: [&str; 4] = ["systemctl", "show", "--value", "--property=UserspaceTimestampMonotonic"];
 
 #[test]
 fn kubernetes_shows_roles_zones_and_taints() -> Result<()> {
@@ -176,6 +184,99 @@ fn a_machine_without_power_is_switched_on_again() -> Result<()> {
         ensure!(state != "ready", "the cluster is {state}");
         Ok(())
     })?;
+    installation.wait_ready("demo")?;
+    wait_for("the application to answer", || installation.ask_web().map(|_| ()))
+}
+
+#[test]
+fn a_frozen_machine_is_called_silent_and_nothing_is_replaced() -> Result<()> {
+    let installation = Installation::open()?;
+    installation.wait_ready("demo")?;
+    let machine = "demo-worker-1".parse()?;
+    let faults = installation.faults()?;
+    let boot = || installation.on_machine("demo-worker-1", &BOOT);
+    let before = boot()?;
+    faults.freeze(&machine)?;
+    let silent = wait_for("the machine to be called silent", || {
+        let state = installation.machine_state("demo-worker-1")?;
+        ensure!(state == "silent", "it is {state}");
+        Ok(())
+    });
+    faults.thaw(&machine)?;
+    silent?;
+    installation.wait_ready("demo")?;
+    ensure!(boot()? == before, "the machine was started again");
+    wait_for("the application to answer", || installation.ask_web().map(|_| ()))
+}
+
+#[test]
+fn a_machine_cut_off_from_the_coordinator_goes_on_with_its_work() -> Result<()> {
+    let installation = Installation::open()?;
+    installation.wait_ready("demo")?;
+    let machine = "demo-master-1";
+    let cut = Cut { from: Side::Machine(machine.parse()?), to: Side::Coordinator, ways: Ways::OneWay };
+    let faults = installation.faults()?;
+    faults.cut(cut.clone())?;
+    let checked = wait_for("the machine to be called silent", || {
+        let state = installation.machine_state(machine)?;
+        ensure!(state == "silent", "it is {state}");
+        Ok(())
+    })
+    .and_then(|()| {
+        // A program that dies meanwhile is started again without the coordinator.
+        installation.kill_unit(machine, "kube-scheduler.service")?;
+        wait_for("the scheduler to run again", || {
+            let state = installation.on_machine(machine, &["systemctl", "is-active", "kube-scheduler"])?;
+            ensure!(state.trim() == "active", "it is {state}");
+            Ok(())
+        })
+    });
+    faults.mend(&cut)?;
+    checked?;
+    installation.wait_ready("demo")?;
+    let events = installation.written()?;
+    ensure!(events.contains("kube-scheduler.service"), "what happened meanwhile was not told");
+    Ok(())
+}
+
+/// So many kills, at random moments.
+const RANDOM_KILLS: usize = 12;
+/// Longest pause between two of them.
+const PAUSE_MS_MAX: u64 = 1_500;
+/// Whom they may hit; without a unit it is the coordinator.
+const VICTIMS: [(&str, &str); 10] = [
+    ("demo-etcd-1", "etcd.service"),
+    ("demo-etcd-1", "keelson-agent.service"),
+    ("demo-master-1", "kube-apiserver.service"),
+    ("demo-master-1", "kube-controller-manager.service"),
+    ("demo-master-1", "keelson-agent.service"),
+    ("demo-worker-1", "kubelet.service"),
+    ("demo-worker-1", "containerd.service"),
+    ("demo-worker-2", "kube-proxy.service"),
+    ("demo-worker-2", "keelson-agent.service"),
+    ("coordinator", ""),
+];
+
+#[test]
+fn kills_at_random_moments_are_mended_without_a_person() -> Result<()> {
+    let installation = Installation::open()?;
+    installation.wait_ready("demo")?;
+    let seed =
+        std::env::var("KEELSON_E2E_SEED").ok().map_or_else(|| Ok(rand::random()), |seed| seed.parse())?;
+    println!("seed {seed}: repeat with KEELSON_E2E_SEED={seed}");
+    let mut random = StdRng::seed_from_u64(seed);
+    for _ in 0..RANDOM_KILLS {
+        let (machine, unit) = VICTIMS[random.random_range(0..VICTIMS.len())];
+        println!("kill -9 {machine} {unit}");
+        if unit.is_empty() {
+            installation.kill_coordinator()?;
+            installation.start_coordinator()?;
+        } else {
+            // It may be down already, by a kill before this one.
+            let _ = installation.kill_unit(machine, unit);
+        }
+        std::thread::sleep(Duration::from_millis(random.random_range(0..PAUSE_MS_MAX)));
+    }
     installation.wait_ready("demo")?;
     wait_for("the application to answer", || installation.ask_web().map(|_| ()))
 }

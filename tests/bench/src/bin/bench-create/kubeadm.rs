@@ -170,18 +170,9 @@ impl<'a> Machine<'a> {
     /// Runs a program on the machine, with the release's programs on the path.
     fn command(&self) -> Command {
         let mut command = Command::new("runc");
-        let programs = format!(
-            "{FOLDER}/bin:/opt/keelson/releases/{}/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-            self.peer.arguments.release
-        );
+        let path = format!("PATH={}", path(&self.peer.arguments.release));
         command.arg("--root").arg(self.peer.state_dir.join("local/runc")).arg("exec");
-        command.args([
-            "--env",
-            &format!("PATH={programs}"),
-            "--env",
-            "HOME=/root",
-            self.key.machine.as_str(),
-        ]);
+        command.args(["--env", &path, "--env", "HOME=/root", self.key.machine.as_str()]);
         command
     }
 
@@ -197,7 +188,9 @@ impl<'a> Machine<'a> {
         let v1 = !Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
         write("containerd.toml", containerd_config(&self.peer.arguments.release, v1))?;
         write("10-pods.conflist", pod_network().to_string())?;
-        write("containerd.service", unit("containerd --config=/var/peer/containerd.toml", "Delegate=yes\n"))?;
+        let unit = |command: &str, more: &str| unit(&self.peer.arguments.release, command, more);
+        let containerd = format!("containerd --config={FOLDER}/containerd.toml");
+        write("containerd.service", unit(&containerd, "Delegate=yes\n"))?;
         write("kubelet.service", unit(KUBELET, KUBELET_ENVIRONMENT))?;
         write("init.json", self.init_config(v1))?;
         std::fs::create_dir_all(folder.join("net.d"))?;
@@ -278,9 +271,17 @@ const KUBELET: &str = "kubelet --bootstrap-kubeconfig=/etc/kubernetes/bootstrap-
 /// As kubeadm's packages have it.
 const KUBELET_ENVIRONMENT: &str = "EnvironmentFile=-/var/lib/kubelet/kubeadm-flags.env\n";
 
-fn unit(command: &str, more: &str) -> String {
+fn unit(release: &str, command: &str, more: &str) -> String {
     // systemd wants the program's whole path; the shell finds it.
-    format!("[Service]\nExecStart=/bin/sh -c 'exec {command}'\nRestart=always\n{more}")
+    let path = path(release);
+    format!(
+        "[Service]\nEnvironment=PATH={path}\nExecStart=/bin/sh -c 'exec {command}'\nRestart=always\n{more}"
+    )
+}
+
+/// Where a machine's programs are.
+fn path(release: &str) -> String {
+    format!("{FOLDER}/bin:/opt/keelson/releases/{release}/bin:/usr/sbin:/usr/bin:/sbin:/bin")
 }
 
 fn containerd_config(release: &str, v1: bool) -> String {
