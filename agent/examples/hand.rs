@@ -127,7 +127,10 @@ async fn bulk(session: &SessionHandle, line: &str) -> anyhow::Result<String> {
         match stream.read_frame().await? {
             Some(ShellFrame::Data(bytes)) => text.push_str(&String::from_utf8_lossy(&bytes)),
             Some(ShellFrame::Exit { code }) => return Ok(format!("{text} [exit code {code}]")),
-            Some(ShellFrame::Resize { .. }) | None => bail!("the shell broke off after {text}"),
+            Some(ShellFrame::Error(bytes)) => text.push_str(&String::from_utf8_lossy(&bytes)),
+            Some(ShellFrame::Resize { .. } | ShellFrame::EndOfInput) | None => {
+                bail!("the shell broke off after {text}")
+            }
         }
     }
 }

@@ -1,10 +1,13 @@
 //! Bulk streams that the coordinator opens: the journal, the status, a terminal.
 
 use keelson_agent_core::AgentStatus;
-use keelson_host::{JournalRequest, Terminal, journal};
+use keelson_host::{JournalRequest, Terminal, journal, start_piped};
 use keelson_protocol::message::{BulkRequest, ShellFrame};
 use keelson_transport::{BulkError, BulkReader, BulkStream};
+use std::os::unix::process::ExitStatusExt;
+
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::process::{Child, ChildStdin};
 use tracing::{debug, info};
 
 use crate::errors::chain;
@@ -20,6 +23,10 @@ pub(crate) async fn serve(request: BulkRequest, stream: BulkStream, status: Agen
             send_journal(JournalRequest { unit, lines, follow }, stream).await
         }
         BulkRequest::Status => send_status(&status, stream).await,
+        BulkRequest::Shell { command, terminal, .. } if terminal.is_empty() => match start_piped(&command) {
+            Ok(child) => run_piped(child, stream).await,
+            Err(error) => stream.refuse(&chain(&error)).await,
+        },
         BulkRequest::Shell { command, terminal, rows, columns } => {
             match Terminal::start(&command, &terminal, rows, columns) {
                 Ok(terminal) => run_shell(terminal, stream).await,
@@ -104,8 +111,10 @@ async fn run_shell(mut terminal: Terminal, mut stream: BulkStream) -> Result<(),
                         debug!(%error, "the terminal keeps its size");
                     }
                 }
-                // The user has gone, or says what only the machine may say: the terminal is closed.
-                Some(ShellFrame::Exit { .. }) | None => return Err(BulkError::Ended),
+                // The user has gone, or says what does not belong here: the terminal is closed.
+                Some(ShellFrame::Exit { .. } | ShellFrame::Error(_) | ShellFrame::EndOfInput) | None => {
+                    return Err(BulkError::Ended);
+                }
             }
         }
     };
@@ -120,4 +129,66 @@ async fn run_shell(mut terminal: Terminal, mut stream: BulkStream) -> Result<(),
     writer.write_frame(&ShellFrame::Exit { code }).await?;
     writer.finish();
     Ok(())
+}
+
+/// Runs a command whose streams carry bytes as they are: files go in and out unchanged.
+async fn run_piped(mut child: Child, mut stream: BulkStream) -> Result<(), BulkError> {
+    let (Some(stdin), Some(mut stdout), Some(mut stderr)) =
+        (child.stdin.take(), child.stdout.take(), child.stderr.take())
+    else {
+        return Ok(());
+    };
+    stream.accept().await?;
+    let (reader, mut writer) = stream.split();
+    let output = async {
+        let (mut out, mut err) = (vec![0; PIECE_BYTES_MAX], vec![0; PIECE_BYTES_MAX]);
+        let (mut out_open, mut err_open) = (true, true);
+        while out_open || err_open {
+            // Both reads are cancel-safe: what is not read now is read in the next turn.
+            let frame = tokio::select! {
+                read = stdout.read(&mut out), if out_open => match read {
+                    Ok(0) | Err(_) => { out_open = false; continue }
+                    Ok(count) => ShellFrame::Data(out[..count].to_vec()),
+                },
+                read = stderr.read(&mut err), if err_open => match read {
+                    Ok(0) | Err(_) => { err_open = false; continue }
+                    Ok(count) => ShellFrame::Error(err[..count].to_vec()),
+                },
+            };
+            writer.write_frame(&frame).await?;
+        }
+        Ok::<(), BulkError>(())
+    };
+    // biased: output first, so that the last words of a command that has ended are not lost. Neither loop is resumed.
+    tokio::select! {
+        biased;
+        ended = output => ended?,
+        gone = feed(stdin, reader) => return Err(gone),
+    }
+    let status = child.wait().await.ok();
+    let code = status.and_then(|status| status.code().or_else(|| status.signal().map(|signal| 128 + signal)));
+    writer.write_frame(&ShellFrame::Exit { code: code.unwrap_or(-1) }).await?;
+    writer.finish();
+    Ok(())
+}
+
+/// Passes input on. Ends only when the user has gone.
+async fn feed(stdin: ChildStdin, mut reader: BulkReader) -> BulkError {
+    // A command that does not read its input may end all the same: then nobody wants the rest.
+    let mut stdin = Some(stdin);
+    loop {
+        match reader.read_frame().await {
+            Ok(Some(ShellFrame::Data(bytes))) => {
+                if let Some(input) = &mut stdin
+                    && input.write_all(&bytes).await.is_err()
+                {
+                    stdin = None;
+                }
+            }
+            Ok(Some(ShellFrame::EndOfInput)) => stdin = None,
+            Ok(Some(ShellFrame::Resize { .. })) => {}
+            Ok(Some(ShellFrame::Exit { .. } | ShellFrame::Error(_)) | None) => return BulkError::Ended,
+            Err(error) => return error,
+        }
+    }
 }

@@ -177,11 +177,11 @@ pub enum BulkRequest {
     },
     /// What `keelson-agent status` prints, as JSON.
     Status,
-    /// A command on a pseudo terminal; [`ShellFrame`]s follow in both directions.
+    /// A command; [`ShellFrame`]s follow in both directions.
     Shell {
         /// Program and arguments; empty means root's shell.
         command: Vec<String>,
-        /// Value of `TERM`.
+        /// Value of `TERM` of its pseudo terminal; empty: it has none, and its three streams carry bytes as they are.
         terminal: String,
         /// Rows of the terminal.
         rows: u16,
@@ -205,7 +205,7 @@ pub enum BulkReply {
 /// A frame of a shell stream.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ShellFrame {
-    /// Keys one way, output the other.
+    /// Keys or input one way, output the other.
     Data(Vec<u8>),
     /// The user's terminal has another size now.
     Resize {
@@ -219,6 +219,10 @@ pub enum ShellFrame {
         /// Its exit code; 128 + n for signal n.
         code: i32,
     },
+    /// Error output of a command without a terminal.
+    Error(Vec<u8>),
+    /// Nothing more comes as input of a command without a terminal.
+    EndOfInput,
 }
 
 impl Message for Heartbeat {

@@ -1,4 +1,4 @@
-//! A command on a pseudo terminal (pty(7)).
+//! A command on a pseudo terminal (pty(7)), or with pipes.
 
 use std::fs::File;
 use std::io;
@@ -109,6 +109,19 @@ impl Terminal {
         let status = self.child.wait().await?;
         Ok(status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0)))
     }
+}
+
+/// Starts `command`, or root's shell when it is empty, with pipes as its three streams. Dropping it kills it.
+///
+/// # Errors
+/// [`TerminalError::Start`].
+pub fn start_piped(command: &[String]) -> Result<Child, TerminalError> {
+    let words: Vec<&str> =
+        if command.is_empty() { SHELL.to_vec() } else { command.iter().map(String::as_str).collect() };
+    let mut child = Command::new(words[0]);
+    child.args(&words[1..]).env("HOME", "/root").current_dir("/").kill_on_drop(true);
+    child.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    child.spawn().map_err(|source| TerminalError::Start { program: words.join(" "), source })
 }
 
 /// Lets the runtime tell when the terminal can be read or written.

@@ -44,6 +44,11 @@ impl<'a> Output<'a> {
         let _ = self.session.stdout.write_all(bytes).and_then(|()| self.session.stdout.flush());
     }
 
+    /// Error output of a command on a machine, as it came.
+    pub(crate) fn error_bytes(&mut self, bytes: &[u8]) {
+        let _ = self.session.stderr.write_all(bytes).and_then(|()| self.session.stderr.flush());
+    }
+
     /// A hint, a warning, a sentence for people: standard error.
     pub(crate) fn hint(&mut self, text: &str) {
         let _ = writeln!(self.session.stderr, "{text}").and_then(|()| self.session.stderr.flush());

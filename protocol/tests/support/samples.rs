@@ -48,6 +48,8 @@ pub(crate) fn all() -> Vec<Golden> {
             ("data".into(), ShellFrame::Data(b"ls -l\r\n".to_vec())),
             ("resize".into(), ShellFrame::Resize { rows: 50, columns: 132 }),
             ("exit".into(), ShellFrame::Exit { code: -1 }),
+            ("error".into(), ShellFrame::Error(b"no such file".to_vec())),
+            ("end-of-input".into(), ShellFrame::EndOfInput),
         ],
     );
     all
@@ -395,7 +397,11 @@ const _: fn(&BulkRequest) = |message| match message {
     BulkRequest::Journal { .. } | BulkRequest::Status | BulkRequest::Shell { .. } => {}
 };
 const _: fn(&ShellFrame) = |message| match message {
-    ShellFrame::Data(_) | ShellFrame::Resize { .. } | ShellFrame::Exit { .. } => {}
+    ShellFrame::Data(_)
+    | ShellFrame::Resize { .. }
+    | ShellFrame::Exit { .. }
+    | ShellFrame::Error(_)
+    | ShellFrame::EndOfInput => {}
 };
 const _: fn(&EventKind) = |kind| match kind {
     EventKind::AgentStarted

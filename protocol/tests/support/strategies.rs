@@ -417,5 +417,7 @@ pub(crate) fn shell_frame() -> impl Strategy<Value = ShellFrame> {
         bytes().prop_map(ShellFrame::Data),
         any::<(u16, u16)>().prop_map(|(rows, columns)| ShellFrame::Resize { rows, columns }),
         any::<i32>().prop_map(|code| ShellFrame::Exit { code }),
+        bytes().prop_map(ShellFrame::Error),
+        Just(ShellFrame::EndOfInput),
     ]
 }

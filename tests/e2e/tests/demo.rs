@@ -239,6 +239,25 @@ fn a_machine_cut_off_from_the_coordinator_goes_on_with_its_work() -> Result<()> 
     Ok(())
 }
 
+#[test]
+fn files_can_be_piped_through_a_command_on_a_machine() -> Result<()> {
+    let installation = Installation::open()?;
+    let sent: Vec<u8> = (0..PIPED_BYTES).map(|index| u8::try_from(index % 251).unwrap_or(0)).collect();
+    let folder = tempfile::tempdir()?;
+    let file = folder.path().join("sent");
+    std::fs::write(&file, &sent)?;
+    let script = ["machine", "shell", "demo-worker-1", "--", "sh", "-c", "cat; echo done >&2; exit 3"];
+    let mut command = installation.keelson_command(&script);
+    let output = command.stdin(std::fs::File::open(&file)?).output()?;
+    ensure!(output.status.code() == Some(3), "{:?}", output.status);
+    ensure!(output.stdout == sent, "{} bytes came back of {}", output.stdout.len(), sent.len());
+    ensure!(output.stderr == b"done\n", "{}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
+/// Larger than every window and buffer on the way.
+const PIPED_BYTES: usize = 8 * 1024 * 1024;
+
 /// So many kills, at random moments.
 const RANDOM_KILLS: usize = 12;
 /// Longest pause between two of them.

@@ -214,7 +214,8 @@ async fn a_terminal_speaks_both_ways_at_once() {
                     writer.write_frame(&ShellFrame::Data(keys.to_ascii_uppercase())).await.unwrap();
                 }
                 ShellFrame::Resize { rows, columns } => assert_eq!((rows, columns), (50, 132)),
-                ShellFrame::Exit { .. } => panic!("only a machine exits"),
+                ShellFrame::Exit { .. } | ShellFrame::Error(_) => panic!("only a machine says that"),
+                ShellFrame::EndOfInput => {}
             }
         }
         writer.write_frame(&ShellFrame::Exit { code: 130 }).await.unwrap();
@@ -231,7 +232,8 @@ async fn a_terminal_speaks_both_ways_at_once() {
         match reader.read_frame().await.unwrap().expect("the exit comes first") {
             ShellFrame::Data(output) => shown.extend_from_slice(&output),
             ShellFrame::Exit { code } => break code,
-            ShellFrame::Resize { .. } => panic!("only a user resizes"),
+            ShellFrame::Error(_) => panic!("a terminal has one output"),
+            ShellFrame::Resize { .. } | ShellFrame::EndOfInput => panic!("only a user says that"),
         }
     };
     assert_eq!((shown, code), (b"LS -L\n".to_vec(), 130));

@@ -503,7 +503,8 @@ async fn interactive(stream: &mut DuplexStream) -> i32 {
             ShellFrame::Data(keys) if keys.contains(&b'q') => return 7,
             ShellFrame::Data(keys) => keys,
             ShellFrame::Resize { rows, columns } => format!("{rows}x{columns}").into_bytes(),
-            ShellFrame::Exit { .. } => return 1,
+            ShellFrame::Exit { .. } | ShellFrame::Error(_) => return 1,
+            ShellFrame::EndOfInput => return 0,
         };
         if write_frame(stream, &ShellFrame::Data(answer)).await.is_err() {
             return 1;

@@ -10,6 +10,7 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
+use tokio::io::AsyncWriteExt;
 
 use super::Api;
 use super::extract::{self, Json};
@@ -72,8 +73,9 @@ fn check(body: &ShellRequestBody) -> Result<(), Problem> {
     Ok(())
 }
 
-/// Passes bytes in both directions until one side ends.
-async fn join(upgrade: OnUpgrade, mut pipe: Box<dyn ShellPipe>) {
+/// Passes bytes in both directions until the machine has said all it has to say. A machine whose command has ended takes
+/// no more input, and a client whose input has ended still wants the output: neither ends the other direction.
+async fn join(upgrade: OnUpgrade, pipe: Box<dyn ShellPipe>) {
     let upgraded = match upgrade.await {
         Ok(upgraded) => upgraded,
         Err(error) => {
@@ -81,8 +83,25 @@ async fn join(upgrade: OnUpgrade, mut pipe: Box<dyn ShellPipe>) {
             return;
         }
     };
-    let mut client = TokioIo::new(upgraded);
-    if let Err(error) = tokio::io::copy_bidirectional(&mut client, &mut pipe).await {
-        tracing::debug!(%error, "a shell ended early");
+    let (mut from_client, mut to_client) = tokio::io::split(TokioIo::new(upgraded));
+    let (mut from_machine, mut to_machine) = tokio::io::split(pipe);
+    let input = async {
+        if let Err(error) = tokio::io::copy(&mut from_client, &mut to_machine).await {
+            tracing::debug!(%error, "the input of a shell ended early");
+        }
+        // The machine ends the command, and with it the output, unless it has ended already.
+        let _ = to_machine.shutdown().await;
+        std::future::pending::<()>().await;
+    };
+    let output = async {
+        if let Err(error) = tokio::io::copy(&mut from_machine, &mut to_client).await {
+            tracing::debug!(%error, "a shell ended early");
+        }
+        let _ = to_client.shutdown().await;
+    };
+    tokio::select! {
+        biased;
+        () = output => {}
+        () = input => {}
     }
 }

@@ -256,7 +256,8 @@ pub struct ShellRequestBody {
     /// Program and arguments; empty means root's shell.
     #[serde(default)]
     pub command: Vec<String>,
-    /// Value of `TERM`.
+    /// Value of `TERM` of its pseudo terminal; empty: it has none, and its streams carry bytes as they are.
+    #[serde(default)]
     pub terminal: String,
     /// Rows of the terminal.
     pub rows: u16,

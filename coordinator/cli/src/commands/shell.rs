@@ -1,4 +1,7 @@
 //! `keelson machine shell`: keys go there, output comes back, the exit code is passed on.
+//!
+//! With a terminal on both ends the command gets one too. Without, its streams carry bytes as they are, so that files
+//! can be piped in and out.
 
 use std::io::Read;
 
@@ -28,7 +31,9 @@ pub(super) async fn run(
     command: Vec<String>,
 ) -> Result<ExitCode, Failure> {
     let size = terminal::size().unwrap_or(terminal::Size { rows: 24, columns: 80 });
-    let terminal = work.session.variable("TERM").unwrap_or("dumb").to_owned();
+    let interactive = work.session.stdin_is_terminal && work.session.stdout_is_terminal;
+    let terminal = work.session.variable("TERM").unwrap_or("dumb");
+    let terminal = if interactive { terminal.to_owned() } else { String::new() };
     let body = ShellRequestBody { command, terminal, rows: size.rows, columns: size.columns };
     let call = Call::post(format!("machines/{}/shell", segment(id)))
         .header("connection", "upgrade")
@@ -44,14 +49,16 @@ pub(super) async fn run(
     let upgraded = hyper::upgrade::on(response).await.map_err(|error| broken(&error))?;
     let (mut from, mut to) = tokio::io::split(TokioIo::new(upgraded));
 
-    let raw = if work.session.stdin_is_terminal {
+    let raw = if interactive {
         Some(RawMode::enter().map_err(|error| Failure::local("the terminal cannot be made raw", &error))?)
     } else {
         None
     };
     let (frames, mut queue) = mpsc::channel(QUEUE);
-    read_keys(work, frames.clone());
-    watch_size(frames);
+    read_input(work, frames.clone());
+    if interactive {
+        watch_size(frames);
+    }
     let writer = tokio::spawn(async move {
         while let Some(frame) = queue.recv().await {
             if write_frame(&mut to, &frame).await.is_err() {
@@ -63,7 +70,8 @@ pub(super) async fn run(
         match read_frame(&mut from).await {
             Ok(Some(ShellFrame::Data(bytes))) => work.output().bytes(&bytes),
             Ok(Some(ShellFrame::Exit { code })) => break Ok(code),
-            Ok(Some(ShellFrame::Resize { .. })) => {}
+            Ok(Some(ShellFrame::Error(bytes))) => work.output().error_bytes(&bytes),
+            Ok(Some(ShellFrame::Resize { .. } | ShellFrame::EndOfInput)) => {}
             Ok(None) => break Err(Failure::new(Code::Unreachable, "the shell ended without an exit code")),
             Err(error) => break Err(broken(&error)),
         }
@@ -74,8 +82,8 @@ pub(super) async fn run(
     ended.map(|code| if code == 0 { ExitCode::Done } else { ExitCode::Failed })
 }
 
-/// Passes keys on from a thread of its own: a read of a terminal cannot be cancelled.
-fn read_keys(work: &mut Work<'_>, frames: mpsc::Sender<ShellFrame>) {
+/// Passes keys or input on from a thread of its own: a read of a terminal cannot be cancelled.
+fn read_input(work: &mut Work<'_>, frames: mpsc::Sender<ShellFrame>) {
     let Some(mut stdin) = work.session.stdin.take() else { return };
     std::thread::spawn(move || {
         let mut buffer = vec![0_u8; DATA_BYTES_MAX];
@@ -89,8 +97,8 @@ fn read_keys(work: &mut Work<'_>, frames: mpsc::Sender<ShellFrame>) {
                 }
             }
         }
-        // End of input is told to a program as its terminal does: Ctrl-D at the beginning of a line.
-        let _ = frames.blocking_send(ShellFrame::Data(vec![4]));
+        // The shell may have ended meanwhile.
+        let _ = frames.blocking_send(ShellFrame::EndOfInput);
     });
 }
 
