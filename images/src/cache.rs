@@ -10,6 +10,7 @@
 //! layers/<digest>/             the directory tree of one layer
 //! layers/<digest>.json         its LayerRecord
 //! images/<digest>/             manifest.json, sbom.cdx.json
+//! containers/<key>.tar         a container image for a test suite
 //! downloads/<digest>.part      a transfer that was cut off and can be resumed
 //! locks/ tmp/
 //! ```
@@ -62,7 +63,7 @@ impl CacheDir {
     /// # Errors
     /// The directory cannot be made or read.
     pub fn at(root: &Path) -> Result<CacheDir, CacheError> {
-        for name in ["upstream", "keys", "layers", "images", "downloads", "locks", "tmp"] {
+        for name in ["upstream", "keys", "layers", "images", "containers", "downloads", "locks", "tmp"] {
             files::create_dir_all(&root.join(name))?;
         }
         let cache = CacheDir { root: root.canonicalize().at("resolve", root)? };
@@ -100,6 +101,10 @@ impl CacheDir {
 
     pub(crate) fn upstream_dir(&self, project: &str, version: &str, key: &Digest) -> PathBuf {
         self.root.join("upstream").join(format!("{project}-{version}-{}", key.short()))
+    }
+
+    pub(crate) fn container_archive(&self, key: &Digest) -> PathBuf {
+        self.root.join("containers").join(format!("{key}.tar"))
     }
 
     pub(crate) fn partial_download(&self, digest: &Digest) -> PathBuf {

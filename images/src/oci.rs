@@ -39,44 +39,12 @@ impl OciImage<'_> {
     /// When a path does not fit a tar header.
     pub fn to_bytes(&self) -> io::Result<Vec<u8>> {
         let layer = self.layer()?;
-        let diff_id = oci_digest(&layer);
-        let config = self.config(&diff_id);
-        let manifest = to_json(&json!({
-            "schemaVersion": 2,
-            "mediaType": "application/vnd.oci.image.manifest.v1+json",
-            "config": descriptor("application/vnd.oci.image.config.v1+json", &config),
-            "layers": [descriptor("application/vnd.oci.image.layer.v1.tar", &layer)],
-        }));
-        let mut entry = descriptor("application/vnd.oci.image.manifest.v1+json", &manifest);
-        entry["platform"] = json!({"architecture": self.architecture.as_str(), "os": "linux"});
-        entry["annotations"] = json!({
-            "io.containerd.image.name": self.name,
-            "org.opencontainers.image.ref.name": self.name.rsplit(':').next().unwrap_or("latest"),
-        });
-        let index = to_json(&json!({
-            "schemaVersion": 2,
-            "mediaType": "application/vnd.oci.image.index.v1+json",
-            "manifests": [entry],
-        }));
-        let docker = to_json(&json!([{
-            "Config": blob_path(&config),
-            "RepoTags": [self.name],
-            "Layers": [blob_path(&layer)],
-        }]));
-        let layout = to_json(&json!({"imageLayoutVersion": "1.0.0"}));
-
-        let mut blobs = [&config, &layer, &manifest].map(|blob| (blob_path(blob), blob.as_slice()));
-        blobs.sort();
-        let mut archive = Archive::new(self.epoch);
-        archive.dir("blobs/")?;
-        archive.dir("blobs/sha256/")?;
-        for (path, blob) in &blobs {
-            archive.file(path, 0o644, blob)?;
-        }
-        archive.file("index.json", 0o644, &index)?;
-        archive.file("manifest.json", 0o644, &docker)?;
-        archive.file("oci-layout", 0o644, &layout)?;
-        archive.finish()
+        let config = ImageConfig {
+            entrypoint: vec![self.entrypoint.to_owned()],
+            ports: self.ports.to_vec(),
+            ..ImageConfig::default()
+        };
+        archive(self.name, &[&layer], &config, self.architecture, self.epoch)
     }
 
     fn layer(&self) -> io::Result<Vec<u8>> {
@@ -94,16 +62,84 @@ impl OciImage<'_> {
         archive.file(self.entrypoint.trim_start_matches('/'), 0o755, self.program)?;
         archive.finish()
     }
+}
 
-    fn config(&self, diff_id: &str) -> Vec<u8> {
+/// How a container of an image is run (image-spec, "config"): what is empty is left out.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub(crate) struct ImageConfig {
+    pub(crate) entrypoint: Vec<String>,
+    pub(crate) cmd: Vec<String>,
+    pub(crate) env: Vec<String>,
+    pub(crate) user: String,
+    pub(crate) ports: Vec<u16>,
+}
+
+impl ImageConfig {
+    fn to_json(&self, architecture: Architecture, diff_ids: &[String]) -> Vec<u8> {
         let ports: Value = self.ports.iter().map(|port| (format!("{port}/tcp"), json!({}))).collect();
+        let mut config = json!({"Entrypoint": self.entrypoint, "ExposedPorts": ports, "WorkingDir": "/"});
+        for (name, value) in [("Cmd", json!(self.cmd)), ("Env", json!(self.env)), ("User", json!(self.user))]
+        {
+            if !matches!(value.as_array(), Some(list) if list.is_empty()) && value != json!("") {
+                config[name] = value;
+            }
+        }
         to_json(&json!({
-            "architecture": self.architecture.as_str(),
+            "architecture": architecture.as_str(),
             "os": "linux",
-            "config": {"Entrypoint": [self.entrypoint], "ExposedPorts": ports, "WorkingDir": "/"},
-            "rootfs": {"type": "layers", "diff_ids": [diff_id]},
+            "config": config,
+            "rootfs": {"type": "layers", "diff_ids": diff_ids},
         }))
     }
+}
+
+/// The bytes of an image file with these layers (tar streams, lowest first).
+pub(crate) fn archive(
+    name: &str,
+    layers: &[&[u8]],
+    config: &ImageConfig,
+    architecture: Architecture,
+    epoch: u64,
+) -> io::Result<Vec<u8>> {
+    let diff_ids: Vec<String> = layers.iter().map(|layer| oci_digest(layer)).collect();
+    let config = config.to_json(architecture, &diff_ids);
+    let described: Vec<Value> =
+        layers.iter().map(|layer| descriptor("application/vnd.oci.image.layer.v1.tar", layer)).collect();
+    let manifest = to_json(&json!({
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "config": descriptor("application/vnd.oci.image.config.v1+json", &config),
+        "layers": described,
+    }));
+    let mut entry = descriptor("application/vnd.oci.image.manifest.v1+json", &manifest);
+    entry["platform"] = json!({"architecture": architecture.as_str(), "os": "linux"});
+    entry["annotations"] = json!({
+        "io.containerd.image.name": name,
+        "org.opencontainers.image.ref.name": name.rsplit(':').next().unwrap_or("latest"),
+    });
+    let index = to_json(&json!({
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.index.v1+json",
+        "manifests": [entry],
+    }));
+    let paths: Vec<String> = layers.iter().map(|layer| blob_path(layer)).collect();
+    let docker = to_json(&json!([{ "Config": blob_path(&config), "RepoTags": [name], "Layers": paths }]));
+    let layout = to_json(&json!({"imageLayoutVersion": "1.0.0"}));
+
+    let all = layers.iter().copied().chain([config.as_slice(), manifest.as_slice()]);
+    // By path, each once: two layers may be the same.
+    let blobs: BTreeMap<String, &[u8]> = all.map(|blob| (blob_path(blob), blob)).collect();
+    let mut archive = Archive::new(epoch);
+    archive.dir("blobs/")?;
+    archive.dir("blobs/sha256/")?;
+    for (path, blob) in &blobs {
+        archive.file(path, 0o644, blob)?;
+    }
+    archive.file("index.json", 0o644, &index)?;
+    archive.file("manifest.json", 0o644, &docker)?;
+    archive.file("oci-layout", 0o644, &layout)?;
+    archive.finish()
 }
 
 /// The bytes of a JSON value with sorted keys, whichever map another crate of the program makes `serde_json` use.

@@ -42,6 +42,13 @@ pub(crate) fn summarize(root: &Path, epoch: u64) -> Result<TreeSummary, FileErro
     Ok(TreeSummary { digest, size_bytes, entries })
 }
 
+/// The tar stream of a tree: what [`summarize`] takes the digest of. For trees that fit into memory.
+pub(crate) fn to_tar(root: &Path, epoch: u64) -> Result<Vec<u8>, FileError> {
+    let mut tar = tar::Builder::new(Vec::new());
+    walk(root, &mut |path, relative, meta| append(&mut tar, path, relative, meta, epoch).map(drop))?;
+    tar.into_inner().at("read", root)
+}
+
 /// Sets the modification time of everything in a tree, the root included.
 pub(crate) fn set_times(root: &Path, epoch: u64) -> Result<(), FileError> {
     let time = TimeSpec::new(epoch.cast_signed(), 0);

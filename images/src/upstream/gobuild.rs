@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Command;
 
 use super::UpstreamError;
-use super::recipe::{ARCHITECTURE, Recipe};
+use super::recipe::{ARCHITECTURE, Binary, Recipe};
 use crate::command::{self, CommandError};
 use crate::digest::Digest;
 use crate::files::{self, At};
@@ -40,7 +40,7 @@ fn is_new_enough(version: &str) -> bool {
 pub(crate) fn key(recipe: &Recipe, schema: u32) -> Result<Digest, UpstreamError> {
     let failed = |source| failed(recipe, source);
     // Asked in the recipe's directory, as its go.mod may select another toolchain.
-    let version = command::output("go", go(recipe, "env").arg("GOVERSION")).map_err(failed)?;
+    let version = command::output("go", &mut go(recipe, &["env", "GOVERSION"])).map_err(failed)?;
     let mut key = recipe
         .common_key("build", schema)
         .with("recipe", &BUILD_RECIPE_VERSION.to_le_bytes())
@@ -69,35 +69,57 @@ fn check_c_tools() -> Result<(), CommandError> {
     })
 }
 
-/// Compiles all programs of a recipe into `bin`.
+/// Compiles all programs of a recipe into `bin`, and copies its files there.
 pub(crate) fn build(recipe: &Recipe, bin: &Path, progress: &mut dyn Progress) -> Result<(), UpstreamError> {
     check_space(recipe, bin)?;
-    let mut build = go(recipe, "build");
-    build.args(["-mod=readonly", "-trimpath", "-buildvcs=false"]);
-    if !recipe.build.tags.is_empty() {
-        build.arg("-tags").arg(recipe.build.tags.join(","));
-    }
-    let mut output = bin.as_os_str().to_owned();
-    output.push("/");
-    build.arg("-ldflags").arg(linker_flags(recipe)).arg("-o").arg(output);
-    build.args(recipe.build.binaries.iter().map(|binary| &binary.package));
+    let (tests, programs): (Vec<&Binary>, Vec<&Binary>) =
+        recipe.build.binaries.iter().partition(|binary| binary.test);
     let mut note = |line: &str| {
         progress.event(crate::progress::ProgressEvent::Note { text: line.to_owned() });
     };
+    let mut build = compile(recipe, &["build"]);
+    build.arg("-o").arg(bin.join("")).args(programs.iter().map(|program| &program.package));
     command::run("go", &mut build, &mut note).map_err(|source| failed(recipe, source))?;
-    for binary in &recipe.build.binaries {
-        let made = bin.join(default_name(&binary.package));
-        let wanted = bin.join(&binary.binary);
+    for program in programs {
+        let made = bin.join(default_name(&program.package));
+        let wanted = bin.join(&program.binary);
         if made != wanted {
             std::fs::rename(&made, &wanted).at("rename to", &wanted)?;
         }
+    }
+    for test in tests {
+        let mut build = compile(recipe, &["test", "-c"]);
+        build.arg("-o").arg(bin.join(&test.binary)).arg(&test.package);
+        command::run("go", &mut build, &mut note).map_err(|source| failed(recipe, source))?;
+    }
+    copy_files(recipe, bin)
+}
+
+/// A `go` command that compiles, with all flags but what and where to.
+fn compile(recipe: &Recipe, verb: &[&str]) -> Command {
+    let mut command = go(recipe, verb);
+    command.args(["-mod=readonly", "-trimpath", "-buildvcs=false"]);
+    if !recipe.build.tags.is_empty() {
+        command.arg("-tags").arg(recipe.build.tags.join(","));
+    }
+    command.arg("-ldflags").arg(linker_flags(recipe));
+    command
+}
+
+fn copy_files(recipe: &Recipe, bin: &Path) -> Result<(), UpstreamError> {
+    for file in &recipe.build.files {
+        let mut list = go(recipe, &["list", "-m", "-f", "{{.Dir}}"]);
+        let dir = command::output("go", list.arg(&file.module)).map_err(|source| failed(recipe, source))?;
+        let content = files::read(&Path::new(dir.trim()).join(&file.path))?;
+        let to = bin.join(&file.file);
+        std::fs::write(&to, content).at("write", &to)?;
     }
     Ok(())
 }
 
 fn check_space(recipe: &Recipe, bin: &Path) -> Result<(), UpstreamError> {
-    let go_cache =
-        command::output("go", go(recipe, "env").arg("GOCACHE")).map_err(|source| failed(recipe, source))?;
+    let go_cache = command::output("go", &mut go(recipe, &["env", "GOCACHE"]))
+        .map_err(|source| failed(recipe, source))?;
     for path in [bin, Path::new(go_cache.trim())] {
         // The Go cache may not exist yet; then the nearest parent says which disk it will be on.
         let existing = path.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
@@ -116,10 +138,10 @@ fn check_space(recipe: &Recipe, bin: &Path) -> Result<(), UpstreamError> {
 
 /// A `go` command in the recipe's directory, free of the settings of the user that change what comes out. Settings of
 /// where things are fetched from and kept stay.
-fn go(recipe: &Recipe, verb: &str) -> Command {
+fn go(recipe: &Recipe, words: &[&str]) -> Command {
     let mut command = command::tied("go");
     command
-        .arg(verb)
+        .args(words)
         .current_dir(&recipe.dir)
         .env("CGO_ENABLED", if recipe.build.cgo { "1" } else { "0" })
         .envs([("GOOS", "linux"), ("GOARCH", ARCHITECTURE.as_str()), ("GOAMD64", "v1")])

@@ -140,6 +140,9 @@ pub struct UpstreamOrigin {
     pub origin: Origin,
     /// Program to its digest.
     pub programs: BTreeMap<String, Digest>,
+    /// Files that came with them, by name, to their digests.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub files: BTreeMap<String, Digest>,
     /// The Go modules that are compiled into the programs.
     pub modules: Vec<GoModule>,
 }
@@ -155,6 +158,11 @@ pub struct Upstream {
 }
 
 impl Upstream {
+    /// The files that came with the programs, by name, with their paths.
+    pub fn files(&self) -> impl Iterator<Item = (&str, PathBuf)> {
+        self.origin.files.keys().map(|name| (name.as_str(), self.program(name)))
+    }
+
     /// The path of a program.
     pub fn program(&self, name: &str) -> PathBuf {
         self.directory.join("bin").join(name)
@@ -291,12 +299,17 @@ impl UpstreamCache {
             version: recipe.version.clone(),
             origin,
             programs: BTreeMap::new(),
+            files: BTreeMap::new(),
             modules: Vec::new(),
         };
         for program in &recipe.build.binaries {
             let path = bin.join(&program.binary);
             record.programs.insert(program.binary.clone(), Digest::of_file(&path).at("read", &path)?);
             record.modules.extend(buildinfo::modules(&files::read(&path)?));
+        }
+        for file in &recipe.build.files {
+            let path = bin.join(&file.file);
+            record.files.insert(file.file.clone(), Digest::of_file(&path).at("read", &path)?);
         }
         record.modules.sort();
         record.modules.dedup();

@@ -42,6 +42,9 @@ pub(crate) struct BuildFile {
     /// Values of string variables set by the linker, `package.name=value`.
     pub(crate) set: Vec<String>,
     pub(crate) binaries: Vec<Binary>,
+    /// Files that are copied out of modules.
+    #[serde(default)]
+    pub(crate) files: Vec<ModuleFile>,
 }
 
 /// One program.
@@ -50,8 +53,23 @@ pub(crate) struct BuildFile {
 pub(crate) struct Binary {
     /// Its file name.
     pub(crate) binary: String,
-    /// The Go package of its `main`.
+    /// The Go package of its `main`; of a test program, the package whose tests it runs.
     pub(crate) package: String,
+    /// Whether it is a test program (`go test -c`).
+    #[serde(default)]
+    pub(crate) test: bool,
+}
+
+/// A file of a module.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ModuleFile {
+    /// Its name here.
+    pub(crate) file: String,
+    /// The module that has it; one of `go.mod`, so that `go.sum` pins its content.
+    pub(crate) module: String,
+    /// Its path there.
+    pub(crate) path: String,
 }
 
 /// `download.json`: the official files.
@@ -125,7 +143,7 @@ impl Recipe {
 
     /// How long compiling takes with an empty Go cache, on two cores.
     pub(crate) fn usual_build_time(&self) -> Duration {
-        Duration::from_secs(if self.project == "kubernetes" { 600 } else { 60 })
+        Duration::from_secs(if self.project.starts_with("kubernetes") { 600 } else { 60 })
     }
 
     pub(crate) fn download_failed(&self, source: DownloadError) -> UpstreamError {
