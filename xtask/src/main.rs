@@ -4,6 +4,7 @@
 
 mod bench;
 mod check;
+mod conformance;
 mod coordinator;
 mod demo;
 mod down;
@@ -36,6 +37,8 @@ enum Chore {
     Test(test::TestArgs),
     /// Check style: formatting, lints, dependency arrows, documents, no binary files.
     Check,
+    /// Run Kubernetes' own conformance suite against a cluster; hours for all of it.
+    Conformance(conformance::ConformanceArgs),
     /// Measure something and print the figures.
     #[command(subcommand)]
     Bench(bench::BenchCommand),
@@ -50,6 +53,7 @@ fn main() -> ExitCode {
         Chore::Down(args) => down::run(&args),
         Chore::Test(args) => test::run(&args),
         Chore::Check => check::run(),
+        Chore::Conformance(args) => conformance::run(&args),
         Chore::Bench(command) => bench::run(&command),
         Chore::Image(command) => image::run(command),
     };

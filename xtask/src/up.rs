@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};
-use keelson_images::{CacheDir, SourceMode};
+use keelson_images::{BuiltImage, CacheDir, SourceMode};
 use serde_json::{Value, json};
 
 use crate::coordinator::Coordinator;
@@ -89,18 +89,7 @@ pub(crate) fn run(args: &UpArgs) -> Result<()> {
 /// Sets up an installation, or finds what is there.
 pub(crate) fn up(args: &UpArgs) -> Result<Installation> {
     let mut steps = Steps::default();
-    let state_dir = args.state.directory()?;
-    steps.run("prepare this machine", || host::prepare(&state_dir))?;
-    let programs = steps.run("build Keelson", build_programs)?;
-    let build = image::BuildArgs::newest(args.source);
-    let image = steps
-        .run("node image", || image::build(&CacheDir::from_environment()?, &build, &mut image::Lines))?;
-    let kubectl = image.tools.get("kubectl").context("the image has no kubectl for this machine")?.clone();
-    let keelson = Keelson { program: programs.keelson, context: state_dir.join("context.json") };
-    let coordinator = Coordinator::of(&state_dir);
-    steps.run("coordinator", || {
-        coordinator.ensure(&programs.coordinator, &image.digest.to_string(), || keelson.answers())
-    })?;
+    let Started { state_dir, programs, image, kubectl, keelson } = start(args, &mut steps)?;
     steps.run("cluster", || keelson.create_cluster())?;
     let kubeconfig = state_dir.join(format!("{CLUSTER}.kubeconfig"));
     let status = steps.run("kubeconfig", || keelson.kubeconfig(&kubeconfig))?;
@@ -121,14 +110,40 @@ pub(crate) fn up(args: &UpArgs) -> Result<Installation> {
     })
 }
 
+/// An installation whose coordinator runs; it may have no cluster yet.
+pub(crate) struct Started {
+    pub(crate) state_dir: PathBuf,
+    programs: Programs,
+    pub(crate) image: BuiltImage,
+    pub(crate) kubectl: PathBuf,
+    pub(crate) keelson: Keelson,
+}
+
+/// Builds everything and starts the coordinator, or finds what is there.
+pub(crate) fn start(args: &UpArgs, steps: &mut Steps) -> Result<Started> {
+    let state_dir = args.state.directory()?;
+    steps.run("prepare this machine", || host::prepare(&state_dir))?;
+    let programs = steps.run("build Keelson", build_programs)?;
+    let build = image::BuildArgs::newest(args.source);
+    let image = steps
+        .run("node image", || image::build(&CacheDir::from_environment()?, &build, &mut image::Lines))?;
+    let kubectl = image.tools.get("kubectl").context("the image has no kubectl for this machine")?.clone();
+    let keelson = Keelson { program: programs.keelson.clone(), context: state_dir.join("context.json") };
+    let coordinator = Coordinator::of(&state_dir);
+    steps.run("coordinator", || {
+        coordinator.ensure(&programs.coordinator, &image.digest.to_string(), || keelson.answers())
+    })?;
+    Ok(Started { state_dir, programs, image, kubectl, keelson })
+}
+
 /// Times steps and says when each begins.
 #[derive(Default)]
-struct Steps {
+pub(crate) struct Steps {
     done: Vec<(&'static str, f64)>,
 }
 
 impl Steps {
-    fn run<T>(&mut self, name: &'static str, step: impl FnOnce() -> Result<T>) -> Result<T> {
+    pub(crate) fn run<T>(&mut self, name: &'static str, step: impl FnOnce() -> Result<T>) -> Result<T> {
         eprintln!("==> {name}");
         let began = Instant::now();
         let result = step().with_context(|| format!("step \"{name}\" failed"))?;
@@ -152,13 +167,13 @@ pub(crate) fn build_programs() -> Result<Programs> {
 }
 
 /// The command line program, pointed at one coordinator.
-struct Keelson {
-    program: PathBuf,
-    context: PathBuf,
+pub(crate) struct Keelson {
+    pub(crate) program: PathBuf,
+    pub(crate) context: PathBuf,
 }
 
 impl Keelson {
-    fn command(&self, arguments: &[&str]) -> Command {
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.program);
         command.arg("--context").arg(&self.context).args(arguments).stdin(Stdio::null());
         command
