@@ -20,6 +20,11 @@ impl StateArgs {
         Self { state_dir: Some(path) }
     }
 
+    /// The words that name this installation again: none for the usual one.
+    pub(crate) fn flag(&self) -> String {
+        self.state_dir.as_ref().map_or_else(String::new, |path| format!(" --state-dir {}", path.display()))
+    }
+
     /// The directory, absolute. By default below the user's state directory (XDG base directory specification).
     pub(crate) fn directory(&self) -> Result<PathBuf> {
         if let Some(path) = &self.state_dir {

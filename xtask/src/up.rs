@@ -20,6 +20,9 @@ use crate::state::StateArgs;
 /// The cluster that `up` makes.
 const CLUSTER: &str = "demo";
 
+/// Folder of the state directory with the programs that a user needs.
+const PROGRAMS: &str = "bin";
+
 /// How long a cluster that is there already may take to be ready.
 const READY_MAX: Duration = Duration::from_secs(180);
 /// How often it is looked at meanwhile.
@@ -58,6 +61,8 @@ pub(crate) struct Installation {
     pub(crate) endpoint: String,
     pub(crate) web: SocketAddr,
     pub(crate) steps: Vec<(&'static str, f64)>,
+    /// How `down` is told which installation: empty for the usual one.
+    state_flag: String,
 }
 
 impl Installation {
@@ -95,6 +100,7 @@ pub(crate) fn up(args: &UpArgs) -> Result<Installation> {
     let status = steps.run("kubeconfig", || keelson.kubeconfig(&kubeconfig))?;
     steps.run("application", || demo::apply(&kubectl, &kubeconfig))?;
     let web = exposed(&status, "web")?;
+    link_programs(&state_dir, [("keelson", &keelson.program), ("kubectl", &kubectl)])?;
     let (frontend, backend) = steps.run("check over HTTP", || demo::check(web))?;
     eprintln!("the frontend on {frontend} and the backend on {backend} answer at http://{web}/");
     Ok(Installation {
@@ -107,7 +113,22 @@ pub(crate) fn up(args: &UpArgs) -> Result<Installation> {
         kubeconfig,
         web,
         steps: steps.done,
+        state_flag: args.state.flag(),
     })
+}
+
+/// Makes one folder with the programs that a user needs, for the search path.
+fn link_programs(state_dir: &Path, programs: [(&str, &Path); 2]) -> Result<()> {
+    let folder = state_dir.join(PROGRAMS);
+    std::fs::create_dir_all(&folder)?;
+    for (name, program) in programs {
+        let link = folder.join(name);
+        // It may be there, and lead to an older build.
+        let _ = std::fs::remove_file(&link);
+        std::os::unix::fs::symlink(program, &link)
+            .with_context(|| format!("could not make {}", link.display()))?;
+    }
+    Ok(())
 }
 
 /// An installation whose coordinator runs; it may have no cluster yet.
@@ -248,12 +269,12 @@ fn print_text(done: &Installation) {
     println!("The application answers at http://{}/\n", done.web);
     println!("  export KUBECONFIG={}", done.kubeconfig.display());
     println!("  export KEELSON_CONTEXT={}", context.display());
-    println!("  alias kubectl={} keelson={}\n", done.kubectl.display(), done.keelson.display());
+    println!("  export PATH={}:$PATH\n", done.state_dir.join(PROGRAMS).display());
     println!("Three things to try next:");
     println!("  kubectl get pods --all-namespaces --output wide");
     println!("  keelson cluster show {CLUSTER}");
     println!("  keelson cluster create second --plan tiny --wait");
-    println!("\nRemove everything again with: cargo xtask down");
+    println!("\nRemove everything again with: cargo xtask down{}", done.state_flag);
 }
 
 #[allow(clippy::print_stdout, reason = "the result of the command goes to standard output")]

@@ -68,7 +68,10 @@ impl AgentCore {
             let Some(mut run) = self.units.remove(&spec.name) else { continue };
             let facts = self.facts(config, desired, spec);
             let before = run.phase.clone();
-            let order = if spec.kind == UnitKind::Check { run.check(&facts) } else { run.step(&facts) };
+            let order = match &spec.health {
+                Some(probe) if spec.kind == UnitKind::Check => run.check(&facts, &probe.name),
+                _ => run.step(&facts),
+            };
             if !before.same_state(&run.phase) {
                 run.since = self.now.wall;
             }

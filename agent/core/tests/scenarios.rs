@@ -89,7 +89,7 @@ fn a_check_is_told_and_nothing_is_repaired_for_it() {
     world.silent.insert("node".to_owned());
     world.offer(&config);
     world.run_for(30_000);
-    let on = "connection refused".to_owned();
+    let on = "node: connection refused".to_owned();
     assert_eq!(state_of(&world, "node-ready"), UnitState::Waiting { on });
     assert_eq!(world.core.state(), NodeState::Applying);
     world.silent.clear();

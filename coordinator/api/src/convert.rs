@@ -384,7 +384,8 @@ fn waiting_since(on: &WaitingOn, seen: &ObservedMachine) -> Option<WallTime> {
             let units = &seen.health.as_ref()?.units;
             units.iter().find(|health| health.name == *unit).map(|health| health.since)
         }
-        WaitingOn::Silent { .. } | WaitingOn::Config { .. } => link,
+        WaitingOn::Silent { .. } => seen.heard.or(link),
+        WaitingOn::Config { .. } => link,
         _ => machine_state(seen).1,
     }
 }

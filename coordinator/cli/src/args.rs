@@ -152,7 +152,7 @@ pub(crate) struct FilterArgs {
 /// In which order a list is printed.
 #[derive(Debug, Default, Args)]
 pub(crate) struct SortArgs {
-    /// Sort by what each item has at this path, for example .status.created
+    /// Sort by what each item has at this path, for example .spec.name; `-o json` shows which there are
     #[arg(long, value_name = "PATH", value_parser = Path::relaxed)]
     pub(crate) sort_by: Option<Path>,
 }

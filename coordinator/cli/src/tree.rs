@@ -146,10 +146,14 @@ fn group_lines(text: &mut String, group: &[&MachineSummary], now: WallTime, pain
             continue;
         }
         let message = one_line(&unit.message);
-        let restarts =
-            if unit.restarts > 0 { format!("restarted {} times", unit.restarts) } else { String::new() };
+        let restarts = match unit.restarts {
+            0 => String::new(),
+            1 => "; 1 restart".to_owned(),
+            restarts => format!("; {restarts} restarts"),
+        };
         let lasts = format!("for {}", ago(now, unit.since.0));
-        let _ = writeln!(text, "      {:<28} {:<10} {lasts}  {message} {restarts}", unit.unit, unit.state);
+        let line = format!("      {:<31} {:<10} {lasts}  {message}{restarts}", unit.unit, unit.state);
+        let _ = writeln!(text, "{}", line.trim_end());
     }
 }
 

@@ -57,6 +57,9 @@ impl CoordinatorCore {
     }
 
     fn update_conditions(&mut self, now: Now, name: &ClusterName, waits: &[WaitingOn]) {
+        if self.only_returning(now, name, waits) {
+            return;
+        }
         let Some(cluster) = self.clusters.get_mut(name) else { return };
         let first = waits.is_empty() && cluster.row.first_ready.is_none() && cluster.row.wanted;
         if first {
@@ -75,6 +78,19 @@ impl CoordinatorCore {
                 self.note_condition(now, name, &condition);
             }
         }
+    }
+
+    /// Whether all that a cluster waits for is that its machines come back to a coordinator that has just started: what
+    /// was not seen yet is as it was.
+    fn only_returning(&self, now: Now, name: &ClusterName, waits: &[WaitingOn]) -> bool {
+        let stood = self.clusters.get(name).is_some_and(|cluster| cluster.row.first_ready.is_some());
+        let returns = |wait: &WaitingOn| {
+            let machine = wait.machine().and_then(|id| self.machines.get(id));
+            // With its session it has not told its state yet.
+            let unheard = machine.is_some_and(|machine| machine.heartbeat.is_none() && !machine.silent);
+            unheard && matches!(wait, WaitingOn::Connect { .. } | WaitingOn::Config { .. })
+        };
+        stood && !self.warm(now) && !waits.is_empty() && waits.iter().all(returns)
     }
 
     fn note_condition(&mut self, now: Now, name: &ClusterName, condition: &Condition) {

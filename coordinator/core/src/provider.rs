@@ -196,7 +196,13 @@ impl CoordinatorCore {
     fn machine_off(&mut self, now: Now, id: &MachineId, listed: bool) {
         let Some(machine) = self.machines.get_mut(id) else { return };
         machine.row.phase = MachinePhase::Off { since: now.wall };
-        let cluster = machine.row.cluster.clone();
+        let (cluster, session) = (machine.row.cluster.clone(), machine.session);
+        if let Some(session) = session {
+            // Its connection would seem to stand until it times out.
+            let why = "the machine has no power".to_owned();
+            self.on_closed(now, session, why.clone());
+            self.effects.push(Effect::Close { session, why });
+        }
         self.touched.insert(cluster.clone());
         self.save_machine(id);
         let event = self.event(now, Severity::Warning, "MachineOff");

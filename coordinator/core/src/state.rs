@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use keelson_model::{
     ClusterMaterial, ClusterSpec, FleetEvent, LinkState, Observed, ObservedMachine, Operation, OperationId,
@@ -228,7 +229,18 @@ impl CoordinatorCore {
         names.iter().for_each(|name| core.take_addresses(name));
         core.touched.extend(core.clusters.keys().chain(core.members.keys()).cloned());
         core.plan_all(now);
+        core.note_start(now);
         core
+    }
+
+    fn note_start(&mut self, now: Now) {
+        let event = self.event(now, Severity::Info, "CoordinatorStarted");
+        let (clusters, machines) = (self.clusters.len(), self.machines.len());
+        self.note(FleetEvent {
+            cause: "the coordinator was started".to_owned(),
+            outcome: format!("{clusters} clusters with {machines} machines are expected back"),
+            ..event
+        });
     }
 
     /// Takes one input and returns what to do.
@@ -469,11 +481,14 @@ impl CoordinatorCore {
     /// Everything that was seen of a machine.
     #[must_use]
     pub fn observed_machine(&self, machine: &Machine, now: Now) -> ObservedMachine {
-        let last = self.last_heard(machine).map(|last| now.mono.since(last).as_millis());
+        let last = self.last_heard(machine).map(|last| now.mono.since(last));
+        let ms = |last: Duration| u64::try_from(last.as_millis()).unwrap_or(u64::MAX);
+        let ago = |last: Duration| WallTime(now.wall.0 - i64::try_from(last.as_millis()).unwrap_or(i64::MAX));
         ObservedMachine {
             phase: machine.row.phase.clone(),
             link: machine.link.clone(),
-            last_heartbeat_ms: last.map(|ms| u64::try_from(ms).unwrap_or(u64::MAX)),
+            last_heartbeat_ms: last.map(ms),
+            heard: last.map(ago),
             silent: machine.silent,
             applied: machine.heartbeat.map(|heartbeat| (heartbeat.generation, heartbeat.state)),
             health: machine.health.clone(),

@@ -102,6 +102,8 @@ pub struct ObservedMachine {
     pub link: LinkState,
     /// How long ago its last heartbeat came, in milliseconds; `None` when none came since the coordinator started.
     pub last_heartbeat_ms: Option<u64>,
+    /// When the last heartbeat came.
+    pub heard: Option<WallTime>,
     /// Whether its heartbeats stay away for longer than [`keelson_protocol::limits::SILENT_AFTER`].
     pub silent: bool,
     /// Generation and state of the last heartbeat.

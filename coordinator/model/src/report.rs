@@ -117,7 +117,10 @@ impl WaitingOn {
                 "a person removes the cause; then run `keelson cluster create` again"
             }
             Self::Boot { .. } => "its agent asks for a certificate",
-            Self::Connect { .. } | Self::Silent { .. } => "its agent connects",
+            Self::Connect { .. } => "its agent connects",
+            Self::Silent { .. } => {
+                "its agent is heard again, or the provider says that it is off; if neither comes, look at the machine"
+            }
             Self::Config { .. } => "its agent reports the newest generation",
             Self::Unit { .. } => "the unit answers its health probe",
             Self::Off { .. } => "the provider reports the machine as running",

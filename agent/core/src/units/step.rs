@@ -194,8 +194,8 @@ impl UnitRun {
         }
     }
 
-    /// The transition of a check: it follows its probe and never orders anything.
-    pub(crate) fn check(&mut self, facts: &Facts) -> Option<Order> {
+    /// The transition of a check: it follows its probe, which asks for `asked`, and never orders anything.
+    pub(crate) fn check(&mut self, facts: &Facts, asked: &str) -> Option<Order> {
         let now = facts.now;
         if facts.may_start().is_err() {
             return self.begin(facts, Order::Stop);
@@ -217,7 +217,7 @@ impl UnitRun {
                 };
                 // Told when it comes, because it was not there when it was first asked for.
                 self.announce = true;
-                self.phase = Phase::Waiting { since, on: why.clone() };
+                self.phase = Phase::Waiting { since, on: format!("{asked}: {why}") };
             }
         }
         None

@@ -120,6 +120,7 @@ impl FakeCluster {
             phase,
             link,
             last_heartbeat_ms: enrolled.then_some(400),
+            heard: enrolled.then_some(since),
             silent: false,
             applied: enrolled.then_some((self.blueprint.generation, node_state)),
             health: enrolled.then(|| health(machine, self.blueprint.generation, node_state, since)),
@@ -133,6 +134,7 @@ impl FakeCluster {
         ObservedMachine {
             link: LinkState::Lost { since, why: "no heartbeat for 2.8 s".to_owned() },
             last_heartbeat_ms: Some(95_000),
+            heard: Some(since),
             silent: true,
             ..self.seen(machine, None)
         }

@@ -12,6 +12,11 @@ use crate::failure::Failure;
 use crate::sse::{Message, Parser};
 use crate::table::Table;
 
+/// Longest text about one event on one line, in characters; `-o wide` has all of it.
+const WHAT_CHARS_MAX: usize = 120;
+/// So much of a cause is shown when it does not fit.
+const CAUSE_CHARS: usize = 60;
+
 /// How often a stream that broke is opened again in a row, before the command gives up.
 const RECONNECTS_MAX: u32 = 30;
 
@@ -44,22 +49,34 @@ pub(super) async fn run(work: &mut Work<'_>, args: &EventsArgs) -> Result<ExitCo
 }
 
 fn table(events: &[EventView], wide: bool) -> Table {
-    const HEAD: [&str; 7] = ["TIME", "SEVERITY", "REASON", "ABOUT", "OUTCOME", "CAUSE", "ID"];
-    let mut table = Table::new(&HEAD[..if wide { 7 } else { 5 }]);
+    const HEAD: [&str; 6] = ["TIME", "SEVERITY", "REASON", "ABOUT", "WHAT", "ID"];
+    let mut table = Table::new(&HEAD[..if wide { 6 } else { 5 }]);
     for event in events {
         let mut cells = vec![
             event.at.to_string(),
             event.severity.to_string(),
             event.reason.clone(),
             about(event),
-            event.outcome.clone(),
+            what(event, wide),
         ];
         if wide {
-            cells.extend([event.cause.clone(), event.id.to_string()]);
+            cells.push(event.id.to_string());
         }
         table.row(cells);
     }
     table
+}
+
+/// What was seen, and what came of it.
+fn what(event: &EventView, wide: bool) -> String {
+    let text = format!("{}: {}", event.cause, event.outcome);
+    if wide || text.chars().count() <= WHAT_CHARS_MAX {
+        return text;
+    }
+    // The outcome is the news; of a long cause the beginning is enough.
+    let cause: String = event.cause.chars().take(CAUSE_CHARS).collect();
+    let text = format!("{cause}…: {}", event.outcome);
+    text.chars().take(WHAT_CHARS_MAX).collect()
 }
 
 fn about(event: &EventView) -> String {
@@ -70,8 +87,7 @@ fn about(event: &EventView) -> String {
 fn print(work: &mut Work<'_>, event: &EventView) {
     work.output().streamed(event, &format!("event/{}", event.id), |wide| {
         let (at, severity, reason) = (event.at, event.severity, &event.reason);
-        let line = format!("{at}  {severity:<8} {reason}  {}  {}", about(event), event.outcome);
-        if wide { format!("{line}  because {}", event.cause) } else { line }
+        format!("{at}  {severity:<8}  {reason:<16}  {}  {}", about(event), what(event, wide))
     });
 }
 

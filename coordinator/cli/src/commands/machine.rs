@@ -137,7 +137,7 @@ fn text(machine: &MachineView, now: WallTime, paint: Paint) -> String {
         let trouble =
             if unit.state == UnitStateView::Healthy { String::new() } else { one_line(&unit.message) };
         let line =
-            format!("  {:<28} {:<10} {lasts}  restarts {}  {trouble}", unit.unit, unit.state, unit.restarts);
+            format!("  {:<31} {:<10} {lasts}  restarts {}  {trouble}", unit.unit, unit.state, unit.restarts);
         let _ = writeln!(text, "{}", line.trim_end());
     }
     for wait in &machine.waiting {

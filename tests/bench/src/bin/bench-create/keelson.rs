@@ -35,7 +35,10 @@ impl Installation {
         let state_dir = arguments.scratch.join("keelson");
         std::fs::create_dir_all(&state_dir)?;
         let log = File::create(state_dir.join("coordinator.log"))?;
-        let process = Command::new(&arguments.coordinator)
+        // Ended with this program, however that ends.
+        let process = Command::new("setpriv")
+            .args(["--pdeathsig", "TERM", "--"])
+            .arg(&arguments.coordinator)
             .args(["serve", "--image", &arguments.image, "--state-dir"])
             .arg(&state_dir)
             .stdin(Stdio::null())
