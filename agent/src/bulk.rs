@@ -1,7 +1,7 @@
 //! Bulk streams that the coordinator opens: the journal, the status, a terminal.
 
 use keelson_agent_core::AgentStatus;
-use keelson_host::{JournalRequest, Terminal, journal, start_piped};
+use keelson_host::{JournalRequest, Terminal, journal, kill_group, start_piped};
 use keelson_protocol::message::{BulkRequest, ShellFrame};
 use keelson_transport::{BulkError, BulkReader, BulkStream};
 use std::os::unix::process::ExitStatusExt;
@@ -159,13 +159,26 @@ async fn run_piped(mut child: Child, mut stream: BulkStream) -> Result<(), BulkE
         }
         Ok::<(), BulkError>(())
     };
+    // A command may close its output and still read its input: only its own end counts.
+    let ended = async {
+        output.await?;
+        Ok::<_, BulkError>(child.wait().await.ok())
+    };
+    let mut stdin = Some(stdin);
     // biased: output first, so that the last words of a command that has ended are not lost. Neither loop is resumed.
-    tokio::select! {
+    let ended = tokio::select! {
         biased;
-        ended = output => ended?,
-        gone = feed(stdin, reader) => return Err(gone),
-    }
-    let status = child.wait().await.ok();
+        ended = ended => ended,
+        gone = feed(&mut stdin, reader) => Err(gone),
+    };
+    let status = match ended {
+        Ok(status) => status,
+        Err(gone) => {
+            // Before its input is closed: a command must not take the loss of its user for the end of the input.
+            kill_group(&child);
+            return Err(gone);
+        }
+    };
     let code = status.and_then(|status| status.code().or_else(|| status.signal().map(|signal| 128 + signal)));
     writer.write_frame(&ShellFrame::Exit { code: code.unwrap_or(-1) }).await?;
     writer.finish();
@@ -173,19 +186,18 @@ async fn run_piped(mut child: Child, mut stream: BulkStream) -> Result<(), BulkE
 }
 
 /// Passes input on. Ends only when the user has gone.
-async fn feed(stdin: ChildStdin, mut reader: BulkReader) -> BulkError {
-    // A command that does not read its input may end all the same: then nobody wants the rest.
-    let mut stdin = Some(stdin);
+async fn feed(stdin: &mut Option<ChildStdin>, mut reader: BulkReader) -> BulkError {
     loop {
         match reader.read_frame().await {
             Ok(Some(ShellFrame::Data(bytes))) => {
-                if let Some(input) = &mut stdin
+                // A command that does not read its input may end all the same: then nobody wants the rest.
+                if let Some(input) = stdin.as_mut()
                     && input.write_all(&bytes).await.is_err()
                 {
-                    stdin = None;
+                    *stdin = None;
                 }
             }
-            Ok(Some(ShellFrame::EndOfInput)) => stdin = None,
+            Ok(Some(ShellFrame::EndOfInput)) => *stdin = None,
             Ok(Some(ShellFrame::Resize { .. })) => {}
             Ok(Some(ShellFrame::Exit { .. } | ShellFrame::Error(_)) | None) => return BulkError::Ended,
             Err(error) => return error,

@@ -305,7 +305,6 @@ impl Fleet for CoordinatorFleet {
                 rows: request.rows,
                 columns: request.columns,
             };
-            let stream = self.open_bulk(&id, request).await?;
             let (asked, not_found) = (id.clone(), Problem::machine_not_found(&id));
             let cluster = self
                 .ask(move |shell| {
@@ -314,8 +313,9 @@ impl Fleet for CoordinatorFleet {
                 })
                 .await?;
             let outcome = format!("{program} on {id}, until the caller ends it");
-            self.audit(&caller, "ShellOpened", cluster, Some(id), outcome).await?;
-            let pipe: Box<dyn ShellPipe> = Box::new(stream);
+            // Before the machine is asked, because the command runs as soon as it is.
+            self.audit(&caller, "ShellOpened", cluster, Some(id.clone()), outcome).await?;
+            let pipe: Box<dyn ShellPipe> = Box::new(self.open_bulk(&id, request).await?);
             Ok(pipe)
         })
     }

@@ -211,9 +211,9 @@ impl AgentCore {
     fn want_probes(&mut self, spec: &UnitSpec, run: &UnitRun, facts: &Facts) {
         let now = self.now.mono;
         if let (Some(probe), UnitKind::Check, Ok(_)) = (&spec.health, spec.kind, facts.may_start()) {
-            let every = match &run.phase {
-                Phase::Healthy { .. } => CHECK_HEALTHY,
-                Phase::Starting { since } | Phase::Waiting { since, .. }
+            let every = match (&run.phase, &facts.health) {
+                (Phase::Healthy { .. }, Said::Good | Said::Nothing) => CHECK_HEALTHY,
+                (Phase::Starting { since } | Phase::Waiting { since, .. }, _)
                     if now.since(*since) < NEED_QUICK =>
                 {
                     PROBE_NEED

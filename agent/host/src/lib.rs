@@ -33,7 +33,7 @@ pub use error::HostError;
 pub use facts::{boot_id, facts, random_seed};
 pub use files::{Durability, write_atomically};
 pub use journal::{JournalRequest, journal};
-pub use terminal::{Terminal, TerminalError, start_piped};
+pub use terminal::{Terminal, TerminalError, kill_group, start_piped};
 
 /// A Linux machine with systemd.
 #[derive(Debug, Default)]

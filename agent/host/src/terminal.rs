@@ -121,7 +121,17 @@ pub fn start_piped(command: &[String]) -> Result<Child, TerminalError> {
     let mut child = Command::new(words[0]);
     child.args(&words[1..]).env("HOME", "/root").current_dir("/").kill_on_drop(true);
     child.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    child.process_group(0);
     child.spawn().map_err(|source| TerminalError::Start { program: words.join(" "), source })
+}
+
+/// Kills a command of [`start_piped`] that has not ended, with everything that it started.
+pub fn kill_group(child: &Child) {
+    let leader = child.id().and_then(|id| i32::try_from(id).ok()).map(nix::unistd::Pid::from_raw);
+    if let Some(leader) = leader {
+        // It may end just now.
+        let _ = nix::sys::signal::killpg(leader, nix::sys::signal::Signal::SIGKILL);
+    }
 }
 
 /// Lets the runtime tell when the terminal can be read or written.

@@ -117,7 +117,7 @@ fn candidates(kind: Kind, prefix: &str, current: &OsStr) -> Vec<CompletionCandid
     let Ok(runtime) = runtime else { return Vec::new() };
     let found = runtime.block_on(async {
         let session = Session::of_process();
-        let global = global(std::env::args());
+        let global = global(std::env::args_os().filter_map(|word| word.into_string().ok()));
         let time_ms =
             session.variable(TIME_VARIABLE).and_then(|text| text.parse().ok()).unwrap_or(TIME_MS_MAX);
         let time = Duration::from_millis(time_ms);

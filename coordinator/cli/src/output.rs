@@ -41,7 +41,12 @@ impl<'a> Output<'a> {
 
     /// A result that is bytes. A reader that went away (`| head`) is no error.
     pub(crate) fn bytes(&mut self, bytes: &[u8]) {
-        let _ = self.session.stdout.write_all(bytes).and_then(|()| self.session.stdout.flush());
+        let _ = self.try_bytes(bytes);
+    }
+
+    /// As [`Output::bytes`], for content of which nothing may be missing unnoticed.
+    pub(crate) fn try_bytes(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        self.session.stdout.write_all(bytes).and_then(|()| self.session.stdout.flush())
     }
 
     /// Error output of a command on a machine, as it came.

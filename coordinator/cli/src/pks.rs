@@ -268,6 +268,7 @@ fn rewrite(
     while let Some(word) = rest.next() {
         let (name, attached) =
             word.split_once('=').map_or((*word, None), |(name, value)| (name, Some(value)));
+        let (name, attached) = short_value(flags, name, attached);
         let known =
             flags.iter().find(|Flag(long, short, _)| name == *long || (!short.is_empty() && name == *short));
         let Some(Flag(_, _, effect)) = known else {
@@ -279,7 +280,10 @@ fn rewrite(
             value.ok_or_else(|| (format!("{name} needs a value"), "give it one: keelson help pks"))
         };
         match effect {
-            Switch(becomes) => native.extend(becomes.iter().map(|word| (*word).to_owned())),
+            Switch(becomes) if is_on(name, attached)? => {
+                native.extend(becomes.iter().map(|word| (*word).to_owned()));
+            }
+            Switch(_) => {}
             Value(flag) => {
                 let value = value()?.to_owned();
                 native.extend([(*flag).to_owned(), value]);
@@ -289,7 +293,7 @@ fn rewrite(
                     native.extend(["--label".to_owned(), tag.replacen(':', "=", 1)]);
                 }
             }
-            Wait => waits = true,
+            Wait => waits = is_on(name, attached)?,
             Refused(instead) => return Err((format!("Keelson has no `{name}` here"), instead)),
         }
     }
@@ -299,6 +303,23 @@ fn rewrite(
         native.push(if waits { "--wait" } else { "--no-wait" }.to_owned());
     }
     Ok(native)
+}
+
+/// A short flag with its value behind it (`-pVALUE`), taken apart.
+fn short_value<'w>(flags: &[Flag], name: &'w str, attached: Option<&'w str>) -> (&'w str, Option<&'w str>) {
+    let takes = |effect: &Effect| matches!(effect, Value(_) | Tags | Refused(_));
+    let is_short = name.len() > 2 && !name.starts_with("--") && name.is_char_boundary(2);
+    let known = flags.iter().any(|Flag(_, short, effect)| is_short && name[..2] == **short && takes(effect));
+    if known { (&name[..2], Some(&name[2..])) } else { (name, attached) }
+}
+
+/// Whether a switch is on: `--flag`, `--flag=true` or `--flag=false`.
+fn is_on(name: &str, attached: Option<&str>) -> Result<bool, (String, &'static str)> {
+    match attached {
+        None | Some("true") => Ok(true),
+        Some("false") => Ok(false),
+        Some(_) => Err((format!("{name} is a switch"), "give it no value, or true or false")),
+    }
 }
 
 /// `keelson help pks`.
@@ -377,6 +398,22 @@ mod tests {
         becomes("keelson cancel-task op-1", "keelson operation cancel op-1");
         becomes("/usr/bin/pks cluster list", "keelson cluster show list");
         becomes("tkgi clusters", "keelson cluster list");
+    }
+
+    #[test]
+    fn a_switch_that_is_off_is_off_and_no_password_is_repeated() {
+        becomes(
+            "keelson delete-cluster demo --non-interactive=false --wait=false",
+            "keelson cluster delete demo --no-wait",
+        );
+        becomes(
+            "keelson create-cluster demo -psmall --wait=true",
+            "keelson cluster create demo --plan small --wait",
+        );
+        assert!(matches!(reading("keelson delete-cluster demo --wait=maybe"), Reading::Refused { .. }));
+        let refused = reading("keelson get-credentials demo -psecret");
+        assert!(matches!(refused, Reading::Refused { .. }), "{refused:?}");
+        assert!(!format!("{refused:?}").contains("secret\""), "{refused:?}");
     }
 
     #[test]

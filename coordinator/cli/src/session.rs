@@ -59,7 +59,10 @@ impl Session {
             stdin_is_terminal: std::io::stdin().is_terminal(),
             stdout_is_terminal: std::io::stdout().is_terminal(),
             stderr_is_terminal: std::io::stderr().is_terminal(),
-            environment: std::env::vars().collect(),
+            // What is not UTF-8 is none of ours.
+            environment: std::env::vars_os()
+                .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+                .collect(),
             columns: crate::terminal::size().map_or(100, |size| size.columns),
             clock: Arc::new(wall_clock),
             interrupt,

@@ -12,7 +12,7 @@ use keelson_protocol::wire::negotiate;
 use keelson_protocol::{BootId, ClusterName, Generation, Incarnation, MachineId};
 
 use crate::effect::{Effect, SessionId};
-use crate::limits::{FIRST_HEARTBEAT_MAX, SECOND_HOLDER_AFTER, TICK_GAP_MAX};
+use crate::limits::{FIRST_HEARTBEAT_MAX, SECOND_HOLDER_AFTER, TICK_GAP_MAX, WARM_UP};
 use crate::state::{CoordinatorCore, Machine, Now, Voice};
 
 impl CoordinatorCore {
@@ -95,7 +95,8 @@ impl CoordinatorCore {
     fn accept_session(&mut self, now: Now, session: SessionId, id: &MachineId, boot: BootId, facts: Facts) {
         let Some(machine) = self.machines.get_mut(id) else { return };
         if let Some(old) = machine.session.replace(session) {
-            self.sessions.remove(&old);
+            let said = self.sessions.remove(&old).and_then(|voice| voice.heartbeat);
+            machine.heartbeat = said.or(machine.heartbeat);
             let why = "the machine opened another session".to_owned();
             self.effects.push(Effect::Close { session: old, why });
         }
@@ -269,12 +270,15 @@ impl CoordinatorCore {
     }
 
     pub(crate) fn on_closed(&mut self, now: Now, session: SessionId, why: String) {
-        let Some(Voice { machine: id, heard, .. }) = self.sessions.remove(&session) else { return };
+        let Some(Voice { machine: id, heard, heartbeat, .. }) = self.sessions.remove(&session) else {
+            return;
+        };
         if let Some(machine) = self.machines.get_mut(&id)
             && machine.session == Some(session)
         {
             machine.session = None;
             machine.heard_before = Some(heard);
+            machine.heartbeat = heartbeat.or(machine.heartbeat);
             machine.link = LinkState::Lost { since: now.wall, why };
             self.touch(&id);
         }
@@ -287,9 +291,9 @@ impl CoordinatorCore {
             .machines
             .values()
             .filter(|machine| !machine.silent && matches!(machine.row.phase, MachinePhase::Enrolled { .. }))
-            .filter(|machine| match self.last_heard(machine) {
+            .filter(|machine| match self.last_heard(machine).filter(|_| !self.may_return(machine)) {
                 Some(last) => now.mono.since(last.max(self.listening_since)) >= self.silence_allowed(machine),
-                // Not heard since the coordinator started: it may be on its way back.
+                // Not heard since the coordinator started, or was held up: it may be on its way back.
                 None => warm,
             })
             .map(|machine| machine.row.id.clone())
@@ -299,6 +303,11 @@ impl CoordinatorCore {
         }
         self.touch_unsettled();
         self.forget_old(now);
+    }
+
+    /// Whether a machine lost its session while the coordinator did not listen.
+    fn may_return(&self, machine: &Machine) -> bool {
+        machine.session.is_none() && machine.heard_before.is_some_and(|heard| heard < self.listening_since)
     }
 
     /// How long a machine may be silent before that is told.
@@ -316,6 +325,8 @@ impl CoordinatorCore {
             return;
         }
         self.listening_since = now.mono;
+        // Sessions may have ended meanwhile, so the fleet returns as after a start.
+        self.returning_until = self.returning_until.max(now.mono.plus(WARM_UP));
         let event = self.event(now, Severity::Warning, "CoordinatorHeldUp");
         self.note(FleetEvent {
             cause: format!("the coordinator did not run for {:.1} s", gap.as_secs_f64()),

@@ -247,6 +247,20 @@ fn a_coordinator_that_was_held_up_calls_nobody_silent_for_that_time() {
     world.ms += 60_000;
     world.run(10);
     assert_eq!(world.reasons(), ["CoordinatorHeldUp"]);
+    // Sessions that ended meanwhile are given the time of a start.
+    world.events.clear();
+    let ids: Vec<_> = world.machines.keys().cloned().collect();
+    for id in &ids {
+        let session = world.machines[id].session.unwrap();
+        world.input(Input::Closed { session, why: "timed out".to_owned() });
+        let machine = world.machines.get_mut(id).unwrap();
+        (machine.session, machine.linked) = (None, false);
+    }
+    world.ms += 60_000;
+    world.run(40);
+    assert_eq!(world.reasons().iter().filter(|reason| **reason == "MachineSilent").count(), 0);
+    world.machines.values_mut().for_each(|machine| machine.linked = true);
+    world.run(CONVERGED);
     // From then on silence counts again.
     world.machines.get_mut(&"demo-worker-1".parse().unwrap()).unwrap().linked = false;
     world.run(6);

@@ -96,11 +96,15 @@ impl Cluster {
     pub(crate) fn load_images(&self, images: &[Image]) -> Result<()> {
         for worker in self.workers()? {
             self.on(&worker, &["mkdir", "-p", LOADED])?;
-            let loaded = self.on(&worker, &["ls", LOADED])?;
-            let missing: Vec<&Image> = images
-                .iter()
-                .filter(|image| !loaded.lines().any(|name| Some(name) == stem(&image.archive)))
-                .collect();
+            let noted = self.on(&worker, &["ls", LOADED])?;
+            let ctr = self.ctr()?;
+            let there = self.on(&worker, &[&ctr, "--namespace=k8s.io", "images", "ls", "--quiet"])?;
+            // A note says which content was loaded; kubelet may have collected it since.
+            let has = |text: &str, line: &str| text.lines().any(|known| known == line);
+            let is_loaded = |image: &&Image| {
+                has(&there, &image.name) && stem(&image.archive).is_some_and(|stem| has(&noted, stem))
+            };
+            let missing: Vec<&Image> = images.iter().filter(|image| !is_loaded(image)).collect();
             self.expect_room(&worker, &missing)?;
             for image in &missing {
                 eprintln!("{worker}: loading {}", image.name);
@@ -129,14 +133,19 @@ impl Cluster {
     }
 
     fn load(&self, worker: &str, image: &Image) -> Result<()> {
-        let release = self.status()?["release"].as_str().unwrap_or_default().to_owned();
-        let ctr = format!("/opt/keelson/releases/{release}/bin/ctr");
+        let ctr = self.ctr()?;
         let import = [ctr.as_str(), "--namespace=k8s.io", "images", "import", "--local", "-"];
         let mut command = self.keelson(&[&["machine", "shell", worker, "--"], &import[..]].concat());
         command.stdin(File::open(&image.archive)?);
         output(&mut command).with_context(|| format!("{} could not be loaded", image.name))?;
         let note = format!("{LOADED}/{}", stem(&image.archive).unwrap_or_default());
         self.on(worker, &["touch", &note]).map(drop)
+    }
+
+    /// The release's own client of containerd, on a machine.
+    fn ctr(&self) -> Result<String> {
+        let release = self.status()?["release"].as_str().unwrap_or_default().to_owned();
+        Ok(format!("/opt/keelson/releases/{release}/bin/ctr"))
     }
 
     /// Runs a command on a machine and returns what it printed.

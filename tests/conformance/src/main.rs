@@ -88,13 +88,15 @@ fn run(arguments: &Arguments) -> Result<()> {
     cluster.load_images(&serde_json::from_slice::<Vec<cluster::Image>>(&images)?)?;
     std::fs::create_dir_all(&arguments.report)?;
     let mut report = Report::of(&chosen);
+    report.compare(&arguments.report)?;
     for part in [Part::Parallel, Part::Serial] {
         if count(part) > 0 {
-            report.add(suite.run(part, &arguments.report)?);
+            let ran = suite.run(part, &arguments.report).map(|outcomes| report.add(outcomes));
+            // What is known is kept, whatever comes next.
+            report.write(&arguments.report)?;
+            ran?;
         }
     }
-    report.compare(&arguments.report)?;
-    report.write(&arguments.report)?;
     eprint!("{}", report.summary());
     if let Some(dead) = cluster.unready_machines()? {
         bail!("{dead} while the tests ran; failures may be due to that");

@@ -67,7 +67,10 @@ impl Report {
 
     /// Writes the results and the readable report.
     pub(crate) fn write(&self, folder: &Path) -> Result<()> {
-        std::fs::write(folder.join(RESULTS), serde_json::to_vec_pretty(&self.tests)?)?;
+        // Tests that were not chosen this time keep what came of them before.
+        let mut results = self.before.clone();
+        results.extend(self.tests.clone());
+        std::fs::write(folder.join(RESULTS), serde_json::to_vec_pretty(&results)?)?;
         Ok(std::fs::write(folder.join("report.md"), self.page())?)
     }
 

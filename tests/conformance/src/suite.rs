@@ -95,6 +95,11 @@ impl<'a> Suite<'a> {
     /// Runs a part; its reports go to `folder`.
     pub(crate) fn run(&self, part: Part, folder: &Path) -> Result<Vec<Outcome>> {
         let json = format!("{}.json", part.name());
+        // One of an earlier run must not be taken for this one's.
+        match std::fs::remove_file(folder.join(&json)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
+            _ => {}
+        }
         let procs = if part == Part::Serial { 1 } else { self.arguments.parallel };
         let mut command = Command::new(&self.arguments.ginkgo);
         command

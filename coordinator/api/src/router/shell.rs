@@ -20,6 +20,9 @@ use crate::fleet::ShellPipe;
 use crate::problem::{Problem, ProblemView};
 use crate::types::ShellRequestBody;
 
+/// How long a client may take to stop sending once its command has ended.
+const FAREWELL: std::time::Duration = std::time::Duration::from_secs(2);
+
 /// The protocol that a connection is upgraded to.
 pub const SHELL_PROTOCOL: &str = "keelson-shell";
 
@@ -104,4 +107,8 @@ async fn join(upgrade: OnUpgrade, pipe: Box<dyn ShellPipe>) {
         () = output => {}
         () = input => {}
     }
+    // A socket that is closed with input unread takes back what was just sent: the rest is read, for a moment.
+    let mut nowhere = tokio::io::sink();
+    let rest = tokio::io::copy(&mut from_client, &mut nowhere);
+    let _ = tokio::time::timeout(FAREWELL, rest).await;
 }

@@ -13,7 +13,7 @@ use keelson_api::types::ShellRequestBody;
 use keelson_api::{Code, ExitCode, Problem};
 use keelson_protocol::message::ShellFrame;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use super::Work;
 use crate::client::{Call, Client, segment};
@@ -55,7 +55,7 @@ pub(super) async fn run(
         None
     };
     let (frames, mut queue) = mpsc::channel(QUEUE);
-    read_input(work, frames.clone());
+    let mut unread = read_input(work, frames.clone());
     if interactive {
         watch_size(frames);
     }
@@ -66,9 +66,20 @@ pub(super) async fn run(
             }
         }
     });
+    let unwritten =
+        |error: std::io::Error| Failure::local("the output of the command cannot be written", &error);
     let ended = loop {
-        match read_frame(&mut from).await {
-            Ok(Some(ShellFrame::Data(bytes))) => work.output().bytes(&bytes),
+        // A failed read ends the loop, so nothing of a frame is missed that is still wanted.
+        let frame = tokio::select! {
+            frame = read_frame(&mut from) => frame,
+            Ok(error) = &mut unread => break Err(Failure::local("standard input cannot be read", &error)),
+        };
+        match frame {
+            Ok(Some(ShellFrame::Data(bytes))) => {
+                if let Err(error) = work.output().try_bytes(&bytes) {
+                    break Err(unwritten(error));
+                }
+            }
             Ok(Some(ShellFrame::Exit { code })) => break Ok(code),
             Ok(Some(ShellFrame::Error(bytes))) => work.output().error_bytes(&bytes),
             Ok(Some(ShellFrame::Resize { .. } | ShellFrame::EndOfInput)) => {}
@@ -83,13 +94,20 @@ pub(super) async fn run(
 }
 
 /// Passes keys or input on from a thread of its own: a read of a terminal cannot be cancelled.
-fn read_input(work: &mut Work<'_>, frames: mpsc::Sender<ShellFrame>) {
-    let Some(mut stdin) = work.session.stdin.take() else { return };
+/// What comes back says that a read failed: the rest of the input is missing then, and must not be taken for its end.
+fn read_input(work: &mut Work<'_>, frames: mpsc::Sender<ShellFrame>) -> oneshot::Receiver<std::io::Error> {
+    let (failed, unread) = oneshot::channel();
+    let Some(mut stdin) = work.session.stdin.take() else { return unread };
     std::thread::spawn(move || {
         let mut buffer = vec![0_u8; DATA_BYTES_MAX];
         loop {
             match stdin.read(&mut buffer) {
-                Ok(0) | Err(_) => break,
+                Ok(0) => break,
+                Err(error) => {
+                    // The shell may have ended meanwhile.
+                    let _ = failed.send(error);
+                    return;
+                }
                 Ok(length) => {
                     if frames.blocking_send(ShellFrame::Data(buffer[..length].to_vec())).is_err() {
                         break;
@@ -100,6 +118,7 @@ fn read_input(work: &mut Work<'_>, frames: mpsc::Sender<ShellFrame>) {
         // The shell may have ended meanwhile.
         let _ = frames.blocking_send(ShellFrame::EndOfInput);
     });
+    unread
 }
 
 fn watch_size(frames: mpsc::Sender<ShellFrame>) {
