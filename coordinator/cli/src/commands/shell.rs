@@ -55,7 +55,14 @@ pub(super) async fn run(
         None
     };
     let (frames, mut queue) = mpsc::channel(QUEUE);
-    let mut unread = read_input(work, frames.clone());
+    let failed_read = read_input(work, frames.clone());
+    let mut unread = std::pin::pin!(async {
+        match failed_read.await {
+            Ok(error) => error,
+            // The input came to its end.
+            Err(_) => std::future::pending().await,
+        }
+    });
     if interactive {
         watch_size(frames);
     }
@@ -72,7 +79,7 @@ pub(super) async fn run(
         // A failed read ends the loop, so nothing of a frame is missed that is still wanted.
         let frame = tokio::select! {
             frame = read_frame(&mut from) => frame,
-            Ok(error) = &mut unread => break Err(Failure::local("standard input cannot be read", &error)),
+            error = &mut unread => break Err(Failure::local("standard input cannot be read", &error)),
         };
         match frame {
             Ok(Some(ShellFrame::Data(bytes))) => {
