@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -36,10 +36,14 @@ impl Coordinator {
             return Ok(());
         }
         self.stop()?;
-        self.start(program, image)?;
+        let mut child = self.start(program, image)?;
         let deadline = Instant::now() + START_MAX;
         while !ready() {
-            if self.pid().is_none() || Instant::now() > deadline {
+            // Asked of the child itself: right after its start, /proc does not know its words yet.
+            if let Some(status) = child.try_wait()? {
+                bail!("the coordinator ended with {status}:\n{}", self.log_tail());
+            }
+            if Instant::now() > deadline {
                 bail!("the coordinator did not become ready:\n{}", self.log_tail());
             }
             std::thread::sleep(POLL);
@@ -47,7 +51,7 @@ impl Coordinator {
         fs::write(self.file("coordinator.version"), wanted).context("could not write the version file")
     }
 
-    fn start(&self, program: &Path, image: &str) -> Result<()> {
+    fn start(&self, program: &Path, image: &str) -> Result<Child> {
         fs::create_dir_all(&self.state_dir).context("could not make the state directory")?;
         let log = File::options().create(true).append(true).open(self.file("coordinator.log"))?;
         let mut command = Command::new(program);
@@ -55,7 +59,8 @@ impl Coordinator {
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).process_group(0);
         let child = command.spawn().with_context(|| format!("could not start {}", program.display()))?;
         fs::write(self.file("coordinator.pid"), child.id().to_string())
-            .context("could not write the pid file")
+            .context("could not write the pid file")?;
+        Ok(child)
     }
 
     /// Ends the coordinator, when it runs.
