@@ -14,6 +14,8 @@ use nix::unistd::Pid;
 const START_MAX: Duration = Duration::from_secs(30);
 /// How long it may take to end.
 const STOP_MAX: Duration = Duration::from_secs(10);
+/// How long a new process may take until the kernel knows its command line.
+const WORDS_MAX: Duration = Duration::from_secs(1);
 /// How often it is looked at meanwhile.
 const POLL: Duration = Duration::from_millis(50);
 
@@ -83,7 +85,7 @@ impl Coordinator {
     /// The process, when it lives and is this installation's coordinator: a number alone may belong to somebody else.
     fn pid(&self) -> Option<Pid> {
         let pid: i32 = fs::read_to_string(self.file("coordinator.pid")).ok()?.trim().parse().ok()?;
-        let words = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+        let words = words_of(pid)?;
         let mut words = words.split(|byte| *byte == 0);
         let own = words.any(|word| word == self.state_dir.as_os_str().as_encoded_bytes());
         let state = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
@@ -99,6 +101,18 @@ impl Coordinator {
 
     fn file(&self, name: &str) -> PathBuf {
         self.state_dir.join(name)
+    }
+}
+
+/// The command line of a process. One that has just been started may have none for a moment.
+fn words_of(pid: i32) -> Option<Vec<u8>> {
+    let deadline = Instant::now() + WORDS_MAX;
+    loop {
+        let words = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+        if !words.is_empty() || Instant::now() > deadline {
+            return Some(words);
+        }
+        std::thread::sleep(POLL);
     }
 }
 
