@@ -89,6 +89,7 @@ async fn given_up(mut reader: BulkReader) {
 async fn run_shell(mut terminal: Terminal, mut stream: BulkStream) -> Result<(), BulkError> {
     stream.accept().await?;
     let (mut reader, mut writer) = stream.split();
+    let given_up = writer.given_up();
     let output = async {
         let mut piece = vec![0; PIECE_BYTES_MAX];
         loop {
@@ -123,6 +124,7 @@ async fn run_shell(mut terminal: Terminal, mut stream: BulkStream) -> Result<(),
         biased;
         ended = output => ended,
         ended = input => ended,
+        () = given_up => Err(BulkError::Ended),
     };
     ended?;
     let code = terminal.wait().await.unwrap_or(-1);
@@ -140,6 +142,7 @@ async fn run_piped(mut child: Child, mut stream: BulkStream) -> Result<(), BulkE
     };
     stream.accept().await?;
     let (reader, mut writer) = stream.split();
+    let given_up = writer.given_up();
     let output = async {
         let (mut out, mut err) = (vec![0; PIECE_BYTES_MAX], vec![0; PIECE_BYTES_MAX]);
         let (mut out_open, mut err_open) = (true, true);
@@ -170,6 +173,8 @@ async fn run_piped(mut child: Child, mut stream: BulkStream) -> Result<(), BulkE
         biased;
         ended = ended => ended,
         gone = feed(&mut stdin, reader) => Err(gone),
+        // Also while the command does not take its input, and nothing is read.
+        () = given_up => Err(BulkError::Ended),
     };
     let status = match ended {
         Ok(status) => status,

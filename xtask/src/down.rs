@@ -26,8 +26,12 @@ pub(crate) fn run(args: &DownArgs) -> Result<()> {
     if !nix::unistd::Uid::effective().is_root() {
         bail!("machines need root: run this as root, for example with sudo");
     }
-    remove(&state_dir)?;
-    eprintln!("removed coordinator, machines and network of {}", state_dir.display());
+    if state_dir.exists() {
+        remove(&state_dir)?;
+        eprintln!("removed coordinator, machines and network of {}", state_dir.display());
+    } else {
+        eprintln!("there is no installation in {}", state_dir.display());
+    }
     if args.purge {
         let cache = CacheDir::from_environment()?;
         std::fs::remove_dir_all(cache.root()).context("could not remove the cache")?;

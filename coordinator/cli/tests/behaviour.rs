@@ -5,9 +5,9 @@
 
 mod support;
 
-use std::io::{Read as _, Write as _};
+use std::io::{BufRead, BufReader, Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use keelson_api::fake::{Fault, SECRET_MARKER, TOKEN};
 use keelson_cli::ExitCode;
@@ -277,28 +277,52 @@ async fn contexts_that_cannot_be_used_are_refused_with_a_remedy() {
     world.keelson(&line).run().await.ends(ExitCode::Done);
 }
 
-#[tokio::test]
-async fn events_are_followed_from_the_newest_on() {
-    let world = World::new().await;
-    world.fleet.add_events("demo", 2);
-    let fleet = world.fleet.clone();
-    let later = tokio::spawn(async move {
-        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
-        fleet.add_events("demo", 1);
-    });
-    let follow = world.keelson("events --follow -o json").run();
-    let followed = tokio::time::timeout(std::time::Duration::from_secs(2), follow).await;
-    assert!(followed.is_err(), "it goes on until Ctrl-C");
-    later.await.unwrap();
-    world.keelson("events --follow").interrupted().run().await.ends(ExitCode::Done);
-}
-
 /// The program itself, as a child.
 fn program(world: &World, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_keelson"));
     command.args(arguments).env_clear().env("HOME", world.home.path()).stdin(Stdio::piped());
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     command
+}
+
+/// Lines of a child's stream, up to the first with `words` in it.
+fn lines_until(stream: &mut impl BufRead, words: &str) -> Vec<String> {
+    let mut lines = Vec::new();
+    for line in stream.lines() {
+        lines.push(line.unwrap());
+        if lines.last().is_some_and(|line| line.contains(words)) {
+            return lines;
+        }
+    }
+    panic!("`{words}` did not come: {lines:#?}");
+}
+
+fn interrupt(child: &Child) {
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).unwrap();
+}
+
+#[tokio::test]
+async fn events_are_followed_from_the_newest_on() {
+    let world = World::new().await;
+    world.fleet.add_events("demo", 2);
+    let mut command = program(&world, &["events", "--follow", "-o", "name"]);
+    let fleet = world.fleet.clone();
+    let followed = tokio::task::spawn_blocking(move || {
+        let mut child = command.spawn().unwrap();
+        let mut shown = BufReader::new(child.stdout.take().unwrap());
+        let before = lines_until(&mut shown, "event/2");
+        fleet.add_events("demo", 1);
+        let after = lines_until(&mut shown, "event/3");
+        interrupt(&child);
+        (before, after, child.wait().unwrap())
+    });
+    let (before, after, status) = followed.await.unwrap();
+    assert_eq!(
+        (before, after),
+        (vec!["event/1".to_owned(), "event/2".to_owned()], vec!["event/3".to_owned()])
+    );
+    assert_eq!(status.code(), Some(0));
 }
 
 async fn output(mut command: Command, stdin: &'static str) -> std::process::Output {
@@ -372,21 +396,19 @@ async fn the_program_detaches_at_sigint() {
     let world = World::new().await;
     world.fleet.fault(Some(Fault::Stuck));
     let mut command = program(&world, &["cluster", "create", "demo", "--wait", "--progress", "plain"]);
-    let fleet = world.fleet.clone();
     let ended = tokio::task::spawn_blocking(move || {
-        let child = command.spawn().unwrap();
-        while fleet.operation_count() == 0 {
-            std::thread::sleep(std::time::Duration::from_millis(10));
-        }
-        std::thread::sleep(std::time::Duration::from_millis(300));
-        let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap());
-        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).unwrap();
-        child.wait_with_output().unwrap()
+        let mut child = command.spawn().unwrap();
+        let mut told = BufReader::new(child.stderr.take().unwrap());
+        // It waits from the first line of progress on.
+        lines_until(&mut told, "create cluster demo");
+        interrupt(&child);
+        let mut rest = String::new();
+        told.read_to_string(&mut rest).unwrap();
+        (child.wait().unwrap(), rest)
     });
-    let ended = ended.await.unwrap();
-    let stderr = String::from_utf8_lossy(&ended.stderr).into_owned();
-    assert_eq!(ended.status.code(), Some(130), "{stderr}");
-    assert!(stderr.contains("keelson operation watch op-1"), "{stderr}");
+    let (status, rest) = ended.await.unwrap();
+    assert_eq!(status.code(), Some(130), "{rest}");
+    assert!(rest.contains("keelson operation watch op-1"), "{rest}");
 }
 
 #[tokio::test]

@@ -196,6 +196,16 @@ impl BulkWriter {
         self.finished = true;
     }
 
+    /// Done when the peer wants no more, or the session has ended; also while a write waits. For a stream that is not
+    /// finished.
+    pub fn given_up(&self) -> impl Future<Output = ()> + Send + 'static {
+        let stopped = self.stream.stopped();
+        async move {
+            // How it ended does not matter to whoever has to stop.
+            let _ = stopped.await;
+        }
+    }
+
     /// Waits until the peer has all that was written and [`BulkWriter::finish`]ed.
     ///
     /// # Errors

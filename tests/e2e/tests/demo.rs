@@ -255,6 +255,24 @@ fn files_can_be_piped_through_a_command_on_a_machine() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn a_user_who_vanishes_takes_the_command_along() -> Result<()> {
+    let installation = Installation::open()?;
+    // It reads nothing, so that its input is soon blocked on the whole way; nobody else sleeps for so long.
+    let sleep = ["machine", "shell", "demo-worker-1", "--", "sleep", "123456"];
+    let mut command = installation.keelson_command(&sleep);
+    let mut child = command.stdin(std::fs::File::open("/dev/zero")?).spawn()?;
+    let runs = || installation.on_machine("demo-worker-1", &["pgrep", "--full", "sleep 123456"]);
+    let begun = wait_for("the command to run", || runs().map(|_| ()));
+    child.kill()?;
+    child.wait()?;
+    begun?;
+    wait_for("the command to be gone", || {
+        ensure!(runs().is_err(), "it still runs");
+        Ok(())
+    })
+}
+
 /// Larger than every window and buffer on the way.
 const PIPED_BYTES: usize = 8 * 1024 * 1024;
 

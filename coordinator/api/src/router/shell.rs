@@ -1,8 +1,8 @@
 //! `/v1/machines/{id}/shell`: a terminal on a machine, over an upgraded connection.
 //!
 //! The request is an ordinary one with `Connection: Upgrade` and `Upgrade: keelson-shell`, so that everything that can
-//! be refused is refused with a problem document. After `101` both sides speak `ShellFrame`s of the link protocol,
-//! which pass through here unread.
+//! be refused is refused with a problem document. After `101` both sides speak `ShellFrame`s of the link protocol, of
+//! which nothing is looked into here.
 
 use axum::Extension;
 use axum::extract::{FromRequest, Path, Request, State};
@@ -10,15 +10,20 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
-use tokio::io::AsyncWriteExt;
+use keelson_protocol::message::ShellFrame;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 
 use super::Api;
 use super::extract::{self, Json};
 use crate::auth::Caller;
 use crate::catalogue::Code;
 use crate::fleet::ShellPipe;
+use crate::frames::{read_frame, write_frame};
 use crate::problem::{Problem, ProblemView};
 use crate::types::ShellRequestBody;
+
+/// How often a client is tried while a command says nothing.
+const CLIENT_ASKED_EVERY: std::time::Duration = std::time::Duration::from_secs(5);
 
 /// How long a client may take to stop sending once its command has ended.
 const FAREWELL: std::time::Duration = std::time::Duration::from_secs(2);
@@ -97,7 +102,7 @@ async fn join(upgrade: OnUpgrade, pipe: Box<dyn ShellPipe>) {
         std::future::pending::<()>().await;
     };
     let output = async {
-        if let Err(error) = tokio::io::copy(&mut from_machine, &mut to_client).await {
+        if let Err(error) = relay_output(&mut from_machine, &mut to_client).await {
             tracing::debug!(%error, "a shell ended early");
         }
         let _ = to_client.shutdown().await;
@@ -111,4 +116,27 @@ async fn join(upgrade: OnUpgrade, pipe: Box<dyn ShellPipe>) {
     let mut nowhere = tokio::io::sink();
     let rest = tokio::io::copy(&mut from_client, &mut nowhere);
     let _ = tokio::time::timeout(FAREWELL, rest).await;
+}
+
+/// Passes frames of the machine on to the client, and an empty one when there was none for a while: a client that has
+/// vanished is noticed by that alone when the command takes no input, because then nothing is read from it.
+async fn relay_output(
+    machine: &mut (impl AsyncRead + Unpin),
+    client: &mut (impl AsyncWrite + Unpin),
+) -> std::io::Result<()> {
+    loop {
+        let mut next = std::pin::pin!(read_frame(machine));
+        let frame = loop {
+            tokio::select! {
+                frame = &mut next => break frame?,
+                () = tokio::time::sleep(CLIENT_ASKED_EVERY) => {
+                    write_frame(client, &ShellFrame::Data(Vec::new())).await?;
+                }
+            }
+        };
+        match frame {
+            Some(frame) => write_frame(client, &frame).await?,
+            None => return Ok(()),
+        }
+    }
 }

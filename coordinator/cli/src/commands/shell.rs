@@ -6,6 +6,7 @@
 use std::io::Read;
 
 use hyper::StatusCode;
+use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use keelson_api::frames::{DATA_BYTES_MAX, read_frame, write_frame};
 use keelson_api::router::SHELL_PROTOCOL;
@@ -30,25 +31,8 @@ pub(super) async fn run(
     id: &str,
     command: Vec<String>,
 ) -> Result<ExitCode, Failure> {
-    let size = terminal::size().unwrap_or(terminal::Size { rows: 24, columns: 80 });
     let interactive = work.session.stdin_is_terminal && work.session.stdout_is_terminal;
-    let terminal = work.session.variable("TERM").unwrap_or("dumb");
-    let terminal = if interactive { terminal.to_owned() } else { String::new() };
-    let body = ShellRequestBody { command, terminal, rows: size.rows, columns: size.columns };
-    let call = Call::post(format!("machines/{}/shell", segment(id)))
-        .header("connection", "upgrade")
-        .header("upgrade", SHELL_PROTOCOL)
-        .json(&body);
-    let response = client.send(&call).await?;
-    if response.status() != StatusCode::SWITCHING_PROTOCOLS {
-        return Err(Failure::new(Code::UnexpectedAnswer, "the coordinator did not open a shell"));
-    }
-    let broken = |error: &(dyn std::error::Error + 'static)| -> Failure {
-        Problem::new(Code::Unreachable, "the connection to the shell broke").because_of(error).into()
-    };
-    let upgraded = hyper::upgrade::on(response).await.map_err(|error| broken(&error))?;
-    let (mut from, mut to) = tokio::io::split(TokioIo::new(upgraded));
-
+    let (mut from, mut to) = tokio::io::split(open(work, client, id, command, interactive).await?);
     let raw = if interactive {
         Some(RawMode::enter().map_err(|error| Failure::local("the terminal cannot be made raw", &error))?)
     } else {
@@ -98,6 +82,33 @@ pub(super) async fn run(
     drop(raw);
     work.session.passed_on = ended.as_ref().ok().map(|code| u8::try_from(*code & 0xff).unwrap_or(1));
     ended.map(|code| if code == 0 { ExitCode::Done } else { ExitCode::Failed })
+}
+
+/// Asks for the shell; the connection that comes back carries frames.
+async fn open(
+    work: &Work<'_>,
+    client: &mut Client,
+    id: &str,
+    command: Vec<String>,
+    interactive: bool,
+) -> Result<TokioIo<Upgraded>, Failure> {
+    let size = terminal::size().unwrap_or(terminal::Size { rows: 24, columns: 80 });
+    let terminal = work.session.variable("TERM").unwrap_or("dumb");
+    let terminal = if interactive { terminal.to_owned() } else { String::new() };
+    let body = ShellRequestBody { command, terminal, rows: size.rows, columns: size.columns };
+    let call = Call::post(format!("machines/{}/shell", segment(id)))
+        .header("connection", "upgrade")
+        .header("upgrade", SHELL_PROTOCOL)
+        .json(&body);
+    let response = client.send(&call).await?;
+    if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        return Err(Failure::new(Code::UnexpectedAnswer, "the coordinator did not open a shell"));
+    }
+    hyper::upgrade::on(response).await.map(TokioIo::new).map_err(|error| broken(&error))
+}
+
+fn broken(error: &(dyn std::error::Error + 'static)) -> Failure {
+    Problem::new(Code::Unreachable, "the connection to the shell broke").because_of(error).into()
 }
 
 /// Passes keys or input on from a thread of its own: a read of a terminal cannot be cancelled.

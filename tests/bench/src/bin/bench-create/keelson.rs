@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use nix::sys::signal::{Signal, kill};
@@ -93,7 +93,6 @@ impl Drop for Installation {
         let pid = Pid::from_raw(i32::try_from(self.process.id()).unwrap_or_default());
         // It may have ended already; what it made is removed all the same.
         let _ = kill(pid, Signal::SIGTERM);
-        std::thread::sleep(Duration::from_millis(100));
         let _ = self.process.wait();
         let _ = keelson_providers::local::destroy(&self.state_dir);
     }
