@@ -32,7 +32,7 @@ mod upstream;
 pub use build::{BuildError, BuildRequest, BuiltImage, build_image};
 pub use cache::{CACHE_DIR_VARIABLE, CacheDir, CacheError};
 pub use command::CommandError;
-pub use containers::{BuiltContainer, ContainerError, build_containers};
+pub use containers::{BuiltContainers, ContainerError, build_containers};
 pub use digest::{Digest, InvalidDigest};
 pub use files::FileError;
 pub use layers::base::BaseError;

@@ -1,9 +1,10 @@
-//! A small writer of container images: one layer, from files, the same bytes for the same input.
+//! A small writer of container images, from files and layers: the same bytes for the same input.
 //!
 //! The file is an OCI image layout in a tar (<https://github.com/opencontainers/image-spec/blob/v1.1.1/image-layout.md>)
 //! that also carries the `manifest.json` of a docker archive, so `ctr images import`, skopeo and podman all take it.
 //! Layers are not compressed: a node imports the image from its own disk, and unpacking would cost boot time.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 
@@ -12,6 +13,8 @@ use serde_json::{Value, json};
 use crate::digest::Digest;
 use crate::manifest::Architecture;
 
+/// Media type of the manifest of an image.
+const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 /// User and group of a process without rights in our images: the id that Kubernetes documents use for "nonroot".
 const NONROOT_ID: u32 = 65_532;
 
@@ -44,7 +47,8 @@ impl OciImage<'_> {
             ports: self.ports.to_vec(),
             ..ImageConfig::default()
         };
-        archive(self.name, &[&layer], &config, self.architecture, self.epoch)
+        let image = Image { name: self.name, layers: vec![&layer], config: &config };
+        archive(&[image], self.architecture, self.epoch)
     }
 
     fn layer(&self) -> io::Result<Vec<u8>> {
@@ -94,42 +98,63 @@ impl ImageConfig {
     }
 }
 
-/// The bytes of an image file with these layers (tar streams, lowest first).
-pub(crate) fn archive(
-    name: &str,
-    layers: &[&[u8]],
-    config: &ImageConfig,
-    architecture: Architecture,
-    epoch: u64,
-) -> io::Result<Vec<u8>> {
-    let diff_ids: Vec<String> = layers.iter().map(|layer| oci_digest(layer)).collect();
-    let config = config.to_json(architecture, &diff_ids);
-    let described: Vec<Value> =
-        layers.iter().map(|layer| descriptor("application/vnd.oci.image.layer.v1.tar", layer)).collect();
-    let manifest = to_json(&json!({
-        "schemaVersion": 2,
-        "mediaType": "application/vnd.oci.image.manifest.v1+json",
-        "config": descriptor("application/vnd.oci.image.config.v1+json", &config),
-        "layers": described,
-    }));
-    let mut entry = descriptor("application/vnd.oci.image.manifest.v1+json", &manifest);
-    entry["platform"] = json!({"architecture": architecture.as_str(), "os": "linux"});
-    entry["annotations"] = json!({
-        "io.containerd.image.name": name,
-        "org.opencontainers.image.ref.name": name.rsplit(':').next().unwrap_or("latest"),
-    });
+/// An image of an archive: layers are tar streams, lowest first.
+pub(crate) struct Image<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) layers: Vec<&'a [u8]>,
+    pub(crate) config: &'a ImageConfig,
+}
+
+/// The bytes of an archive with these images. What several of them have is in it once.
+pub(crate) fn archive(images: &[Image<'_>], architecture: Architecture, epoch: u64) -> io::Result<Vec<u8>> {
+    let mut blobs: BTreeMap<String, Cow<'_, [u8]>> = BTreeMap::new();
+    let mut digests: BTreeMap<(*const u8, usize), String> = BTreeMap::new();
+    let (mut entries, mut docker) = (Vec::new(), Vec::new());
+    for Image { name, layers, config } in images {
+        // A layer of many images is hashed once: they share its memory.
+        let layers: Vec<(String, usize)> = layers
+            .iter()
+            .map(|layer| {
+                let digest = digests
+                    .entry((layer.as_ptr(), layer.len()))
+                    .or_insert_with(|| Digest::of(layer).to_string());
+                blobs.entry(blob_path(digest)).or_insert(Cow::Borrowed(layer));
+                (digest.clone(), layer.len())
+            })
+            .collect();
+        let diff_ids: Vec<String> = layers.iter().map(|(digest, _)| format!("sha256:{digest}")).collect();
+        let config = config.to_json(architecture, &diff_ids);
+        let described: Vec<Value> = layers
+            .iter()
+            .map(|(digest, size)| descriptor("application/vnd.oci.image.layer.v1.tar", digest, *size))
+            .collect();
+        let config_digest = Digest::of(&config).to_string();
+        let manifest = to_json(&json!({
+            "schemaVersion": 2,
+            "mediaType": MANIFEST,
+            "config": descriptor("application/vnd.oci.image.config.v1+json", &config_digest, config.len()),
+            "layers": described,
+        }));
+        let manifest_digest = Digest::of(&manifest).to_string();
+        let mut entry = descriptor(MANIFEST, &manifest_digest, manifest.len());
+        entry["platform"] = json!({"architecture": architecture.as_str(), "os": "linux"});
+        entry["annotations"] = json!({
+            "io.containerd.image.name": name,
+            "org.opencontainers.image.ref.name": name.rsplit(':').next().unwrap_or("latest"),
+        });
+        entries.push(entry);
+        let paths: Vec<String> = layers.iter().map(|(digest, _)| blob_path(digest)).collect();
+        docker.push(json!({ "Config": blob_path(&config_digest), "RepoTags": [name], "Layers": paths }));
+        blobs.insert(blob_path(&config_digest), Cow::Owned(config));
+        blobs.insert(blob_path(&manifest_digest), Cow::Owned(manifest));
+    }
     let index = to_json(&json!({
         "schemaVersion": 2,
         "mediaType": "application/vnd.oci.image.index.v1+json",
-        "manifests": [entry],
+        "manifests": entries,
     }));
-    let paths: Vec<String> = layers.iter().map(|layer| blob_path(layer)).collect();
-    let docker = to_json(&json!([{ "Config": blob_path(&config), "RepoTags": [name], "Layers": paths }]));
     let layout = to_json(&json!({"imageLayoutVersion": "1.0.0"}));
 
-    let all = layers.iter().copied().chain([config.as_slice(), manifest.as_slice()]);
-    // By path, each once: two layers may be the same.
-    let blobs: BTreeMap<String, &[u8]> = all.map(|blob| (blob_path(blob), blob)).collect();
     let mut archive = Archive::new(epoch);
     archive.dir("blobs/")?;
     archive.dir("blobs/sha256/")?;
@@ -137,7 +162,7 @@ pub(crate) fn archive(
         archive.file(path, 0o644, blob)?;
     }
     archive.file("index.json", 0o644, &index)?;
-    archive.file("manifest.json", 0o644, &docker)?;
+    archive.file("manifest.json", 0o644, &to_json(&Value::Array(docker)))?;
     archive.file("oci-layout", 0o644, &layout)?;
     archive.finish()
 }
@@ -159,16 +184,12 @@ fn sorted(value: &Value) -> Value {
     }
 }
 
-fn oci_digest(blob: &[u8]) -> String {
-    format!("sha256:{}", Digest::of(blob))
+fn blob_path(digest: &str) -> String {
+    format!("blobs/sha256/{digest}")
 }
 
-fn blob_path(blob: &[u8]) -> String {
-    format!("blobs/sha256/{}", Digest::of(blob))
-}
-
-fn descriptor(media_type: &str, blob: &[u8]) -> Value {
-    json!({"mediaType": media_type, "digest": oci_digest(blob), "size": blob.len()})
+fn descriptor(media_type: &str, digest: &str, size: usize) -> Value {
+    json!({"mediaType": media_type, "digest": format!("sha256:{digest}"), "size": size})
 }
 
 struct Archive {

@@ -1,47 +1,59 @@
-//! The cluster under test, reached as any user reaches it: through `keelson`.
+//! The cluster under test, reached as any user reaches it: through `keelson` and `kubectl`.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use anyhow::{Context, Result, bail, ensure};
-use serde::Deserialize;
 use serde_json::Value;
+use tokio::process::Command;
 
 use crate::Arguments;
+use crate::images::Images;
 
-/// Where a machine keeps notes of the archives that were loaded, by their names, which follow their content.
-const LOADED: &str = "/var/lib/keelson-conformance";
-/// An image takes up to this many times its archive: the content, its unpacked files, and room for the tests.
-const UNPACKED_FACTOR: u64 = 3;
-
-/// An image that tests ask for.
-#[derive(Debug, Deserialize)]
-pub(crate) struct Image {
-    pub(crate) name: String,
-    pub(crate) archive: PathBuf,
-}
+/// Where a machine keeps what belongs to these tests.
+const FOLDER: &str = "/var/lib/keelson-conformance";
+/// Where its containerd looks for mirrors.
+const REGISTRY_HOSTS: &str = "/var/lib/keelson/registry-hosts";
+/// The registry that tests name.
+const MIRRORED: &str = "registry.k8s.io";
+/// Port of the registry on the first worker.
+const REGISTRY_PORT: u16 = 5005;
+/// Unit of the registry there.
+const REGISTRY_UNIT: &str = "keelson-conformance-registry";
+/// The label of every namespace that the suite makes.
+const NAMESPACES: &str = "e2e-run";
+/// How long namespaces may take to go.
+const SWEEP_MAX: &str = "180s";
+/// What outside a namespace may lead into it, and break the cluster once that is gone.
+const REFERRERS: [&str; 3] =
+    ["validatingwebhookconfigurations", "mutatingwebhookconfigurations", "apiservices"];
+/// Tries until the registry answers, one a second.
+const REGISTRY_TRIES: u32 = 20;
 
 /// A cluster.
 pub(crate) struct Cluster {
     name: String,
     keelson: PathBuf,
     context: PathBuf,
+    kubectl: PathBuf,
     kubeconfig: tempfile::TempDir,
 }
 
 impl Cluster {
     /// Gets access to the cluster.
-    pub(crate) fn open(arguments: &Arguments) -> Result<Self> {
+    pub(crate) async fn open(arguments: &Arguments) -> Result<Self> {
         let cluster = Self {
             name: arguments.cluster.clone(),
             keelson: arguments.keelson.clone(),
             context: arguments.context.clone(),
+            kubectl: arguments.kubectl.clone(),
             kubeconfig: tempfile::tempdir()?,
         };
         let file = cluster.kubeconfig();
         let mut command = cluster.keelson(&["cluster", "kubeconfig", &cluster.name, "--set-context"]);
-        output(command.args(["--ttl", "24h", "--file"]).arg(file))?;
+        output(command.args(["--ttl", "24h", "--file"]).arg(file)).await?;
         Ok(cluster)
     }
 
@@ -55,23 +67,28 @@ impl Cluster {
         command
     }
 
-    fn status(&self) -> Result<Value> {
-        let text = output(&mut self.keelson(&["cluster", "show", &self.name, "--output", "json"]))?;
+    async fn kubectl(&self, words: &[&str]) -> Result<String> {
+        let mut command = Command::new(&self.kubectl);
+        output(command.arg("--kubeconfig").arg(self.kubeconfig()).args(words)).await
+    }
+
+    async fn status(&self) -> Result<Value> {
+        let text = output(&mut self.keelson(&["cluster", "show", &self.name, "--output", "json"])).await?;
         let document: Value = serde_json::from_str(&text).context("keelson printed no JSON")?;
         Ok(document["status"].clone())
     }
 
     /// Fails when the cluster is not ready, with what it waits for.
-    pub(crate) fn expect_ready(&self) -> Result<()> {
-        let state = self.status()?["state"].as_str().unwrap_or_default().to_owned();
+    pub(crate) async fn expect_ready(&self) -> Result<()> {
+        let state = self.status().await?["state"].as_str().unwrap_or_default().to_owned();
         let name = &self.name;
         ensure!(state == "ready", "cluster {name} is {state}; see: keelson cluster show {name} --explain");
         Ok(())
     }
 
     /// Machines that are not ready, in words; `None` when all are.
-    pub(crate) fn unready_machines(&self) -> Result<Option<String>> {
-        let status = self.status()?;
+    pub(crate) async fn unready_machines(&self) -> Result<Option<String>> {
+        let status = self.status().await?;
         let machines = status["machines"].as_array().cloned().unwrap_or_default();
         let text = |machine: &Value, field: &str| machine[field].as_str().unwrap_or_default().to_owned();
         let unready: Vec<String> = machines
@@ -82,47 +99,53 @@ impl Cluster {
         Ok((!unready.is_empty()).then(|| unready.join(", ")))
     }
 
-    fn workers(&self) -> Result<Vec<String>> {
-        let status = self.status()?;
+    /// Ids and addresses of the workers.
+    async fn workers(&self) -> Result<Vec<(String, String)>> {
+        let status = self.status().await?;
         let machines = status["machines"].as_array().context("the cluster has no machines")?;
         let is_worker =
             |machine: &&Value| machine["role"].as_str().is_some_and(|role| role.contains("worker"));
-        let ids = machines.iter().filter(is_worker).filter_map(|machine| machine["id"].as_str());
-        Ok(ids.map(str::to_owned).collect())
+        let text = |machine: &Value, field: &str| machine[field].as_str().unwrap_or_default().to_owned();
+        Ok(machines
+            .iter()
+            .filter(is_worker)
+            .map(|machine| (text(machine, "id"), text(machine, "address")))
+            .collect())
     }
 
     /// Loads images into every worker that does not have them yet.
-    #[expect(clippy::print_stderr, reason = "gigabytes take a minute, and somebody waits")]
-    pub(crate) fn load_images(&self, images: &[Image]) -> Result<()> {
-        for worker in self.workers()? {
-            self.on(&worker, &["mkdir", "-p", LOADED])?;
-            let noted = self.on(&worker, &["ls", LOADED])?;
-            let ctr = self.ctr()?;
-            let there = self.on(&worker, &[&ctr, "--namespace=k8s.io", "images", "ls", "--quiet"])?;
-            // A note says which content was loaded; kubelet may have collected it since.
-            let has = |text: &str, line: &str| text.lines().any(|known| known == line);
-            let is_loaded = |image: &&Image| {
-                has(&there, &image.name) && stem(&image.archive).is_some_and(|stem| has(&noted, stem))
-            };
-            let missing: Vec<&Image> = images.iter().filter(|image| !is_loaded(image)).collect();
-            self.expect_room(&worker, &missing)?;
-            for image in &missing {
-                eprintln!("{worker}: loading {}", image.name);
-                self.load(&worker, image)?;
+    #[expect(clippy::print_stderr, reason = "half a gigabyte takes a while, and somebody waits")]
+    pub(crate) async fn load(&self, images: &Images) -> Result<()> {
+        let ctr = self.ctr().await?;
+        for (worker, _) in self.workers().await? {
+            self.on(&worker, &["mkdir", "-p", FOLDER]).await?;
+            let note = format!("{FOLDER}/loaded-{}", images.key());
+            let noted = self.on(&worker, &["ls", FOLDER]).await?;
+            let there = self.on(&worker, &[&ctr, "--namespace=k8s.io", "images", "ls", "--quiet"]).await?;
+            let there: BTreeSet<&str> = there.lines().collect();
+            // The note says which content was loaded; kubelet may have collected it since.
+            let is_noted = noted.lines().any(|line| note.ends_with(line));
+            if is_noted && images.names.iter().all(|name| there.contains(name.as_str())) {
+                continue;
             }
+            self.expect_room(&worker, images).await?;
+            eprintln!("{worker}: loading {} images", images.names.len());
+            let import = [ctr.as_str(), "--namespace=k8s.io", "images", "import", "--local", "-"];
+            self.on_with(&worker, &import, &images.archive)
+                .await
+                .context("the images could not be loaded")?;
+            self.on(&worker, &["touch", &note]).await?;
         }
         Ok(())
     }
 
     /// Fails when a machine has no room for what is to be loaded.
-    fn expect_room(&self, worker: &str, images: &[&Image]) -> Result<()> {
-        let mut needed = 0;
-        for image in images {
-            needed += UNPACKED_FACTOR * std::fs::metadata(&image.archive)?.len();
-        }
-        let free = self.on(worker, &["df", "--block-size=1", "--output=avail", "/var/lib/containerd"])?;
+    async fn expect_room(&self, worker: &str, images: &Images) -> Result<()> {
+        let df = ["df", "--block-size=1", "--output=avail", "/var/lib/containerd"];
+        let free = self.on(worker, &df).await?;
         let free: u64 =
             free.lines().last().unwrap_or_default().trim().parse().context("df printed no number")?;
+        let needed = images.bytes_needed;
         ensure!(
             free >= needed,
             "{worker} has {} MiB free on its disk, the images need {} MiB; free some space or use larger disks",
@@ -132,36 +155,132 @@ impl Cluster {
         Ok(())
     }
 
-    fn load(&self, worker: &str, image: &Image) -> Result<()> {
-        let ctr = self.ctr()?;
-        let import = [ctr.as_str(), "--namespace=k8s.io", "images", "import", "--local", "-"];
-        let mut command = self.keelson(&[&["machine", "shell", worker, "--"], &import[..]].concat());
-        command.stdin(File::open(&image.archive)?);
-        output(&mut command).with_context(|| format!("{} could not be loaded", image.name))?;
-        let note = format!("{LOADED}/{}", stem(&image.archive).unwrap_or_default());
-        self.on(worker, &["touch", &note]).map(drop)
+    /// Makes the images pullable under their names, for tests that insist on pulling: from a registry on the first
+    /// worker, which all workers take for a mirror of the one that tests name.
+    pub(crate) async fn serve(&self, images: &Images, registry: &Path) -> Result<()> {
+        let (ctr, workers) = (self.ctr().await?, self.workers().await?);
+        let (first, address) = workers.first().context("the cluster has no workers")?;
+        let program = format!("{FOLDER}/registry");
+        let copy = format!("cat >{program}.new && chmod 755 {program}.new && mv {program}.new {program}");
+        self.on_with(first, &["sh", "-c", &copy], registry).await?;
+        let start = format!(
+            "set -e
+            printf 'version: 0.1\\nstorage: {{filesystem: {{rootdirectory: {FOLDER}/data}}}}\\nhttp: {{addr: \":{REGISTRY_PORT}\"}}\\n' >{program}.yaml
+            systemctl stop {REGISTRY_UNIT} 2>/dev/null || true
+            systemd-run --quiet --collect --unit={REGISTRY_UNIT} --property=Restart=always --setenv=OTEL_TRACES_EXPORTER=none {program} serve {program}.yaml"
+        );
+        self.on(first, &["sh", "-c", &start]).await?;
+        let here = format!("127.0.0.1:{REGISTRY_PORT}");
+        let mut push = format!(
+            "set -e
+            for try in $(seq {REGISTRY_TRIES}); do (exec 3<>/dev/tcp/127.0.0.1/{REGISTRY_PORT}) 2>/dev/null && break; sleep 1; done\n"
+        );
+        for name in &images.names {
+            let path =
+                name.strip_prefix(MIRRORED).with_context(|| format!("{name} is of another registry"))?;
+            push.push_str(&format!(
+                "{ctr} --namespace=k8s.io images tag --force {name} {here}{path} >/dev/null
+                {ctr} --namespace=k8s.io images push --plain-http {here}{path} >/dev/null
+                {ctr} --namespace=k8s.io images rm {here}{path} >/dev/null\n"
+            ));
+        }
+        self.on(first, &["bash", "-c", &push])
+            .await
+            .context("the images cannot be pushed to the registry")?;
+        let hosts = format!(
+            "mkdir -p {REGISTRY_HOSTS}/{MIRRORED}
+            printf 'server = \"https://{MIRRORED}\"\\n[host.\"http://{address}:{REGISTRY_PORT}\"]\\ncapabilities = [\"pull\", \"resolve\"]\\n' >{REGISTRY_HOSTS}/{MIRRORED}/hosts.toml"
+        );
+        for (worker, _) in &workers {
+            self.on(worker, &["sh", "-c", &hosts]).await?;
+        }
+        Ok(())
+    }
+
+    /// Takes back what [`Cluster::serve`] did, except that loaded images stay.
+    pub(crate) async fn unserve(&self) -> Result<()> {
+        let stop = format!(
+            "systemctl stop {REGISTRY_UNIT} 2>/dev/null
+            rm -rf {FOLDER}/data {FOLDER}/registry {FOLDER}/registry.yaml {REGISTRY_HOSTS}/{MIRRORED}"
+        );
+        for (worker, _) in self.workers().await? {
+            self.on(&worker, &["sh", "-c", &stop]).await?;
+        }
+        Ok(())
+    }
+
+    /// Removes what tests left that could not clean up: their namespaces and what leads into them.
+    #[expect(clippy::print_stderr, reason = "it takes a while, and somebody waits")]
+    pub(crate) async fn sweep(&self) -> Result<()> {
+        let list = self.kubectl(&["get", "namespaces", "--selector", NAMESPACES, "--output", "name"]).await?;
+        let left: Vec<&str> = list.lines().collect();
+        if left.is_empty() {
+            return Ok(());
+        }
+        eprintln!("waiting until {} namespaces of tests are gone", left.len());
+        for kind in REFERRERS {
+            let list = self.kubectl(&["get", kind, "--output", "json"]).await?;
+            let list: Value = serde_json::from_str(&list).context("kubectl printed no JSON")?;
+            for item in list["items"].as_array().into_iter().flatten() {
+                let into = |name: &&str| left.contains(&format!("namespace/{name}").as_str());
+                if let Some(name) = item["metadata"]["name"].as_str()
+                    && service_namespaces(item).iter().any(into)
+                {
+                    self.kubectl(&["delete", kind, name, "--ignore-not-found"]).await?;
+                }
+            }
+        }
+        let mut delete = vec!["delete", "--ignore-not-found", "--timeout", SWEEP_MAX];
+        delete.extend(left);
+        self.kubectl(&delete).await.map(drop)
     }
 
     /// The release's own client of containerd, on a machine.
-    fn ctr(&self) -> Result<String> {
-        let release = self.status()?["release"].as_str().unwrap_or_default().to_owned();
+    async fn ctr(&self) -> Result<String> {
+        let release = self.status().await?["release"].as_str().unwrap_or_default().to_owned();
         Ok(format!("/opt/keelson/releases/{release}/bin/ctr"))
     }
 
     /// Runs a command on a machine and returns what it printed.
-    fn on(&self, machine: &str, command: &[&str]) -> Result<String> {
-        output(&mut self.keelson(&[&["machine", "shell", machine, "--"], command].concat()))
+    async fn on(&self, machine: &str, command: &[&str]) -> Result<String> {
+        self.on_with(machine, command, Path::new("/dev/null")).await
+    }
+
+    /// The same, with a file as its input.
+    async fn on_with(&self, machine: &str, command: &[&str], input: &Path) -> Result<String> {
+        let mut keelson = self.keelson(&[&["machine", "shell", machine, "--"], command].concat());
+        let file = File::open(input).with_context(|| format!("{} cannot be read", input.display()))?;
+        output(keelson.stdin(file)).await.with_context(|| format!("on {machine}"))
     }
 }
 
-fn stem(path: &Path) -> Option<&str> {
-    path.file_stem()?.to_str()
+/// The namespaces of the services that a webhook configuration or an API service leads to.
+fn service_namespaces(item: &Value) -> Vec<&str> {
+    let webhooks = item["webhooks"].as_array().into_iter().flatten();
+    let services = webhooks.map(|webhook| &webhook["clientConfig"]["service"]);
+    services.chain([&item["spec"]["service"]]).filter_map(|service| service["namespace"].as_str()).collect()
 }
 
-fn output(command: &mut Command) -> Result<String> {
-    let output = command.output().with_context(|| format!("{command:?}"))?;
+/// What a command printed. It is killed when nobody waits for it any more.
+async fn output(command: &mut Command) -> Result<String> {
+    let output = command.kill_on_drop(true).output().await.with_context(|| format!("{command:?}"))?;
     if !output.status.success() {
-        bail!("{command:?}: {}", String::from_utf8_lossy(&output.stderr).trim());
+        let program = command.as_std().get_program().to_string_lossy().into_owned();
+        bail!("{program}: {}", String::from_utf8_lossy(&output.stderr).trim());
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn references_into_namespaces() {
+        let webhooks = json!({"webhooks": [{"clientConfig": {"service": {"namespace": "a"}}}, {"clientConfig": {"url": "x"}}]});
+        assert_eq!(service_namespaces(&webhooks), ["a"]);
+        assert_eq!(service_namespaces(&json!({"spec": {"service": {"namespace": "b"}}})), ["b"]);
+        assert!(service_namespaces(&json!({"spec": {}})).is_empty());
+    }
 }

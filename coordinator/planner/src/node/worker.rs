@@ -63,6 +63,7 @@ fn containerd_config(node: &Node) -> String {
             "io.containerd.cri.v1.images": {
                 "snapshotter": "overlayfs",
                 "pinned_images": { "sandbox": pause },
+                "registry": { "config_path": paths::REGISTRY_HOSTS },
             },
             "io.containerd.cri.v1.runtime": {
                 "restrict_oom_score_adj": !node.input.traits.may_raise_limits,

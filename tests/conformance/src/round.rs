@@ -1,0 +1,228 @@
+//! One round: a suite that runs, watched until it ends or has to be ended.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use time::OffsetDateTime;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::Instant;
+
+use crate::cluster::Cluster;
+use crate::log::News;
+use crate::report::Report;
+use crate::suite::{Outcome, Part, Running, Suite, Test};
+
+/// How often machines and the suite's words are looked at.
+const LOOK: Duration = Duration::from_secs(2);
+/// A suite that was interrupted and has not ended after this time is killed. Longer than its own grace.
+const END_MAX: Duration = Duration::from_secs(90);
+/// A test that failed so shortly before a machine was found to be lost may have failed for that.
+const SUSPECT: time::Duration = time::Duration::seconds(60);
+
+/// Why a round ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum End {
+    /// Every test ran.
+    Ended,
+    /// A test took too long.
+    TooLong,
+    /// A machine of the cluster was lost; in words.
+    Lost(String),
+    /// Somebody interrupted the run.
+    Interrupted,
+}
+
+/// Interrupts by a person or the system.
+pub(crate) struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    pub(crate) fn new() -> Result<Self> {
+        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+}
+
+/// What runs in a round.
+pub(crate) struct Round<'a> {
+    pub(crate) cluster: &'a Cluster,
+    pub(crate) suite: &'a Suite<'a>,
+    pub(crate) part: Part,
+    pub(crate) tests: &'a [&'a Test],
+}
+
+/// Why a round is being ended, and when that began.
+struct Ending {
+    end: End,
+    at: OffsetDateTime,
+    kill_at: Instant,
+}
+
+impl Round<'_> {
+    /// Runs it. What is decided is in `report` afterwards.
+    pub(crate) async fn run(&self, report: &mut Report, signals: &mut Signals) -> Result<End> {
+        let mut running = self.suite.start(self.part, self.tests)?;
+        let mut overdue = BTreeMap::new();
+        let mut ending: Option<Ending> = None;
+        let mut looks = tokio::time::interval(LOOK);
+        loop {
+            let found = tokio::select! {
+                status = running.child.wait() => {
+                    status?;
+                    break;
+                }
+                () = signals.next() => Some(End::Interrupted),
+                _ = looks.tick() => {
+                    self.listen(&mut running, &mut overdue, report)?;
+                    // What comes up while tests are being ended is no reason to end them.
+                    if ending.is_none() { self.look(&overdue).await } else { None }
+                }
+            };
+            match (&ending, found) {
+                (None, Some(end)) => {
+                    say(&end);
+                    running.interrupt();
+                    let kill_at = Instant::now() + END_MAX;
+                    ending = Some(Ending { end, at: OffsetDateTime::now_utc(), kill_at });
+                }
+                // Who interrupts twice does not want to wait.
+                (Some(_), Some(End::Interrupted)) => running.kill(),
+                (Some(ending), _) if Instant::now() > ending.kill_at => running.kill(),
+                _ => {}
+            }
+        }
+        self.listen(&mut running, &mut overdue, report)?;
+        self.settle(&running, &overdue, ending.as_ref(), report)?;
+        Ok(ending.map_or(End::Ended, |ending| ending.end))
+    }
+
+    /// Takes in what the suite said.
+    fn listen(
+        &self,
+        running: &mut Running,
+        overdue: &mut BTreeMap<String, String>,
+        report: &mut Report,
+    ) -> Result<()> {
+        for news in running.log.news()? {
+            match news {
+                News::Ended { name, passed, seconds } => report.progress(&name, passed, seconds)?,
+                News::StillRuns { name } => {
+                    let minutes = self.suite.test_minutes();
+                    let why = format!("it did not end within {minutes} minutes and was ended");
+                    overdue.insert(name, why);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks for a reason to end the round.
+    async fn look(&self, overdue: &BTreeMap<String, String>) -> Option<End> {
+        if self.tests.iter().any(|test| overdue.contains_key(&test.name)) {
+            return Some(End::TooLong);
+        }
+        // When the coordinator does not answer, nothing is known of the machines; it comes back by itself.
+        self.cluster.unready_machines().await.ok().flatten().map(End::Lost)
+    }
+
+    /// Puts down what came of the tests. Those that ended only because the round did stay open.
+    fn settle(
+        &self,
+        running: &Running,
+        overdue: &BTreeMap<String, String>,
+        ending: Option<&Ending>,
+        report: &mut Report,
+    ) -> Result<()> {
+        let ran = match running.result() {
+            Ok(ran) => ran,
+            // It was killed: what it said while it ran is known.
+            Err(_) if ending.is_some() => Default::default(),
+            Err(error) => return Err(error),
+        };
+        let lost_at = ending.filter(|ending| matches!(ending.end, End::Lost(_))).map(|ending| ending.at);
+        for outcome in ran.outcomes {
+            match judge(outcome, overdue, lost_at) {
+                Judgement::Decided(outcome) => report.decide(outcome),
+                Judgement::Open(name) => report.reopen(&name),
+            }
+        }
+        for (name, why) in overdue {
+            report.overdue(name, why, self.suite.test_minutes());
+        }
+        if ending.is_none() {
+            ensure!(ran.refused.is_none(), "the suite did not begin: {}", ran.refused.unwrap_or_default());
+            let ran_any = self.tests.iter().any(|test| !report.is_open(&test.name));
+            ensure!(ran_any, "the suite ended without running a test; see {}", running.log.path.display());
+        }
+        Ok(())
+    }
+}
+
+#[derive(Debug)]
+enum Judgement {
+    Decided(Outcome),
+    Open(String),
+}
+
+/// Whether an outcome counts.
+fn judge(outcome: Outcome, overdue: &BTreeMap<String, String>, lost_at: Option<OffsetDateTime>) -> Judgement {
+    let is_suspect = lost_at.is_some_and(|lost| outcome.ended > lost - SUSPECT);
+    match outcome.state.as_str() {
+        "passed" => Judgement::Decided(outcome),
+        "failed" | "panicked" | "timedout" if !is_suspect && !overdue.contains_key(&outcome.name) => {
+            Judgement::Decided(outcome)
+        }
+        _ => Judgement::Open(outcome.name),
+    }
+}
+
+#[expect(clippy::print_stderr, reason = "a person wants to know why it stops")]
+fn say(end: &End) {
+    let why = match end {
+        End::Ended => return,
+        End::TooLong => "a test takes too long",
+        End::Lost(lost) => lost,
+        End::Interrupted => "interrupted (once more to end at once)",
+    };
+    eprintln!("{why}; the tests clean up and end");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn verdict(state: &str, ended_seconds: i64, overdue: &[&str], lost: Option<i64>) -> bool {
+        let at = |seconds: i64| OffsetDateTime::UNIX_EPOCH + time::Duration::seconds(seconds);
+        let outcome = Outcome {
+            name: "test".to_owned(),
+            state: state.to_owned(),
+            seconds: 1.0,
+            ended: at(ended_seconds),
+            why: String::new(),
+        };
+        let overdue = overdue.iter().map(|name| ((*name).to_owned(), String::new())).collect();
+        matches!(judge(outcome, &overdue, lost.map(at)), Judgement::Decided(_))
+    }
+
+    #[test]
+    fn only_what_ended_by_itself_counts() {
+        assert!(verdict("passed", 1000, &[], None));
+        assert!(verdict("failed", 1000, &[], None));
+        assert!(!verdict("interrupted", 1000, &[], None));
+        assert!(!verdict("failed", 1000, &["test"], None));
+        assert!(verdict("failed", 1000, &["other"], None));
+        // A machine was lost.
+        assert!(verdict("passed", 1000, &[], Some(1010)));
+        assert!(!verdict("failed", 1000, &[], Some(1010)));
+        assert!(verdict("failed", 900, &[], Some(1010)));
+    }
+}
