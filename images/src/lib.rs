@@ -45,7 +45,8 @@ pub use manifest::{
 pub use oci::OciImage;
 pub use progress::{Progress, ProgressEvent, Recorded, Silent};
 pub use release::{
-    COREDNS_IMAGE, DEMO_IMAGE, InvalidReleaseName, PAUSE_IMAGE, Release, ReleaseName, UnknownRelease,
+    COREDNS_IMAGE, DEMO_IMAGE, InvalidReleaseName, PAUSE_IMAGE, PROBE_IMAGE, Release, ReleaseName,
+    UnknownRelease,
 };
 pub use sbom::LockError;
 pub use store::{ImageStore, StoreError, StoredImage};

@@ -15,6 +15,8 @@ pub const PAUSE_IMAGE: &str = "registry.keelson.internal/pause:3.10";
 pub const COREDNS_IMAGE: &str = "registry.keelson.internal/coredns:1.15.0";
 /// The name of the demo application's image.
 pub const DEMO_IMAGE: &str = "registry.keelson.internal/demo:0.1.0";
+/// The name of the image of the pods of a cluster check; `keelson-check` uses it by this name.
+pub const PROBE_IMAGE: &str = "registry.keelson.internal/probe:0.1.0";
 
 /// The name of a release, for example `1.37.2`: digits and dots only, as it becomes part of paths on every node.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

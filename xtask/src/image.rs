@@ -7,8 +7,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, Subcommand, ValueEnum};
 use keelson_images::{
-    BuildRequest, BuiltImage, CacheDir, DEMO_IMAGE, Digest, ImageManifest, ImageStore, PreloadImage,
-    PreloadSource, Progress, ProgressEvent, Release, Reuse, SourceMode, StoredImage, build_image,
+    BuildRequest, BuiltImage, CacheDir, DEMO_IMAGE, Digest, ImageManifest, ImageStore, PROBE_IMAGE,
+    PreloadImage, PreloadSource, Progress, ProgressEvent, Release, Reuse, SourceMode, StoredImage,
+    build_image,
 };
 use serde_json::json;
 
@@ -18,8 +19,9 @@ use crate::programs::{compile, workspace_root};
 const AGENT: &str = "keelson-agent";
 const DEMO: &str = "keelson-demo";
 const PAUSE: &str = "keelson-pause";
-/// The port of the demo application.
-const DEMO_PORT: u16 = 8080;
+const PROBE: &str = "keelson-probe";
+/// The port that the programs in pods listen on.
+const POD_PORT: u16 = 8080;
 /// Steps quicker than this are not worth a line of their own.
 const STEP_SHOWN_MIN: Duration = Duration::from_millis(50);
 
@@ -137,15 +139,19 @@ fn request(args: &BuildArgs, progress: &mut dyn Progress) -> Result<BuildRequest
     let root = workspace_root()?;
     let release = Release::find(&args.release)?;
     // The agent is compiled apart, so that its needs do not change the other programs and the layers they are in.
-    let mut programs = compile(&root, &[DEMO, PAUSE], progress)?;
+    let mut programs = compile(&root, &[DEMO, PAUSE, PROBE], progress)?;
     if args.agent.is_none() {
         programs.extend(compile(&root, &[AGENT], progress)?);
     }
     let mut program = |name: &str| {
         programs.remove(name).with_context(|| format!("cargo built no program {name}; is the crate there?"))
     };
-    let demo =
-        PreloadSource::Program { binary: program(DEMO)?, package: DEMO.to_owned(), ports: vec![DEMO_PORT] };
+    let mut preload = Vec::new();
+    for (name, file, package) in [(DEMO_IMAGE, "demo", DEMO), (PROBE_IMAGE, "probe", PROBE)] {
+        let binary = program(package)?;
+        let source = PreloadSource::Program { binary, package: package.to_owned(), ports: vec![POD_PORT] };
+        preload.push(PreloadImage { name: name.to_owned(), file: file.to_owned(), source });
+    }
     Ok(BuildRequest {
         recipes: root.join("images"),
         release,
@@ -155,7 +161,7 @@ fn request(args: &BuildArgs, progress: &mut dyn Progress) -> Result<BuildRequest
             None => program(AGENT)?,
         },
         pause: program(PAUSE)?,
-        preload: vec![PreloadImage { name: DEMO_IMAGE.to_owned(), file: "demo".to_owned(), source: demo }],
+        preload,
         cargo_lock: root.join("Cargo.lock"),
         base: if args.refresh_base { Reuse::Never } else { Reuse::Cached },
     })

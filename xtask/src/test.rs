@@ -55,7 +55,7 @@ fn e2e(root: &Path, state_dir: &Path) -> Result<()> {
         }
         let status = cargo.status().context("cargo cannot be started")?;
         anyhow::ensure!(status.success(), "the tests on real machines failed");
-        Ok(())
+        conformance(state_dir)
     });
     if result.is_err() {
         let log = std::fs::read_to_string(state_dir.join("coordinator.log")).unwrap_or_default();
@@ -65,6 +65,15 @@ fn e2e(root: &Path, state_dir: &Path) -> Result<()> {
     }
     let removed = down::remove(state_dir);
     result.and(removed)
+}
+
+/// The quick part of Kubernetes' own suite, on the demo cluster.
+fn conformance(state_dir: &Path) -> Result<()> {
+    let mut xtask = std::process::Command::new(std::env::current_exe()?);
+    xtask.args(["conformance", "--quick", "--cluster", up::CLUSTER, "--state-dir"]).arg(state_dir);
+    let status = xtask.status().context("xtask cannot be started")?;
+    anyhow::ensure!(status.success(), "the quick conformance run did not pass");
+    Ok(())
 }
 
 /// A state directory for one run. What is in it is removed by `down::remove`; the empty rest goes with this value.

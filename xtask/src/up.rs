@@ -18,7 +18,7 @@ use crate::programs::{compile, workspace_root};
 use crate::state::StateArgs;
 
 /// The cluster that `up` makes.
-const CLUSTER: &str = "demo";
+pub(crate) const CLUSTER: &str = "demo";
 
 /// Folder of the state directory with the programs that a user needs.
 const PROGRAMS: &str = "bin";

@@ -116,6 +116,11 @@ catalogue! {
         "Look at what it says, and remove the cause.",
         "keelson cluster show NAME --explain";
 
+    ClusterCheckFailed, "KEEL-1020", 0, Failed, "something that users of the cluster need does not work",
+        "The self-test found it by trying. Each check that failed says what was seen.",
+        "Do what stands beside the checks that failed, the first one first: the others often follow from it.",
+        "keelson cluster check NAME";
+
     // Requests.
     Unauthenticated, "KEEL-2001", 401, Denied, "who asks is not known",
         "The request has no token, or one that the coordinator does not know (any more).",

@@ -118,6 +118,13 @@ pub(crate) enum Command {
     },
 }
 
+impl Command {
+    /// Whether the verb, when it is interrupted, has to remove what it made.
+    pub(crate) fn has_to_clean_up(&self) -> bool {
+        matches!(self, Self::Cluster(ClusterCommand::Check(_)))
+    }
+}
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum ClusterCommand {
     /// Make a cluster
@@ -129,6 +136,11 @@ pub(crate) enum ClusterCommand {
     Show(ShowArgs),
     /// Change a cluster
     Update(UpdateArgs),
+    /// Try out what its users need: pods on every worker, DNS, Services, logs, volumes and more
+    ///
+    /// Makes a namespace in it, runs a small pod on every worker, and removes both again. Ends with 0 when everything
+    /// works and with 1 when something does not.
+    Check(CheckArgs),
     /// Get access for kubectl: merge into your kubeconfig, without touching your current context
     Kubeconfig(KubeconfigArgs),
     /// Remove a cluster with its machines and disks
@@ -275,6 +287,16 @@ pub(crate) enum Switch {
     On,
     /// No
     Off,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CheckArgs {
+    /// Its name
+    #[arg(add = ArgValueCompleter::new(complete::clusters))]
+    pub(crate) name: String,
+    /// How long the checks may take, without the removal of what they made
+    #[arg(long, value_parser = parse_duration, default_value = "2m")]
+    pub(crate) timeout: Duration,
 }
 
 #[derive(Debug, Args)]

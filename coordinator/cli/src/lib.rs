@@ -30,6 +30,7 @@ mod terminal;
 mod tree;
 
 use std::ffi::OsString;
+use std::time::Duration;
 
 use clap::Parser as _;
 
@@ -44,7 +45,9 @@ use crate::output::Output;
 use crate::pks::Reading;
 
 /// How long a verb may take to end by itself after Ctrl-C.
-const INTERRUPT_GRACE: std::time::Duration = std::time::Duration::from_millis(500);
+const INTERRUPT_GRACE: Duration = Duration::from_millis(500);
+/// The same for verbs that have something to remove first. They limit that themselves; this is for the worst.
+const REMOVAL_GRACE: Duration = Duration::from_secs(90);
 
 /// Runs one command line. `arguments` begin with the name of the program.
 pub async fn run(arguments: Vec<OsString>, session: &mut Session) -> ExitCode {
@@ -73,10 +76,11 @@ pub async fn run(arguments: Vec<OsString>, session: &mut Session) -> ExitCode {
 async fn run_parsed(cli: Cli, session: &mut Session) -> ExitCode {
     let format = cli.global.output.clone();
     let mut interrupt = session.interrupt.clone();
+    let grace = if cli.command.has_to_clean_up() { REMOVAL_GRACE } else { INTERRUPT_GRACE };
     // Verbs that wait end by themselves at Ctrl-C and say what goes on; all others are ended here.
     let ended = tokio::select! {
         ended = commands::dispatch(cli, session) => Some(ended),
-        () = overdue(&mut interrupt) => None,
+        () = overdue(&mut interrupt, grace) => None,
     };
     match ended {
         Some(Ok(code)) => code,
@@ -91,12 +95,18 @@ async fn run_parsed(cli: Cli, session: &mut Session) -> ExitCode {
     }
 }
 
-/// Done when Ctrl-C was pressed and the verb had its time to end.
-async fn overdue(interrupt: &mut tokio::sync::watch::Receiver<bool>) {
+/// Done when Ctrl-C was pressed and the verb had its time to end, or when it was pressed twice.
+async fn overdue(interrupt: &mut tokio::sync::watch::Receiver<bool>, grace: Duration) {
     if interrupt.wait_for(|pressed| *pressed).await.is_err() {
         std::future::pending::<()>().await;
     }
-    tokio::time::sleep(INTERRUPT_GRACE).await;
+    // An error says that no second press can come.
+    let again = async {
+        if interrupt.changed().await.is_err() {
+            std::future::pending().await
+        }
+    };
+    let _ = tokio::time::timeout(grace, again).await;
 }
 
 /// Help and version go to standard output with 0; everything else that clap refuses is a usage error.

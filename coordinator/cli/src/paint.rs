@@ -1,6 +1,7 @@
 //! Shape, word and colour of a state: never colour alone.
 
 use keelson_api::types::ConditionState;
+use keelson_check::Outcome;
 
 use crate::session::Session;
 
@@ -44,6 +45,17 @@ impl Paint {
         };
         let shape = if self.unicode { shape } else { ascii };
         self.coloured(&format!("{shape} {state:<11}"), colour)
+    }
+
+    /// Shape and word of what came of a check, padded so that columns align.
+    pub(crate) fn outcome(self, outcome: Outcome) -> String {
+        let (shape, ascii, word, colour) = match outcome {
+            Outcome::Passed => ("✓", "+", "passed", "32"),
+            Outcome::Failed => ("✗", "x", "failed", "31"),
+            Outcome::Skipped => ("-", "-", "skipped", "33"),
+        };
+        let shape = if self.unicode { shape } else { ascii };
+        self.coloured(&format!("{shape} {word:<7}"), colour)
     }
 
     /// A heading.

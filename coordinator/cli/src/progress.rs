@@ -192,7 +192,8 @@ pub(crate) async fn wait<S: Subject>(
     }
 }
 
-async fn interrupted(interrupt: &mut tokio::sync::watch::Receiver<bool>) {
+/// Done when Ctrl-C was pressed.
+pub(crate) async fn interrupted(interrupt: &mut tokio::sync::watch::Receiver<bool>) {
     if interrupt.wait_for(|pressed| *pressed).await.is_err() {
         std::future::pending::<()>().await;
     }

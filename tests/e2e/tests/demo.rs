@@ -1,11 +1,14 @@
 //! The demo cluster as its users see it, and what happens when its parts are killed.
 
+use std::io::{BufRead, BufReader};
+use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use keelson_e2e::{Installation, wait_for};
 use keelson_providers::local::faults::{Cut, Side, Ways};
 use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
@@ -43,6 +46,72 @@ fn kubectl_reaches_into_pods() -> Result<()> {
     let exec = installation.kubectl(&["--namespace=demo", "exec", "deployment/backend", "--", "/nothing"]);
     let said = format!("{:#}", exec.expect_err("there is no such program"));
     ensure!(said.contains("no such file"), "{said}");
+    Ok(())
+}
+
+#[test]
+fn a_cluster_check_tries_everything_and_leaves_nothing() -> Result<()> {
+    let installation = Installation::open()?;
+    installation.wait_ready("demo")?;
+    let report = installation.keelson_json(&["cluster", "check", "demo"])?;
+    let checks = report["checks"].as_array().context("no checks")?;
+    ensure!(report["passed"] == true && checks.len() == 13, "{report}");
+    ensure!(checks.iter().all(|check| check["outcome"] == "passed"), "{report}");
+    no_check_namespace(&installation)
+}
+
+#[test]
+fn a_cluster_check_says_what_does_not_work_and_what_to_do() -> Result<()> {
+    let installation = Installation::open()?;
+    installation.wait_ready("demo")?;
+    let scale = |replicas: &str| {
+        let scale = ["--namespace=kube-system", "scale", "deployment/coredns", replicas];
+        installation.kubectl(&scale).map(drop)
+    };
+    scale("--replicas=0")?;
+    let slices = ["--namespace=kube-system", "get", "endpointslices", "--output", "jsonpath={..ready}"];
+    let gone = wait_for("CoreDNS to be gone", || {
+        ensure!(!installation.kubectl(&slices)?.contains("true"));
+        Ok(())
+    });
+    let output = installation.keelson(&["cluster", "check", "demo"]);
+    scale("--replicas=1")?;
+    gone?;
+    let output = output?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    ensure!(output.status.code() == Some(1), "{}: {text}", output.status);
+    let failed: Vec<&str> = text.lines().filter(|line| line.starts_with("x failed")).collect();
+    ensure!(failed.len() == 1 && failed[0].contains("dns"), "{text}");
+    ensure!(text.contains("  do this: see whether CoreDNS runs"), "{text}");
+    ensure!(text.contains("12 of 13 checks passed"), "{text}");
+    no_check_namespace(&installation)?;
+    wait_for("names to resolve again", || {
+        ensure!(installation.kubectl(&slices)?.contains("true"));
+        Ok(())
+    })
+}
+
+#[test]
+fn an_interrupted_cluster_check_removes_what_it_made() -> Result<()> {
+    let installation = Installation::open()?;
+    installation.wait_ready("demo")?;
+    let mut child =
+        installation.keelson_command(&["cluster", "check", "demo"]).stdout(Stdio::piped()).spawn()?;
+    let mut lines = BufReader::new(child.stdout.take().context("no output")?).lines();
+    let made = lines.find(|line| line.as_ref().is_ok_and(|line| line.contains("keelson-check-")));
+    kill(Pid::from_raw(child.id().try_into()?), Signal::SIGINT)?;
+    let rest: Vec<String> = lines.map_while(Result::ok).collect();
+    let status = child.wait()?;
+    ensure!(made.is_some(), "it made no namespace");
+    ensure!(status.code() == Some(130), "{status}: {rest:?}");
+    ensure!(rest.iter().any(|line| line.contains("not tried: interrupted")), "{rest:?}");
+    no_check_namespace(&installation)
+}
+
+fn no_check_namespace(installation: &Installation) -> Result<()> {
+    let left =
+        installation.kubectl(&["get", "namespaces", "--selector=keelson.internal/check", "--output=name"])?;
+    ensure!(left.is_empty(), "left behind: {left}");
     Ok(())
 }
 

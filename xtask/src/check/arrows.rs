@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use cargo_metadata::{DependencyKind, MetadataCommand, Package};
 
 /// Crates of this workspace that each may use, without tests.
-const ARROWS: [(&str, &[&str]); 17] = [
+const ARROWS: [(&str, &[&str]); 19] = [
     ("keelson-protocol", &[]),
     ("keelson-transport", &["keelson-protocol"]),
     ("keelson-agent-core", &["keelson-protocol"]),
@@ -20,7 +20,8 @@ const ARROWS: [(&str, &[&str]); 17] = [
     ("keelson-store", &["keelson-protocol", "keelson-model", "keelson-coordinator-core", "keelson-pki"]),
     ("keelson-providers", &["keelson-protocol"]),
     ("keelson-api", &["keelson-protocol", "keelson-model"]),
-    ("keelson-cli", &["keelson-protocol", "keelson-model", "keelson-api"]),
+    ("keelson-check", &[]),
+    ("keelson-cli", &["keelson-protocol", "keelson-model", "keelson-api", "keelson-check"]),
     (
         "keelson-coordinator",
         &[
@@ -39,6 +40,7 @@ const ARROWS: [(&str, &[&str]); 17] = [
     ("keelson-images", &[]),
     ("keelson-demo", &[]),
     ("keelson-pause", &[]),
+    ("keelson-probe", &[]),
 ];
 
 /// Crates that decide: no runtime, no clock, no entropy below them.

@@ -9,7 +9,7 @@ use keelson_api::types::{
 };
 use keelson_api::{Code, ExitCode, Problem};
 
-use super::{Work, access, delete, filtered, operation, sort};
+use super::{Work, access, check, delete, filtered, operation, sort};
 use crate::args::{
     ClusterCommand, ClusterListArgs, CreateArgs, FilterArgs, PreviewArgs, ShowArgs, Switch, UpdateArgs,
     WaitArgs,
@@ -21,7 +21,7 @@ use crate::paint::Paint;
 use crate::table::Table;
 use crate::tree::{self, Detail};
 
-/// `keelson cluster create|list|show|update|kubeconfig|delete`.
+/// `keelson cluster create|list|show|update|check|kubeconfig|delete`.
 pub(super) async fn run(work: &mut Work<'_>, command: ClusterCommand) -> Result<ExitCode, Failure> {
     let mut client = work.client()?;
     match command {
@@ -29,6 +29,7 @@ pub(super) async fn run(work: &mut Work<'_>, command: ClusterCommand) -> Result<
         ClusterCommand::List(args) => list(work, &mut client, &args).await,
         ClusterCommand::Show(args) => show(work, &mut client, &args).await,
         ClusterCommand::Update(args) => update(work, &mut client, &args).await,
+        ClusterCommand::Check(args) => check::run(work, &mut client, &args).await,
         ClusterCommand::Kubeconfig(args) => access::run(work, &mut client, &args).await,
         ClusterCommand::Delete(args) => delete::run(work, &mut client, &args).await,
     }

@@ -3,6 +3,7 @@
 mod access;
 mod await_state;
 mod catalogue;
+mod check;
 mod cluster;
 mod delete;
 mod events;
