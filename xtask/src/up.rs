@@ -100,7 +100,6 @@ pub(crate) fn up(args: &UpArgs) -> Result<Installation> {
     let status = steps.run("kubeconfig", || keelson.kubeconfig(&kubeconfig))?;
     steps.run("application", || demo::apply(&kubectl, &kubeconfig))?;
     let web = exposed(&status, "web")?;
-    link_programs(&state_dir, [("keelson", &keelson.program), ("kubectl", &kubectl)])?;
     let (frontend, backend) = steps.run("check over HTTP", || demo::check(web))?;
     eprintln!("the frontend on {frontend} and the backend on {backend} answer at http://{web}/");
     Ok(Installation {
@@ -154,6 +153,7 @@ pub(crate) fn start(args: &UpArgs, steps: &mut Steps) -> Result<Started> {
     steps.run("coordinator", || {
         coordinator.ensure(&programs.coordinator, &image.digest.to_string(), || keelson.answers())
     })?;
+    link_programs(&state_dir, [("keelson", &keelson.program), ("kubectl", &kubectl)])?;
     Ok(Started { state_dir, programs, image, kubectl, keelson })
 }
 

@@ -102,10 +102,10 @@ impl<F: FnMut(&Check)> Run<F> {
     /// Removes what was made, whatever came of the checks.
     pub(crate) async fn clean_up(&mut self) {
         let last = NAMES.len() - 1;
+        let failed = self.checks.iter().find(|check| check.outcome == Outcome::Failed);
+        let why = failed.map_or("interrupted".to_owned(), |check| format!("{} failed", check.name));
         while self.checks.len() < last {
-            let failed = self.checks.iter().find(|check| check.outcome == Outcome::Failed);
-            let why = failed.map_or("interrupted".to_owned(), |check| format!("{} failed", check.name));
-            self.put(Outcome::Skipped, format!("not tried: {why}"), None, 0.0);
+            self.skip(&why);
         }
         if !self.is_made {
             return self.put(Outcome::Passed, "nothing was made".to_owned(), None, 0.0);
@@ -117,6 +117,10 @@ impl<F: FnMut(&Check)> Run<F> {
     /// Does the next check within the time that is left. Gives back what later ones need.
     async fn step<T>(&mut self, work: impl Future<Output = Result<(T, String), Fault>>) -> Option<T> {
         let began = Instant::now();
+        if began > self.deadline {
+            self.skip("no time was left");
+            return None;
+        }
         let late =
             || Fault::new("it took longer than the check may take", "try again with a longer --timeout");
         let result = tokio::time::timeout_at(self.deadline, work).await.unwrap_or_else(|_| Err(late()));
@@ -131,6 +135,10 @@ impl<F: FnMut(&Check)> Run<F> {
                 None
             }
         }
+    }
+
+    fn skip(&mut self, why: &str) {
+        self.put(Outcome::Skipped, format!("not tried: {why}"), None, 0.0);
     }
 
     fn put(&mut self, outcome: Outcome, detail: String, remedy: Option<String>, seconds: f64) {

@@ -1,6 +1,7 @@
 //! Pods of a check: waiting for them, and asking them.
 
 use std::fmt;
+use std::time::Duration;
 
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
@@ -12,6 +13,8 @@ use crate::objects::PROBE;
 
 /// Pods that are asked at a time.
 const SIDE_BY_SIDE: usize = 8;
+/// Longest wait for the answer of a pod. A name server that does not answer costs a client five seconds.
+const QUESTION_MAX: Duration = Duration::from_secs(10);
 /// Longest answer of a pod that is read.
 const ANSWER_BYTES_MAX: u64 = 64 * 1024;
 /// Nodes that are named when something fails on many.
@@ -70,6 +73,11 @@ fn waiting_or_ended(container: &ContainerStatus) -> Option<String> {
 
 /// Runs the probe's program in a pod and returns what it printed.
 pub(crate) async fn ask(pods: &Api<Pod>, probe: &Probe, words: &[&str]) -> Result<String, String> {
+    let late = |_| format!("`{}` had no answer within {} s", words.join(" "), QUESTION_MAX.as_secs());
+    tokio::time::timeout(QUESTION_MAX, exec(pods, probe, words)).await.map_err(late)?
+}
+
+async fn exec(pods: &Api<Pod>, probe: &Probe, words: &[&str]) -> Result<String, String> {
     let command: Vec<&str> = [PROBE].into_iter().chain(words.iter().copied()).collect();
     let parameters = AttachParams::default().stdin(false).stdout(true).stderr(true);
     let mut process = pods.exec(&probe.pod, command, &parameters).await.map_err(|error| chain(&error))?;

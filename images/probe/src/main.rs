@@ -104,7 +104,7 @@ fn resolve(name: &str) -> Result<String, String> {
 }
 
 fn get(url: &str) -> Result<String, String> {
-    answer(url, agent().build().new_agent().get(url).call().map_err(|error| format!("{url}: {error}"))?)
+    answer(url, agent().build().new_agent().get(url).call().map_err(|error| why(url, &error))?)
 }
 
 /// Asks the API server where Kubernetes tells every pod to find it: by address, so that DNS has no part in it.
@@ -123,7 +123,14 @@ fn api(path: &str) -> Result<String, String> {
     let tls = TlsConfig::builder().root_certs(roots).build();
     let request = agent().tls_config(tls).build().new_agent().get(&url);
     let request = request.header("authorization", format!("Bearer {}", read("token")?.trim()));
-    answer(&url, request.call().map_err(|error| format!("{url}: {error}"))?)
+    answer(&url, request.call().map_err(|error| why(&url, &error))?)
+}
+
+fn why(url: &str, error: &ureq::Error) -> String {
+    match error {
+        ureq::Error::Timeout(_) => format!("{url}: no answer within {} s", GET_MAX.as_secs()),
+        other => format!("{url}: {other}"),
+    }
 }
 
 fn agent() -> ConfigBuilder<AgentScope> {
