@@ -43,7 +43,7 @@ pub(crate) struct ConformanceArgs {
     #[arg(long, conflicts_with_all = ["focus", "skip", "quick"])]
     resume: bool,
     /// How many tests run side by side.
-    #[arg(long, default_value_t = 4)]
+    #[arg(long, default_value_t = 6)]
     parallel: u32,
     /// Minutes that one test may take before it is ended and told as such.
     #[arg(long, default_value_t = 15)]

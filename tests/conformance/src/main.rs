@@ -85,7 +85,7 @@ pub(crate) struct Arguments {
     #[arg(long, conflicts_with_all = ["focus", "skip", "quick"])]
     record: Option<PathBuf>,
     /// How many tests run side by side.
-    #[arg(long, default_value_t = 4)]
+    #[arg(long, default_value_t = 6)]
     parallel: u32,
     /// Minutes that one test may take before it is ended and told as such.
     #[arg(long, default_value_t = 15)]
