@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
@@ -19,6 +19,8 @@ const SUITE: &str = "kubernetes-e2e";
 
 /// The registry server that tests pull from.
 const REGISTRY: (&str, &str) = ("distribution", "3.1.2");
+/// How long a cluster that is there already may take to be ready.
+const READY_MAX: &str = "2m";
 /// The page with the newest full result.
 const PAGE: &str = "docs/conformance.md";
 
@@ -142,11 +144,14 @@ fn parts(started: &Started) -> Result<Parts> {
 }
 
 fn ensure_cluster(started: &Started, name: &str) -> Result<()> {
-    if started.keelson.command(&["cluster", "show", name]).output()?.status.success() {
-        return Ok(());
-    }
-    let create = ["cluster", "create", name, "--plan", "small", "--wait"];
-    let status = started.keelson.command(&create).status()?;
-    ensure!(status.success(), "keelson {} ended with {status}", create.join(" "));
+    let target = format!("cluster/{name}");
+    let words: &[&str] = if started.keelson.command(&["cluster", "show", name]).output()?.status.success() {
+        // It may be on its way: a coordinator that was started a moment ago has not heard of all machines yet.
+        &["wait", &target, "--timeout", READY_MAX]
+    } else {
+        &["cluster", "create", name, "--plan", "small", "--wait"]
+    };
+    let status = started.keelson.command(words).stdout(Stdio::null()).status()?;
+    ensure!(status.success(), "keelson {} ended with {status}", words.join(" "));
     Ok(())
 }

@@ -86,17 +86,15 @@ impl Cluster {
         Ok(())
     }
 
-    /// Machines that are not ready, in words; `None` when all are.
-    pub(crate) async fn unready_machines(&self) -> Result<Option<String>> {
-        let status = self.status().await?;
-        let machines = status["machines"].as_array().cloned().unwrap_or_default();
-        let text = |machine: &Value, field: &str| machine[field].as_str().unwrap_or_default().to_owned();
-        let unready: Vec<String> = machines
-            .iter()
-            .filter(|machine| machine["state"] != "ready")
-            .map(|machine| format!("{} became {}", text(machine, "id"), text(machine, "state")))
-            .collect();
-        Ok((!unready.is_empty()).then(|| unready.join(", ")))
+    /// Makes commands that print the cluster's newest events and all that come, as lines of JSON.
+    pub(crate) fn events(&self) -> impl Fn() -> Command + 'static {
+        let (keelson, context, name) = (self.keelson.clone(), self.context.clone(), self.name.clone());
+        move || {
+            let mut command = Command::new(&keelson);
+            command.arg("--context").arg(&context);
+            command.args(["events", "--follow", "--output", "json", "--cluster", &name]);
+            command
+        }
     }
 
     /// Ids and addresses of the workers.
@@ -113,9 +111,15 @@ impl Cluster {
             .collect())
     }
 
+    /// Gives the workers what tests need.
+    pub(crate) async fn prepare(&self, images: &Images, registry: &Path) -> Result<()> {
+        self.load(images).await?;
+        self.serve(images, registry).await
+    }
+
     /// Loads images into every worker that does not have them yet.
     #[expect(clippy::print_stderr, reason = "half a gigabyte takes a while, and somebody waits")]
-    pub(crate) async fn load(&self, images: &Images) -> Result<()> {
+    async fn load(&self, images: &Images) -> Result<()> {
         let ctr = self.ctr().await?;
         for (worker, _) in self.workers().await? {
             self.on(&worker, &["mkdir", "-p", FOLDER]).await?;
@@ -157,7 +161,7 @@ impl Cluster {
 
     /// Makes the images pullable under their names, for tests that insist on pulling: from a registry on the first
     /// worker, which all workers take for a mirror of the one that tests name.
-    pub(crate) async fn serve(&self, images: &Images, registry: &Path) -> Result<()> {
+    async fn serve(&self, images: &Images, registry: &Path) -> Result<()> {
         let (ctr, workers) = (self.ctr().await?, self.workers().await?);
         let (first, address) = workers.first().context("the cluster has no workers")?;
         let program = format!("{FOLDER}/registry");

@@ -12,8 +12,8 @@ const RULE: &str = "-----";
 /// Something that Ginkgo said.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum News {
-    /// A test ended.
-    Ended { name: String, passed: bool, seconds: f64 },
+    /// A test ended, in a state that is `passed`, `failed`, `interrupted` or another of Ginkgo's.
+    Ended { name: String, state: String, seconds: f64 },
     /// A test runs for longer than tests are left alone (`--poll-progress-after`).
     StillRuns { name: String },
 }
@@ -24,7 +24,7 @@ pub(crate) struct Log {
     pub(crate) path: PathBuf,
     read_to: u64,
     /// State and seconds of a test, when the line before said them.
-    head: Option<(bool, f64)>,
+    head: Option<(String, f64)>,
     /// The line after the newest rule: the name of the test that runs, when tests run one after the other.
     title: String,
     after_rule: bool,
@@ -51,12 +51,12 @@ impl Log {
 
     fn line(&mut self, line: &str) -> Option<News> {
         let is_rule = line.starts_with(RULE);
-        if let Some((passed, seconds)) = self.head.take() {
+        if let Some((state, seconds)) = self.head.take() {
             // Side by side, a test's name follows its state; one after the other, it was said when the test began.
             let title = if is_rule { &self.title } else { line };
             let name = name(title)?;
             self.after_rule = is_rule;
-            return Some(News::Ended { name, passed, seconds });
+            return Some(News::Ended { name, state, seconds });
         }
         self.head = head(line);
         if std::mem::replace(&mut self.after_rule, is_rule) {
@@ -73,15 +73,12 @@ fn name(title: &str) -> Option<String> {
     Some(name.replacen("[It] ", "", 1))
 }
 
-/// Reads `• [1.234 seconds]` and `• [FAILED] [1.234 seconds]`: whether it passed, and the seconds.
-fn head(line: &str) -> Option<(bool, f64)> {
+/// Reads `• [1.234 seconds]` and `• [FAILED] [1.234 seconds]`: state and seconds.
+fn head(line: &str) -> Option<(String, f64)> {
     let rest = line.strip_prefix("• [")?;
-    let (seconds, passed) = match rest.split_once("] [") {
-        Some((_state, seconds)) => (seconds, false),
-        None => (rest, true),
-    };
+    let (state, seconds) = rest.split_once("] [").unwrap_or(("passed", rest));
     let seconds = seconds.strip_suffix(" seconds]")?.parse().ok()?;
-    Some((passed, seconds))
+    Some((state.to_lowercase(), seconds))
 }
 
 #[cfg(test)]
@@ -96,16 +93,18 @@ mod tests {
         let mut log = Log::of(file.path().to_owned());
         let name = "[sig-a] B [Feature:X] should c [Conformance]";
         write!(file, "---\n• [4.674 seconds]\n{name} [sig-a, Conformance]\na/b.go:79\n• [FAI").unwrap();
-        let ended = |passed, seconds| News::Ended { name: name.to_owned(), passed, seconds };
-        assert_eq!(log.news().unwrap(), [ended(true, 4.674)]);
+        let ended =
+            |state: &str, seconds| News::Ended { name: name.to_owned(), state: state.to_owned(), seconds };
+        assert_eq!(log.news().unwrap(), [ended("passed", 4.674)]);
         let failed = "[sig-a] B [Feature:X] [It] should c [Conformance] [sig-a, Conformance]";
         write!(file, "LED] [60.0 seconds]\n{failed}\n").unwrap();
-        assert_eq!(log.news().unwrap(), [ended(false, 60.0)]);
+        assert_eq!(log.news().unwrap(), [ended("failed", 60.0)]);
         let serial = format!("-----\n{name} [sig-a, Serial]\na/b.go:79\n  STEP: x\n• [1.5 seconds]\n");
         let next = "-----\n[sig-b] other [sig-b]\n• [FAILED] [2.5 seconds]\n-----\n";
         write!(file, "{serial}{next}").unwrap();
-        let other = News::Ended { name: "[sig-b] other".to_owned(), passed: false, seconds: 2.5 };
-        assert_eq!(log.news().unwrap(), [ended(true, 1.5), other]);
+        let other =
+            News::Ended { name: "[sig-b] other".to_owned(), state: "failed".to_owned(), seconds: 2.5 };
+        assert_eq!(log.news().unwrap(), [ended("passed", 1.5), other]);
         write!(file, "Automatically polling progress:\n  {name} (Spec Runtime: 5m0.003s)\n    a/b.go:12\n")
             .unwrap();
         assert_eq!(log.news().unwrap(), [News::StillRuns { name: name.to_owned() }]);

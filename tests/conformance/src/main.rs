@@ -8,6 +8,7 @@
 mod cluster;
 mod images;
 mod log;
+mod machines;
 mod page;
 mod report;
 mod round;
@@ -23,6 +24,7 @@ use time::OffsetDateTime;
 
 use crate::cluster::Cluster;
 use crate::images::Images;
+use crate::machines::Machines;
 use crate::report::{Report, Run};
 use crate::round::{End, Round};
 use crate::suite::{Part, Suite, Test};
@@ -116,12 +118,12 @@ async fn run(arguments: &Arguments) -> Result<()> {
     let all = suite.list().await?;
     let mut report = begin(arguments, &all)?;
     let images = Images::open(&arguments.images)?;
-    cluster.load(&images).await?;
-    cluster.serve(&images, &arguments.registry).await?;
+    let prepare = async || cluster.prepare(&images, &arguments.registry).await;
+    prepare().await?;
     // Of a run that was killed.
     cluster.sweep().await?;
     let began = Instant::now();
-    let ran = rounds(&cluster, &suite, &all, &mut report).await;
+    let ran = rounds(&cluster, &suite, &all, &mut report, prepare).await;
     report.took(began.elapsed());
     // What is known is kept, whatever became of the rest.
     report.write()?;
@@ -189,10 +191,18 @@ fn choose<'a>(arguments: &Arguments, all: &'a [Test]) -> Result<Vec<&'a Test>> {
     Ok(chosen)
 }
 
-/// Runs rounds until every test is decided.
+/// Runs rounds until every test is decided. `prepare` gives the cluster what tests need, once more after a machine was
+/// lost with it.
 #[expect(clippy::print_stderr, reason = "a run of an hour says how far it is")]
-async fn rounds(cluster: &Cluster, suite: &Suite<'_>, all: &[Test], report: &mut Report) -> Result<()> {
+async fn rounds(
+    cluster: &Cluster,
+    suite: &Suite<'_>,
+    all: &[Test],
+    report: &mut Report,
+    prepare: impl AsyncFn() -> Result<()>,
+) -> Result<()> {
     let mut signals = round::Signals::new()?;
+    let mut machines = Machines::watch(cluster.events())?;
     for part in [Part::Parallel, Part::Serial] {
         loop {
             let open: Vec<&Test> =
@@ -200,13 +210,14 @@ async fn rounds(cluster: &Cluster, suite: &Suite<'_>, all: &[Test], report: &mut
             if open.is_empty() {
                 break;
             }
-            let end = Round { cluster, suite, part, tests: &open }.run(report, &mut signals).await?;
+            let end = Round { suite, part, tests: &open }.run(report, &mut signals, &mut machines).await?;
             report.write()?;
             match end {
                 End::Ended => {}
                 End::TooLong => eprintln!("going on with the other tests"),
                 End::Lost(lost) => {
                     let again = mended(cluster, &lost).await?;
+                    prepare().await?;
                     eprintln!("{again}; going on");
                     ensure!(report.incident(again) <= LOSSES_MAX, "machines were lost too often: {lost}");
                 }

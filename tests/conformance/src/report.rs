@@ -26,6 +26,8 @@ const LOCK: &str = "lock";
 const MARKER: &str = "<!-- Written by `cargo xtask conformance --record`. -->";
 /// Version of [`Results`].
 const SCHEMA: u32 = 1;
+/// State of a test that passed.
+const PASSED: &str = "passed";
 /// State of a test that was not decided.
 const OPEN: &str = "not run";
 /// State of a test that was ended.
@@ -50,7 +52,7 @@ impl Verdict {
     }
 
     pub(crate) fn passed(&self) -> bool {
-        self.state == "passed"
+        self.state == PASSED
     }
 }
 
@@ -133,15 +135,14 @@ impl Report {
 
     /// A test ended, by what the suite says while it runs; [`Report::decide`] knows more later.
     #[expect(clippy::print_stderr, reason = "a run of an hour says how far it is")]
-    pub(crate) fn progress(&mut self, name: &str, passed: bool, seconds: f64) -> Result<()> {
+    pub(crate) fn progress(&mut self, name: &str, state: &str, seconds: f64) -> Result<()> {
         // A failure is decided when its reason is known.
-        if passed {
-            self.set(name, Verdict { state: "passed".to_owned(), seconds, why: String::new() });
+        if state == PASSED {
+            self.set(name, Verdict { state: PASSED.to_owned(), seconds, why: String::new() });
             self.save()?;
         }
-        let state = if passed { "passed" } else { "FAILED" };
         let (all, open) = (self.results.tests.len(), self.open());
-        eprintln!("{:>3}/{all} {state} {seconds:>5.1} s  {name}", all - open);
+        eprintln!("{:>3}/{all} {state:<11} {seconds:>5.1} s  {name}", all - open);
         Ok(())
     }
 
@@ -151,9 +152,10 @@ impl Report {
     }
 
     /// A test was ended because it took too long.
-    pub(crate) fn overdue(&mut self, name: &str, why: &str, minutes: u64) {
+    pub(crate) fn overdue(&mut self, name: &str, minutes: u64) {
         let seconds = Duration::from_secs(minutes * 60).as_secs_f64();
-        self.set(name, Verdict { state: OVERDUE.to_owned(), seconds, why: why.to_owned() });
+        let why = format!("it did not end within {minutes} min and was ended");
+        self.set(name, Verdict { state: OVERDUE.to_owned(), seconds, why });
     }
 
     /// A test has to run again.
@@ -218,7 +220,7 @@ impl Report {
         let mut suite = TestSuite::new("Kubernetes conformance");
         for (name, test) in &self.results.tests {
             let status = match test.state.as_str() {
-                "passed" => TestCaseStatus::success(),
+                PASSED => TestCaseStatus::success(),
                 OPEN => TestCaseStatus::skipped(),
                 _ => TestCaseStatus::non_success(NonSuccessKind::Failure),
             };
@@ -319,13 +321,13 @@ mod tests {
         assert!(Report::resume(folder.path()).is_err(), "no run yet");
         let mut first = Report::begin(folder.path(), run(), ["one", "two", "three"].into_iter()).unwrap();
         // Known from the suite while it ran; then everything was killed.
-        first.progress("one", true, 1.0).unwrap();
-        first.progress("two", false, 1.0).unwrap();
+        first.progress("one", "passed", 1.0).unwrap();
+        first.progress("two", "failed", 1.0).unwrap();
         let mut second = Report::resume(folder.path()).unwrap();
         let open: Vec<_> = ["one", "two", "three"].into_iter().filter(|name| second.is_open(name)).collect();
         assert_eq!(open, ["two", "three"]);
         second.decide(outcome("two", "failed"));
-        second.overdue("three", "too long", 1);
+        second.overdue("three", 1);
         assert_eq!(second.open(), 0);
         second.finish();
         second.write().unwrap();

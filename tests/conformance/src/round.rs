@@ -1,6 +1,6 @@
 //! One round: a suite that runs, watched until it ends or has to be ended.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
@@ -8,12 +8,12 @@ use time::OffsetDateTime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::Instant;
 
-use crate::cluster::Cluster;
 use crate::log::News;
+use crate::machines::Machines;
 use crate::report::Report;
 use crate::suite::{Outcome, Part, Running, Suite, Test};
 
-/// How often machines and the suite's words are looked at.
+/// How often the suite's words are looked at.
 const LOOK: Duration = Duration::from_secs(2);
 /// A suite that was interrupted and has not ended after this time is killed. Longer than its own grace.
 const END_MAX: Duration = Duration::from_secs(90);
@@ -54,7 +54,6 @@ impl Signals {
 
 /// What runs in a round.
 pub(crate) struct Round<'a> {
-    pub(crate) cluster: &'a Cluster,
     pub(crate) suite: &'a Suite<'a>,
     pub(crate) part: Part,
     pub(crate) tests: &'a [&'a Test],
@@ -67,82 +66,50 @@ struct Ending {
     kill_at: Instant,
 }
 
+/// What is known of a round that runs.
+struct Watch {
+    running: Running,
+    /// Tests that take too long.
+    overdue: BTreeSet<String>,
+    ending: Option<Ending>,
+}
+
 impl Round<'_> {
     /// Runs it. What is decided is in `report` afterwards.
-    pub(crate) async fn run(&self, report: &mut Report, signals: &mut Signals) -> Result<End> {
-        let mut running = self.suite.start(self.part, self.tests)?;
-        let mut overdue = BTreeMap::new();
-        let mut ending: Option<Ending> = None;
+    pub(crate) async fn run(
+        &self,
+        report: &mut Report,
+        signals: &mut Signals,
+        machines: &mut Machines,
+    ) -> Result<End> {
+        let running = self.suite.start(self.part, self.tests)?;
+        let mut watch = Watch { running, overdue: BTreeSet::new(), ending: None };
         let mut looks = tokio::time::interval(LOOK);
         loop {
             let found = tokio::select! {
-                status = running.child.wait() => {
+                status = watch.running.child.wait() => {
                     status?;
                     break;
                 }
                 () = signals.next() => Some(End::Interrupted),
+                lost = machines.lost() => Some(End::Lost(lost)),
                 _ = looks.tick() => {
-                    self.listen(&mut running, &mut overdue, report)?;
-                    // What comes up while tests are being ended is no reason to end them.
-                    if ending.is_none() { self.look(&overdue).await } else { None }
+                    watch.listen(report)?;
+                    let is_overdue = self.tests.iter().any(|test| watch.overdue.contains(&test.name));
+                    is_overdue.then_some(End::TooLong)
                 }
             };
-            match (&ending, found) {
-                (None, Some(end)) => {
-                    say(&end);
-                    running.interrupt();
-                    let kill_at = Instant::now() + END_MAX;
-                    ending = Some(Ending { end, at: OffsetDateTime::now_utc(), kill_at });
-                }
-                // Who interrupts twice does not want to wait.
-                (Some(_), Some(End::Interrupted)) => running.kill(),
-                (Some(ending), _) if Instant::now() > ending.kill_at => running.kill(),
-                _ => {}
-            }
+            watch.end(found);
         }
-        self.listen(&mut running, &mut overdue, report)?;
-        self.settle(&running, &overdue, ending.as_ref(), report)?;
-        Ok(ending.map_or(End::Ended, |ending| ending.end))
-    }
-
-    /// Takes in what the suite said.
-    fn listen(
-        &self,
-        running: &mut Running,
-        overdue: &mut BTreeMap<String, String>,
-        report: &mut Report,
-    ) -> Result<()> {
-        for news in running.log.news()? {
-            match news {
-                News::Ended { name, passed, seconds } => report.progress(&name, passed, seconds)?,
-                News::StillRuns { name } => {
-                    let minutes = self.suite.test_minutes();
-                    let why = format!("it did not end within {minutes} minutes and was ended");
-                    overdue.insert(name, why);
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Looks for a reason to end the round.
-    async fn look(&self, overdue: &BTreeMap<String, String>) -> Option<End> {
-        if self.tests.iter().any(|test| overdue.contains_key(&test.name)) {
-            return Some(End::TooLong);
-        }
-        // When the coordinator does not answer, nothing is known of the machines; it comes back by itself.
-        self.cluster.unready_machines().await.ok().flatten().map(End::Lost)
+        watch.listen(report)?;
+        self.settle(&watch, report)?;
+        Ok(watch.ending.map_or(End::Ended, |ending| ending.end))
     }
 
     /// Puts down what came of the tests. Those that ended only because the round did stay open.
-    fn settle(
-        &self,
-        running: &Running,
-        overdue: &BTreeMap<String, String>,
-        ending: Option<&Ending>,
-        report: &mut Report,
-    ) -> Result<()> {
-        let ran = match running.result() {
+    fn settle(&self, watch: &Watch, report: &mut Report) -> Result<()> {
+        let ending = watch.ending.as_ref();
+        let ran = match watch.running.result() {
             Ok(ran) => ran,
             // It was killed: what it said while it ran is known.
             Err(_) if ending.is_some() => Default::default(),
@@ -150,20 +117,52 @@ impl Round<'_> {
         };
         let lost_at = ending.filter(|ending| matches!(ending.end, End::Lost(_))).map(|ending| ending.at);
         for outcome in ran.outcomes {
-            match judge(outcome, overdue, lost_at) {
+            match judge(outcome, &watch.overdue, lost_at) {
                 Judgement::Decided(outcome) => report.decide(outcome),
                 Judgement::Open(name) => report.reopen(&name),
             }
         }
-        for (name, why) in overdue {
-            report.overdue(name, why, self.suite.test_minutes());
+        for name in &watch.overdue {
+            report.overdue(name, self.suite.test_minutes());
         }
         if ending.is_none() {
             ensure!(ran.refused.is_none(), "the suite did not begin: {}", ran.refused.unwrap_or_default());
             let ran_any = self.tests.iter().any(|test| !report.is_open(&test.name));
-            ensure!(ran_any, "the suite ended without running a test; see {}", running.log.path.display());
+            let log = watch.running.log.path.display();
+            ensure!(ran_any, "the suite ended without running a test; see {log}");
         }
         Ok(())
+    }
+}
+
+impl Watch {
+    /// Takes in what the suite said.
+    fn listen(&mut self, report: &mut Report) -> Result<()> {
+        for news in self.running.log.news()? {
+            match news {
+                News::Ended { name, state, seconds } => report.progress(&name, &state, seconds)?,
+                News::StillRuns { name } if self.ending.is_none() => drop(self.overdue.insert(name)),
+                // Ginkgo says it of every test when it is interrupted.
+                News::StillRuns { .. } => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends the round for what was found, and goes on to harder means when that was begun before.
+    fn end(&mut self, found: Option<End>) {
+        match (&self.ending, found) {
+            (None, Some(end)) => {
+                say(&end);
+                self.running.interrupt();
+                let kill_at = Instant::now() + END_MAX;
+                self.ending = Some(Ending { end, at: OffsetDateTime::now_utc(), kill_at });
+            }
+            // Who interrupts twice does not want to wait.
+            (Some(_), Some(End::Interrupted)) => self.running.kill(),
+            (Some(ending), _) if Instant::now() > ending.kill_at => self.running.kill(),
+            _ => {}
+        }
     }
 }
 
@@ -174,11 +173,11 @@ enum Judgement {
 }
 
 /// Whether an outcome counts.
-fn judge(outcome: Outcome, overdue: &BTreeMap<String, String>, lost_at: Option<OffsetDateTime>) -> Judgement {
+fn judge(outcome: Outcome, overdue: &BTreeSet<String>, lost_at: Option<OffsetDateTime>) -> Judgement {
     let is_suspect = lost_at.is_some_and(|lost| outcome.ended > lost - SUSPECT);
     match outcome.state.as_str() {
         "passed" => Judgement::Decided(outcome),
-        "failed" | "panicked" | "timedout" if !is_suspect && !overdue.contains_key(&outcome.name) => {
+        "failed" | "panicked" | "timedout" if !is_suspect && !overdue.contains(&outcome.name) => {
             Judgement::Decided(outcome)
         }
         _ => Judgement::Open(outcome.name),
@@ -209,7 +208,7 @@ mod tests {
             ended: at(ended_seconds),
             why: String::new(),
         };
-        let overdue = overdue.iter().map(|name| ((*name).to_owned(), String::new())).collect();
+        let overdue = overdue.iter().map(|name| (*name).to_owned()).collect();
         matches!(judge(outcome, &overdue, lost.map(at)), Judgement::Decided(_))
     }
 
