@@ -234,12 +234,7 @@ async fn run_pods(pods: &Api<Pod>, nodes: &[String], probes: &mut Vec<Probe>) ->
         if Instant::now() > ready_until {
             let unready = list.items.iter().filter(|pod| pods::ready(pod).is_none());
             let nodes = unready.map(|pod| (node_of(pod, nodes), pods::why_not_ready(pod))).collect();
-            let failures = Failures { nodes };
-            let remedy = format!(
-                "see what the kubelet says: keelson machine logs {} --unit kubelet.service",
-                failures.first()
-            );
-            return Err(Fault::new(failures.to_string(), remedy));
+            return Err(Failures { nodes }.fault(|node| logs_of(node, "kubelet")));
         }
         tokio::time::sleep(POLL).await;
     }
@@ -257,7 +252,7 @@ async fn logs(pods: &Api<Pod>, probes: &[Probe]) -> Result<((), String), Fault> 
         let log = pods.logs(&probe.pod, &LogParams::default()).await.map_err(|error| chain(&error))?;
         expect(&log, |log| log.contains(&format!("{} serves", probe.pod)), "the pod's first words")
     };
-    each(probes, question).await.map_err(|failures| kubelet_fault(&failures))?;
+    each(probes, question).await.map_err(|failures| failures.fault(|node| logs_of(node, "kubelet")))?;
     Ok(((), "logs of pods can be read".to_owned()))
 }
 
@@ -266,7 +261,7 @@ async fn exec(pods: &Api<Pod>, probes: &[Probe]) -> Result<((), String), Fault> 
         let answer = ask(pods, probe, &["echo", &probe.node]).await?;
         expect(&answer, |answer| answer == probe.node, "its own words")
     };
-    each(probes, question).await.map_err(|failures| kubelet_fault(&failures))?;
+    each(probes, question).await.map_err(|failures| failures.fault(|node| logs_of(node, "kubelet")))?;
     Ok(((), "commands run in pods".to_owned()))
 }
 
@@ -276,7 +271,7 @@ async fn secret(pods: &Api<Pod>, probes: &[Probe], word: &str) -> Result<((), St
         // The answer is a secret: it is compared, not shown.
         if answer == word { Ok(()) } else { Err("the secret's file has other content".to_owned()) }
     };
-    each(probes, question).await.map_err(|failures| kubelet_fault(&failures))?;
+    each(probes, question).await.map_err(|failures| failures.fault(|node| logs_of(node, "kubelet")))?;
     Ok(((), "a secret is mounted with its content".to_owned()))
 }
 
@@ -288,9 +283,7 @@ async fn volume(pods: &Api<Pod>, probes: &[Probe]) -> Result<((), String), Fault
         expect(&answer, |answer| answer == probe.node, "what was written")
     };
     each(probes, question).await.map_err(|failures| {
-        let remedy =
-            format!("see whether its disk is full: keelson machine shell {} -- df -h", failures.first());
-        Fault::new(failures.to_string(), remedy)
+        failures.fault(|node| format!("see whether its disk is full: keelson machine shell {node} -- df -h"))
     })?;
     Ok(((), "a volume keeps what is written to it".to_owned()))
 }
@@ -303,8 +296,9 @@ async fn dns(pods: &Api<Pod>, probes: &[Probe]) -> Result<((), String), Fault> {
         Ok(())
     };
     each(probes, question).await.map_err(|failures| {
-        let remedy = "see whether CoreDNS runs: kubectl --namespace kube-system get pods,endpointslices";
-        Fault::new(failures.to_string(), remedy)
+        failures.fault(|_| {
+            "see whether CoreDNS runs: kubectl --namespace kube-system get pods,endpointslices".to_owned()
+        })
     })?;
     Ok(((), "names of Services resolve".to_owned()))
 }
@@ -320,11 +314,9 @@ async fn pod_to_pod(pods: &Api<Pod>, probes: &[Probe]) -> Result<((), String), F
         expect(&answer, |answer| answer == next.pod, "the name of the pod that was asked")
     };
     each(probes, question).await.map_err(|failures| {
-        let remedy = format!(
-            "see routes and the pod network there: keelson machine shell {} -- ip route",
-            failures.first()
-        );
-        Fault::new(failures.to_string(), remedy)
+        failures.fault(|node| {
+            format!("see routes and the pod network there: keelson machine shell {node} -- ip route")
+        })
     })?;
     let alone = if probes.len() == 1 { " (there is one worker only)" } else { " across workers" };
     Ok(((), format!("pods reach each other{alone}")))
@@ -343,13 +335,7 @@ async fn service(pods: &Api<Pod>, probes: &[Probe], address: &str) -> Result<(()
         }
         Err(format!("all requests went to the same pod, of {}", probes.len()))
     };
-    each(probes, question).await.map_err(|failures| {
-        let remedy = format!(
-            "see what kube-proxy says: keelson machine logs {} --unit kube-proxy.service",
-            failures.first()
-        );
-        Fault::new(failures.to_string(), remedy)
-    })?;
+    each(probes, question).await.map_err(|failures| failures.fault(|node| logs_of(node, "kube-proxy")))?;
     Ok(((), "a Service leads to its pods".to_owned()))
 }
 
@@ -359,9 +345,8 @@ async fn api_from_pods(pods: &Api<Pod>, probes: &[Probe]) -> Result<((), String)
         expect(&answer, |answer| answer.contains("gitVersion"), "the version of Kubernetes")
     };
     each(probes, question).await.map_err(|failures| {
-        let remedy =
-            format!("see whether the worker reaches the masters: keelson machine show {}", failures.first());
-        Fault::new(failures.to_string(), remedy)
+        failures
+            .fault(|node| format!("see whether the worker reaches the masters: keelson machine show {node}"))
     })?;
     Ok(((), "pods reach the API server with their account".to_owned()))
 }
@@ -392,8 +377,13 @@ fn expect(answer: &str, is_right: impl Fn(&str) -> bool, expected: &str) -> Resu
     if is_right(answer) { Ok(()) } else { Err(format!("expected {expected}, got `{}`", answer.trim())) }
 }
 
-fn kubelet_fault(failures: &Failures) -> Fault {
-    let node = failures.first();
-    let remedy = format!("see what the kubelet says: keelson machine logs {node} --unit kubelet.service");
-    Fault::new(failures.to_string(), remedy)
+fn logs_of(node: &str, unit: &str) -> String {
+    format!("see what the {unit} says: keelson machine logs {node} --unit {unit}.service")
+}
+
+impl Failures {
+    /// The fault that they are, with a remedy for the first node.
+    fn fault(&self, remedy: impl Fn(&str) -> String) -> Fault {
+        Fault::new(self.to_string(), remedy(self.first()))
+    }
 }
