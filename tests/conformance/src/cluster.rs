@@ -123,12 +123,12 @@ impl Cluster {
         let ctr = self.ctr().await?;
         for (worker, _) in self.workers().await? {
             self.on(&worker, &["mkdir", "-p", FOLDER]).await?;
-            let note = format!("{FOLDER}/loaded-{}", images.key());
+            let note = format!("loaded-{}", images.key());
             let noted = self.on(&worker, &["ls", FOLDER]).await?;
             let there = self.on(&worker, &[&ctr, "--namespace=k8s.io", "images", "ls", "--quiet"]).await?;
             let there: BTreeSet<&str> = there.lines().collect();
             // The note says which content was loaded; kubelet may have collected it since.
-            let is_noted = noted.lines().any(|line| note.ends_with(line));
+            let is_noted = noted.lines().any(|line| line == note);
             if is_noted && images.names.iter().all(|name| there.contains(name.as_str())) {
                 continue;
             }
@@ -138,7 +138,7 @@ impl Cluster {
             self.on_with(&worker, &import, &images.archive)
                 .await
                 .context("the images could not be loaded")?;
-            self.on(&worker, &["touch", &note]).await?;
+            self.on(&worker, &["touch", &format!("{FOLDER}/{note}")]).await?;
         }
         Ok(())
     }

@@ -74,9 +74,14 @@ fn a_cluster_check_says_what_does_not_work_and_what_to_do() -> Result<()> {
         ensure!(!installation.kubectl(&slices)?.contains("true"));
         Ok(())
     });
+    let told = wait_for("the cluster to be called degraded", || {
+        let status = installation.show("demo")?["status"].clone();
+        ensure!(status["state"] == "degraded", "{}", status["state"]);
+        Ok(())
+    });
     let output = installation.keelson(&["cluster", "check", "demo"]);
-    scale("--replicas=1")?;
-    gone?;
+    scale("--replicas=2")?;
+    gone.and(told)?;
     let output = output?;
     let text = String::from_utf8_lossy(&output.stdout);
     ensure!(output.status.code() == Some(1), "{}: {text}", output.status);
@@ -88,6 +93,21 @@ fn a_cluster_check_says_what_does_not_work_and_what_to_do() -> Result<()> {
     wait_for("everything to work again", || {
         installation.keelson_json(&["cluster", "check", "demo"]).map(drop)
     })
+}
+
+#[test]
+fn a_cluster_that_is_called_ready_passes_its_check_at_once() -> Result<()> {
+    let installation = Installation::open()?;
+    let run = |words: &[&str]| {
+        let output = installation.keelson(words)?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        ensure!(output.status.success(), "{words:?}: {text}");
+        Ok(())
+    };
+    let checked = run(&["cluster", "create", "eager", "--plan", "tiny", "--wait"])
+        .and_then(|()| run(&["cluster", "check", "eager"]));
+    run(&["cluster", "delete", "eager", "--yes", "--wait"])?;
+    checked
 }
 
 #[test]

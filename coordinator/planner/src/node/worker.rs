@@ -1,5 +1,7 @@
 //! containerd, kubelet and kube-proxy of a machine that runs pods, and the seam to the pod network.
 
+use std::net::SocketAddr;
+
 use keelson_model::Role;
 use keelson_protocol::config::{
     Expect, Hardening, Issuer, Need, ProbeSpec, ProbeTarget, UnitKind, UnitSpec, Usage,
@@ -13,6 +15,8 @@ use super::{Node, Subject, paths};
 const KUBELET: &str = "kubelet";
 const KUBELET_SERVER: &str = "kubelet-server";
 const KUBE_PROXY: &str = "kube-proxy";
+/// Where the cluster's DNS takes connections (RFC 7766).
+const DNS_PORT: u16 = 53;
 
 /// Taint of masters, so that users' pods keep away (Kubernetes "well-known labels, annotations and taints").
 pub(crate) const MASTER_TAINT: &str = "node-role.kubernetes.io/control-plane";
@@ -25,6 +29,7 @@ pub(crate) fn add(node: &mut Node) {
     kubelet(node, &images);
     services(node);
     node_ready(node);
+    dns_answers(node);
 }
 
 fn containerd(node: &mut Node) {
@@ -251,5 +256,25 @@ fn node_ready(node: &mut Node) {
         needs: vec![Need::Unit("kubelet.service".to_owned())],
         health: Some(ProbeSpec { expect: Expect::NodeReady, ..probe }),
         ..base_unit("node-ready", "Kubernetes calls this node ready", Vec::new())
+    });
+}
+
+/// Names of Services resolve on this node: the cluster's DNS takes connections at its Service address, which leads through
+/// this node's kube-proxy and the pod network to a CoreDNS that says it is ready. Without it a cluster was called ready
+/// whose first pods found no names.
+fn dns_answers(node: &mut Node) {
+    let address = SocketAddr::from((node.input.blueprint.network.dns_service(), DNS_PORT));
+    node.unit(UnitSpec {
+        name: "dns-answers".to_owned(),
+        kind: UnitKind::Check,
+        hardening: Hardening::Host,
+        needs: vec![Need::Unit("kube-proxy.service".to_owned()), Need::Unit("node-ready".to_owned())],
+        health: Some(ProbeSpec {
+            name: "the cluster's DNS".to_owned(),
+            target: ProbeTarget::Tcp(address),
+            expect: Expect::Answer,
+            timeout_ms: PROBE_TIMEOUT_MS,
+        }),
+        ..base_unit("dns-answers", "Names of Services resolve", Vec::new())
     });
 }
