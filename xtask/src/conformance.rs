@@ -45,10 +45,10 @@ pub(crate) struct ConformanceArgs {
     #[arg(long, conflicts_with_all = ["focus", "skip", "quick"])]
     resume: bool,
     /// How many tests run side by side.
-    #[arg(long, default_value_t = 6)]
+    #[arg(long, default_value_t = 6, value_parser = clap::value_parser!(u32).range(1..))]
     parallel: u32,
     /// Minutes that one test may take before it is ended and told as such.
-    #[arg(long, default_value_t = 15)]
+    #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u64).range(1..))]
     test_minutes: u64,
     /// Put the result of a run of all tests into docs/conformance.md.
     #[arg(long, conflicts_with_all = ["focus", "skip", "quick"])]

@@ -1,5 +1,6 @@
 //! The checks, one after the other.
 
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -23,9 +24,11 @@ const CLEANUP_MAX: Duration = Duration::from_secs(60);
 /// How often is looked meanwhile.
 const POLL: Duration = Duration::from_millis(250);
 /// A namespace of another check that is older than this was left behind by one that was killed.
-const LEFT_BEHIND_SECONDS: u64 = 600;
+const LEFT_BEHIND_SECONDS: u64 = 3_600;
 /// Requests to a Service until it must have led to two of its pods: by chance it fails once in 500,000 times.
 const SERVICE_TRIES: usize = 20;
+/// How long a new Service may lead nowhere.
+const SERVICE_MAX: Duration = Duration::from_secs(3);
 /// The taint of nodes that are kept for the control plane.
 const CONTROL_PLANE: &str = "node-role.kubernetes.io/control-plane";
 
@@ -44,6 +47,13 @@ impl Fault {
     fn api(error: &kube::Error) -> Self {
         Self::new(chain(error), "see whether the masters are healthy: keelson cluster show CLUSTER --explain")
     }
+}
+
+/// Whether somebody interrupted the checks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stopped {
+    Yes,
+    No,
 }
 
 /// A check that is under way.
@@ -100,10 +110,13 @@ impl<F: FnMut(&Check)> Run<F> {
     }
 
     /// Removes what was made, whatever came of the checks.
-    pub(crate) async fn clean_up(&mut self) {
+    pub(crate) async fn clean_up(&mut self, stopped: Stopped) {
         let last = NAMES.len() - 1;
-        let failed = self.checks.iter().find(|check| check.outcome == Outcome::Failed);
-        let why = failed.map_or("interrupted".to_owned(), |check| format!("{} failed", check.name));
+        let failed = self.checks.iter().rfind(|check| check.outcome == Outcome::Failed);
+        let why = match (stopped, failed) {
+            (Stopped::Yes, _) | (Stopped::No, None) => "interrupted".to_owned(),
+            (Stopped::No, Some(check)) => format!("{} failed", check.name),
+        };
         while self.checks.len() < last {
             self.skip(&why);
         }
@@ -187,7 +200,7 @@ fn is_ready(node: &Node) -> bool {
 async fn namespace(client: Client, name: String, word: String) -> Result<(String, String), Fault> {
     let failed = |error| Fault::api(&error);
     let namespaces: Api<Namespace> = Api::all(client.clone());
-    remove_left_behind(&namespaces).await.map_err(failed)?;
+    remove_left_behind(&namespaces).await;
     let make = PostParams::default();
     namespaces.create(&make, &objects::namespace(&name)).await.map_err(failed)?;
     let secrets: Api<Secret> = Api::namespaced(client.clone(), &name);
@@ -198,17 +211,18 @@ async fn namespace(client: Client, name: String, word: String) -> Result<(String
     Ok((bracketed(&address), name))
 }
 
-/// Removes namespaces of checks that were killed. Nobody waits for it.
-async fn remove_left_behind(namespaces: &Api<Namespace>) -> Result<(), kube::Error> {
+/// Removes namespaces of checks that were killed. Nobody waits for it, and it says nothing of the cluster when it fails:
+/// another check may have been quicker, and the next one tries again.
+async fn remove_left_behind(namespaces: &Api<Namespace>) {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
-    for namespace in namespaces.list(&ListParams::default().labels(LABEL)).await? {
+    let Ok(list) = namespaces.list(&ListParams::default().labels(LABEL)).await else { return };
+    for namespace in list {
         let made = namespace.metadata.creation_timestamp.map_or(0, |time| time.0.as_second());
         let age = now.saturating_sub(u64::try_from(made).unwrap_or(0));
         if let (Some(name), true) = (namespace.metadata.name, age > LEFT_BEHIND_SECONDS) {
-            namespaces.delete(&name, &DeleteParams::default()).await?;
+            let _ = namespaces.delete(&name, &DeleteParams::default()).await;
         }
     }
-    Ok(())
 }
 
 /// Runs a pod on each node; `probes` gets those that are ready.
@@ -326,14 +340,20 @@ async fn pod_to_pod(pods: &Api<Pod>, probes: &[Probe]) -> Result<((), String), F
 async fn service(pods: &Api<Pod>, probes: &[Probe], address: &str) -> Result<((), String), Fault> {
     let wanted = probes.len().min(2);
     let question = async |probe: &Probe| {
-        let mut answered = std::collections::BTreeSet::new();
+        let mut answered = BTreeSet::new();
+        let patient_until = Instant::now() + SERVICE_MAX;
         for _ in 0..SERVICE_TRIES {
-            answered.insert(ask(pods, probe, &["get", &format!("http://{address}/")]).await?);
+            match ask(pods, probe, &["get", &format!("http://{address}/")]).await {
+                Ok(pod) => drop(answered.insert(pod)),
+                // Nodes hear of a new Service's pods a moment after they are ready.
+                Err(_) if Instant::now() < patient_until => tokio::time::sleep(POLL).await,
+                Err(why) => return Err(why),
+            }
             if answered.len() >= wanted {
                 return Ok(());
             }
         }
-        Err(format!("all requests went to the same pod, of {}", probes.len()))
+        Err(format!("{} of {} pods were reached in {SERVICE_TRIES} requests", answered.len(), probes.len()))
     };
     each(probes, question).await.map_err(|failures| failures.fault(|node| logs_of(node, "kube-proxy")))?;
     Ok(((), "a Service leads to its pods".to_owned()))

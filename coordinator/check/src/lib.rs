@@ -17,6 +17,8 @@ use kube::config::{Config, KubeConfigOptions, Kubeconfig};
 use serde::Serialize;
 use tokio::time::Instant;
 
+use crate::checks::Stopped;
+
 pub use objects::PROBE_IMAGE;
 
 /// How long the checks may take all together, unless the caller says otherwise. The issue is two minutes of patience.
@@ -119,10 +121,10 @@ pub async fn run(
 ) -> Report {
     let began = Instant::now();
     let mut run = checks::Run::new(client, began + limit, told);
-    tokio::select! {
-        () = run.all() => {}
-        () = stop => {}
-    }
-    run.clean_up().await;
+    let stopped = tokio::select! {
+        () = run.all() => Stopped::No,
+        () = stop => Stopped::Yes,
+    };
+    run.clean_up(stopped).await;
     Report { checks: run.into_checks(), seconds: began.elapsed().as_secs_f64() }
 }

@@ -289,13 +289,24 @@ pub(crate) enum Switch {
     Off,
 }
 
+/// Above this, other checks would take the namespace for one that was left behind.
+const CHECK_TIMEOUT_MAX: Duration = Duration::from_secs(30 * 60);
+
+fn parse_check_timeout(text: &str) -> Result<Duration, String> {
+    let timeout = parse_duration(text)?;
+    if timeout < Duration::from_secs(1) || timeout > CHECK_TIMEOUT_MAX {
+        return Err("a check takes between 1s and 30m".to_owned());
+    }
+    Ok(timeout)
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct CheckArgs {
     /// Its name
     #[arg(add = ArgValueCompleter::new(complete::clusters))]
     pub(crate) name: String,
-    /// How long the checks may take, without the removal of what they made
-    #[arg(long, value_parser = parse_duration, default_value = "2m")]
+    /// How long the checks may take (1s to 30m), without the removal of what they made
+    #[arg(long, value_parser = parse_check_timeout, default_value = "2m")]
     pub(crate) timeout: Duration,
 }
 

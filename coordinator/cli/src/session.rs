@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use keelson_protocol::WallTime;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 /// How often an operation that is watched is read.
@@ -46,7 +47,13 @@ impl Session {
     pub fn of_process() -> Self {
         let (sender, interrupt) = watch::channel(false);
         tokio::spawn(async move {
-            while tokio::signal::ctrl_c().await.is_ok() {
+            // A process that ends its jobs by SIGTERM means the same as a person who presses Ctrl-C.
+            let Ok(mut terminate) = signal(SignalKind::terminate()) else { return };
+            loop {
+                tokio::select! {
+                    pressed = tokio::signal::ctrl_c() => if pressed.is_err() { break },
+                    _ = terminate.recv() => {}
+                }
                 if sender.send(true).is_err() {
                     break;
                 }

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
@@ -29,6 +30,8 @@ const SWEEP_MAX: &str = "180s";
 /// What outside a namespace may lead into it, and break the cluster once that is gone.
 const REFERRERS: [&str; 3] =
     ["validatingwebhookconfigurations", "mutatingwebhookconfigurations", "apiservices"];
+/// Longest wait for a command: the images are loaded in one.
+const COMMAND_MAX: Duration = Duration::from_secs(600);
 /// Tries until the registry answers, one a second.
 const REGISTRY_TRIES: u32 = 20;
 
@@ -134,6 +137,8 @@ impl Cluster {
             }
             self.expect_room(&worker, images).await?;
             eprintln!("{worker}: loading {} images", images.names.len());
+            // From now on notes of other content are wrong.
+            self.on(&worker, &["sh", "-c", &format!("rm -f {FOLDER}/loaded-*")]).await?;
             let import = [ctr.as_str(), "--namespace=k8s.io", "images", "import", "--local", "-"];
             self.on_with(&worker, &import, &images.archive)
                 .await
@@ -207,15 +212,21 @@ impl Cluster {
             "systemctl stop {REGISTRY_UNIT} 2>/dev/null
             rm -rf {FOLDER}/data {FOLDER}/registry {FOLDER}/registry.yaml {REGISTRY_HOSTS}/{MIRRORED}"
         );
+        let mut result = Ok(());
         for (worker, _) in self.workers().await? {
-            self.on(&worker, &["sh", "-c", &stop]).await?;
+            result = result.and(self.on(&worker, &["sh", "-c", &stop]).await.map(drop));
         }
-        Ok(())
+        result
     }
 
-    /// Removes what tests left that could not clean up: their namespaces and what leads into them.
+    /// Removes what tests left that could not clean up: their taints, their namespaces and what leads into them.
     #[expect(clippy::print_stderr, reason = "it takes a while, and somebody waits")]
     pub(crate) async fn sweep(&self) -> Result<()> {
+        let nodes = self.kubectl(&["get", "nodes", "--output", "json"]).await?;
+        let nodes: Value = serde_json::from_str(&nodes).context("kubectl printed no JSON")?;
+        for (node, taint) in test_taints(&nodes) {
+            self.kubectl(&["taint", "nodes", node, &format!("{taint}-")]).await?;
+        }
         let list = self.kubectl(&["get", "namespaces", "--selector", NAMESPACES, "--output", "name"]).await?;
         let left: Vec<&str> = list.lines().collect();
         if left.is_empty() {
@@ -265,11 +276,26 @@ fn service_namespaces(item: &Value) -> Vec<&str> {
     services.chain([&item["spec"]["service"]]).filter_map(|service| service["namespace"].as_str()).collect()
 }
 
+/// Taints that tests gave nodes: node and key. The suite's own have `e2e` in their names.
+fn test_taints(nodes: &Value) -> Vec<(&str, &str)> {
+    let nodes = nodes["items"].as_array().into_iter().flatten();
+    nodes
+        .flat_map(|node| {
+            let name = node["metadata"]["name"].as_str().unwrap_or_default();
+            let taints = node["spec"]["taints"].as_array().into_iter().flatten();
+            taints.filter_map(move |taint| Some((name, taint["key"].as_str()?)))
+        })
+        .filter(|(_, key)| key.contains("e2e"))
+        .collect()
+}
+
 /// What a command printed. It is killed when nobody waits for it any more.
 async fn output(command: &mut Command) -> Result<String> {
-    let output = command.kill_on_drop(true).output().await.with_context(|| format!("{command:?}"))?;
+    let program = command.as_std().get_program().to_string_lossy().into_owned();
+    let output = tokio::time::timeout(COMMAND_MAX, command.kill_on_drop(true).output());
+    let output = output.await.with_context(|| format!("{program} did not end"))?;
+    let output = output.with_context(|| format!("{program} cannot be started"))?;
     if !output.status.success() {
-        let program = command.as_std().get_program().to_string_lossy().into_owned();
         bail!("{program}: {}", String::from_utf8_lossy(&output.stderr).trim());
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
@@ -279,6 +305,13 @@ async fn output(command: &mut Command) -> Result<String> {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn taints_of_tests() {
+        let taints = json!([{"key": "kubernetes.io/e2e-evict-taint-key"}, {"key": "node-role.kubernetes.io/control-plane"}]);
+        let nodes = json!({"items": [{"metadata": {"name": "a"}, "spec": {"taints": taints}}, {"metadata": {"name": "b"}, "spec": {}}]});
+        assert_eq!(test_taints(&nodes), [("a", "kubernetes.io/e2e-evict-taint-key")]);
+    }
 
     #[test]
     fn references_into_namespaces() {

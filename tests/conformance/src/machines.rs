@@ -10,6 +10,7 @@ use serde::Deserialize;
 use time::OffsetDateTime;
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
+use tokio::time::Instant;
 
 /// The event of a machine whose heartbeats stay away, whatever it is that happened to it.
 const LOST: &str = "MachineSilent";
@@ -32,13 +33,15 @@ pub(crate) struct Machines {
     known: OffsetDateTime,
     follow: Box<dyn Fn() -> Command>,
     stream: Option<(Child, Lines<BufReader<ChildStdout>>)>,
+    /// When the stream is opened again, after it ended.
+    again_at: Instant,
 }
 
 impl Machines {
     /// `follow` makes a command that prints the newest events and all that come, as lines of JSON.
     pub(crate) fn watch(follow: impl Fn() -> Command + 'static) -> Result<Self> {
         let known = OffsetDateTime::now_utc();
-        let mut machines = Self { known, follow: Box::new(follow), stream: None };
+        let mut machines = Self { known, follow: Box::new(follow), stream: None, again_at: Instant::now() };
         machines.open()?;
         Ok(machines)
     }
@@ -65,15 +68,25 @@ impl Machines {
                         return words;
                     }
                 }
-                // The coordinator went away; it comes back by itself.
+                // The coordinator went away; it comes back by itself. When to look is kept in a field, as this future
+                // may be dropped before it is time.
                 None => {
-                    self.stream = None;
-                    tokio::time::sleep(AGAIN).await;
-                    // Tried again in a moment.
-                    let _ = self.open();
+                    if self.stream.take().is_some() {
+                        self.again_at = Instant::now() + AGAIN;
+                    }
+                    tokio::time::sleep_until(self.again_at).await;
+                    // What cannot be started now is tried again.
+                    if self.open().is_err() {
+                        self.again_at = Instant::now() + AGAIN;
+                    }
                 }
             }
         }
+    }
+
+    /// Forgets what was lost until now.
+    pub(crate) fn forget(&mut self) {
+        self.known = OffsetDateTime::now_utc();
     }
 
     fn news(&mut self, line: &str) -> Option<String> {
@@ -118,8 +131,14 @@ mod tests {
         .unwrap();
         assert_eq!(machines.lost().await, "b was lost at 10:20:30 UTC");
         assert_eq!(machines.lost().await, "c was lost at 10:20:31 UTC");
-        // The stream has ended, and says the same when it is opened again.
+        // The stream has ended, and says the same when it is opened again, also to somebody who is impatient.
         machines.known = OffsetDateTime::now_utc();
-        assert_eq!(machines.lost().await, "b was lost at 10:20:30 UTC");
+        let words = loop {
+            let patience = Duration::from_millis(20);
+            if let Ok(words) = tokio::time::timeout(patience, machines.lost()).await {
+                break words;
+            }
+        };
+        assert_eq!(words, "b was lost at 10:20:30 UTC");
     }
 }

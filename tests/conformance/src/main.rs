@@ -18,7 +18,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::Parser;
 use time::OffsetDateTime;
 
@@ -26,7 +26,7 @@ use crate::cluster::Cluster;
 use crate::images::Images;
 use crate::machines::Machines;
 use crate::report::{Report, Run};
-use crate::round::{End, Round};
+use crate::round::{End, Round, Signals};
 use crate::suite::{Part, Suite, Test};
 
 /// The tests of `--quick`: some of every area, chosen for what they exercise and for their haste.
@@ -87,10 +87,10 @@ pub(crate) struct Arguments {
     #[arg(long, conflicts_with_all = ["focus", "skip", "quick"])]
     record: Option<PathBuf>,
     /// How many tests run side by side.
-    #[arg(long, default_value_t = 6)]
+    #[arg(long, default_value_t = 6, value_parser = clap::value_parser!(u32).range(1..))]
     parallel: u32,
     /// Minutes that one test may take before it is ended and told as such.
-    #[arg(long, default_value_t = 15)]
+    #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u64).range(1..))]
     test_minutes: u64,
 }
 
@@ -116,48 +116,88 @@ async fn run(arguments: &Arguments) -> Result<()> {
     let suite = Suite::new(arguments, cluster.kubeconfig());
     suite.end_orphan().await?;
     let all = suite.list().await?;
-    let mut report = begin(arguments, &all)?;
+    let wanted = Wanted::of(arguments, &all)?;
     let images = Images::open(&arguments.images)?;
-    let prepare = async || cluster.prepare(&images, &arguments.registry).await;
-    prepare().await?;
-    // Of a run that was killed.
-    cluster.sweep().await?;
-    let began = Instant::now();
-    let ran = rounds(&cluster, &suite, &all, &mut report, prepare).await;
-    report.took(began.elapsed());
-    // What is known is kept, whatever became of the rest.
-    report.write()?;
-    let swept = cluster.sweep().await;
-    let unserved = cluster.unserve().await;
-    ran?;
-    swept.and(unserved)?;
-    if let Some(page) = &arguments.record {
-        report.record(page)?;
-    }
-    conclude(&report)
+    // From here on there is something to clean up.
+    let mut signals = Signals::new()?;
+    let prepared = tokio::select! {
+        prepared = prepare(&cluster, &images, arguments) => prepared,
+        () = signals.next() => Err(anyhow!("interrupted; no test has run")),
+    };
+    let mut report = None;
+    let ran = match prepared {
+        Ok(()) => {
+            let report = report.insert(wanted.begin(arguments, &all)?);
+            let began = Instant::now();
+            let ran = rounds(&cluster, &suite, &all, &images, report, &mut signals).await;
+            report.took(began.elapsed());
+            // What is known is kept, whatever became of the rest.
+            report.write().and(ran)
+        }
+        Err(error) => Err(error),
+    };
+    let cleaned = tokio::select! {
+        cleaned = clean_up(&cluster) => cleaned,
+        () = signals.next() => Err(anyhow!("interrupted")),
+    };
+    let cleaned = cleaned.context("the cluster is not as it was before");
+    let (Ok(()), Some(report)) = (&ran, &report) else { return ran.and(cleaned) };
+    let recorded = arguments.record.as_ref().map_or(Ok(()), |page| report.record(page));
+    conclude(report).and(recorded).and(cleaned)
 }
 
-/// A report in which the tests of this run have not run yet.
-#[expect(clippy::print_stderr, reason = "a run of an hour says what it will do")]
-fn begin(arguments: &Arguments, all: &[Test]) -> Result<Report> {
-    let report = if arguments.resume {
-        Report::resume(&arguments.report)?
-    } else {
+/// Takes away what tests and [`prepare`] made, the one also when the other fails.
+async fn clean_up(cluster: &Cluster) -> Result<()> {
+    let swept = cluster.sweep().await;
+    cluster.unserve().await.and(swept)
+}
+
+/// Gives the cluster what tests need, and takes away what those of a killed run left.
+async fn prepare(cluster: &Cluster, images: &Images, arguments: &Arguments) -> Result<()> {
+    cluster.prepare(images, &arguments.registry).await?;
+    cluster.sweep().await
+}
+
+/// What is to run.
+enum Wanted {
+    /// What is open of the run that was interrupted.
+    Rest(Report),
+    /// These tests.
+    Tests(Vec<String>),
+}
+
+impl Wanted {
+    fn of(arguments: &Arguments, all: &[Test]) -> Result<Self> {
+        if arguments.resume {
+            return Report::resume(&arguments.report, &arguments.cluster, &arguments.commit).map(Self::Rest);
+        }
         let chosen = choose(arguments, all)?;
-        let run = Run {
-            started: OffsetDateTime::now_utc(),
-            commit: arguments.commit.clone(),
-            full: chosen.len() == all.len(),
-            finished: false,
-            seconds: 0.0,
-            parallel: arguments.parallel,
-            incidents: Vec::new(),
+        Ok(Self::Tests(chosen.into_iter().map(|test| test.name.clone()).collect()))
+    }
+
+    /// A report in which these tests have not run yet.
+    #[expect(clippy::print_stderr, reason = "a run of an hour says what it will do")]
+    fn begin(self, arguments: &Arguments, all: &[Test]) -> Result<Report> {
+        let report = match self {
+            Self::Rest(report) => report,
+            Self::Tests(chosen) => {
+                let run = Run {
+                    started: OffsetDateTime::now_utc(),
+                    cluster: arguments.cluster.clone(),
+                    commits: vec![arguments.commit.clone()],
+                    full: chosen.len() == all.len(),
+                    finished: false,
+                    seconds: 0.0,
+                    parallel: arguments.parallel,
+                    incidents: Vec::new(),
+                };
+                Report::begin(&arguments.report, run, chosen.iter().map(String::as_str))?
+            }
         };
-        Report::begin(&arguments.report, run, chosen.iter().map(|test| test.name.as_str()))?
-    };
-    let count = |part| all.iter().filter(|test| test.part == part && report.is_open(&test.name)).count();
-    eprintln!("{} tests side by side, {} alone", count(Part::Parallel), count(Part::Serial));
-    Ok(report)
+        let count = |part| all.iter().filter(|test| test.part == part && report.is_open(&test.name)).count();
+        eprintln!("{} tests side by side, {} alone", count(Part::Parallel), count(Part::Serial));
+        Ok(report)
+    }
 }
 
 /// The tests that the arguments ask for.
@@ -191,18 +231,18 @@ fn choose<'a>(arguments: &Arguments, all: &'a [Test]) -> Result<Vec<&'a Test>> {
     Ok(chosen)
 }
 
-/// Runs rounds until every test is decided. `prepare` gives the cluster what tests need, once more after a machine was
-/// lost with it.
+/// Runs rounds until every test is decided.
 #[expect(clippy::print_stderr, reason = "a run of an hour says how far it is")]
 async fn rounds(
     cluster: &Cluster,
     suite: &Suite<'_>,
     all: &[Test],
+    images: &Images,
     report: &mut Report,
-    prepare: impl AsyncFn() -> Result<()>,
+    signals: &mut Signals,
 ) -> Result<()> {
-    let mut signals = round::Signals::new()?;
     let mut machines = Machines::watch(cluster.events())?;
+    let mut losses = 0;
     for part in [Part::Parallel, Part::Serial] {
         loop {
             let open: Vec<&Test> =
@@ -210,43 +250,54 @@ async fn rounds(
             if open.is_empty() {
                 break;
             }
-            let end = Round { suite, part, tests: &open }.run(report, &mut signals, &mut machines).await?;
+            let end = Round { suite, part, tests: &open }.run(report, signals, &mut machines).await?;
             report.write()?;
             match end {
                 End::Ended => {}
                 End::TooLong => eprintln!("going on with the other tests"),
                 End::Lost(lost) => {
-                    let again = mended(cluster, &lost).await?;
-                    prepare().await?;
+                    losses += 1;
+                    ensure!(
+                        losses <= LOSSES_MAX,
+                        "machines were lost too often, {lost}; {}",
+                        suite.how_to_go_on()
+                    );
+                    let again = tokio::select! {
+                        again = mended(cluster, suite, images, &lost) => again?,
+                        () = signals.next() => bail!("interrupted; {}", suite.how_to_go_on()),
+                    };
                     eprintln!("{again}; going on");
-                    ensure!(report.incident(again) <= LOSSES_MAX, "machines were lost too often: {lost}");
+                    report.incident(again);
+                    machines.forget();
                 }
-                End::Interrupted => bail!(
-                    "interrupted; {} tests are left; go on with: cargo xtask conformance --resume",
-                    report.open()
-                ),
+                End::Interrupted => {
+                    bail!("interrupted, {} tests are left; {}", report.open(), suite.how_to_go_on())
+                }
             }
         }
     }
+    ensure!(report.open() == 0, "{} tests of the run are not in this suite; start a new one", report.open());
     report.finish();
     Ok(())
 }
 
-/// Waits until a cluster that lost a machine is ready again, and says how long that took.
+/// Waits until a cluster that lost a machine is ready again and has what tests need, and says how long that took.
 #[expect(clippy::print_stderr, reason = "a person waits")]
-async fn mended(cluster: &Cluster, lost: &str) -> Result<String> {
+async fn mended(cluster: &Cluster, suite: &Suite<'_>, images: &Images, lost: &str) -> Result<String> {
     eprintln!("{lost}; waiting until the cluster is ready again");
     let began = Instant::now();
     while let Err(error) = cluster.expect_ready().await {
         if began.elapsed() > MEND_MAX {
-            let words = format!("{lost}; the tests did not fail, they stopped");
-            return Err(error.context(words).context(
-                "the cluster did not become ready again; when it is, go on with: cargo xtask conformance --resume",
-            ));
+            let go_on = suite.how_to_go_on();
+            let words =
+                format!("{lost}; the tests did not fail, they stopped; when the cluster is ready, {go_on}");
+            return Err(error.context(words));
         }
         tokio::time::sleep(MEND_POLL).await;
     }
-    Ok(format!("{lost}; the cluster was ready again after {} s", began.elapsed().as_secs()))
+    let seconds = began.elapsed().as_secs();
+    cluster.prepare(images, suite.registry()).await?;
+    Ok(format!("{lost}; the cluster was ready again after {seconds} s"))
 }
 
 #[expect(clippy::print_stderr, reason = "the result of the run")]

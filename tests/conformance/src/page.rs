@@ -40,7 +40,7 @@ fn head(results: &Results) -> String {
     let mut text = format!(
         "{}, commit {}: **{passed} of {} passed**, {minutes:.0} minutes, {} side by side.\n",
         started.get(..10).unwrap_or_default(),
-        run.commit,
+        run.commits.join(" and "),
         results.tests.len(),
         run.parallel
     );

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use crate::page;
-use crate::suite::Outcome;
+use crate::suite::{Outcome, Part};
 
 /// Where a run stands.
 const RESULTS: &str = "results.json";
@@ -25,7 +25,7 @@ const LOCK: &str = "lock";
 /// Begins the part of a document that a recorded run replaces.
 const MARKER: &str = "<!-- Written by `cargo xtask conformance --record`. -->";
 /// Version of [`Results`].
-const SCHEMA: u32 = 1;
+const SCHEMA: u32 = 2;
 /// State of a test that passed.
 const PASSED: &str = "passed";
 /// State of a test that was not decided.
@@ -61,7 +61,9 @@ impl Verdict {
 pub(crate) struct Run {
     #[serde(with = "time::serde::rfc3339")]
     pub(crate) started: OffsetDateTime,
-    pub(crate) commit: String,
+    pub(crate) cluster: String,
+    /// The commits whose program took part: several when it was interrupted and went on with another one.
+    pub(crate) commits: Vec<String>,
     /// Whether all conformance tests belong to it.
     pub(crate) full: bool,
     /// Whether every test was decided.
@@ -101,14 +103,19 @@ pub(crate) struct Report {
 }
 
 impl Report {
-    /// A run of these tests, none of which has run yet.
+    /// A run of these tests, none of which has run yet. The logs of the run before go.
+    #[expect(clippy::print_stderr, reason = "somebody may have meant something else")]
     pub(crate) fn begin<'a>(folder: &Path, run: Run, tests: impl Iterator<Item = &'a str>) -> Result<Self> {
         // What cannot be read any more is of an older version: nothing to compare with.
         let mut before = BTreeMap::new();
         if let Some(old) = load(folder)? {
+            if !old.run.finished {
+                eprintln!("this replaces a run that was interrupted; --resume would have gone on with it");
+            }
             before = old.before;
             before.extend(old.tests.into_iter().filter(|(_, test)| test.state != OPEN));
         }
+        remove_logs(folder)?;
         let tests = tests.map(|name| (name.to_owned(), Verdict::open())).collect();
         let report =
             Self { folder: folder.to_owned(), results: Results { schema: SCHEMA, run, tests, before } };
@@ -117,9 +124,15 @@ impl Report {
     }
 
     /// The run that was interrupted.
-    pub(crate) fn resume(folder: &Path) -> Result<Self> {
-        let results = load(folder)?.context("there is no run to go on with; start one without --resume")?;
+    pub(crate) fn resume(folder: &Path, cluster: &str, commit: &str) -> Result<Self> {
+        let mut results =
+            load(folder)?.context("there is no run to go on with; start one without --resume")?;
         ensure!(!results.run.finished, "the newest run is finished; start another one without --resume");
+        let own = &results.run.cluster;
+        ensure!(own == cluster, "the newest run is of cluster {own}; go on with it by --cluster {own}");
+        if results.run.commits.last().is_none_or(|last| last != commit) {
+            results.run.commits.push(commit.to_owned());
+        }
         Ok(Self { folder: folder.to_owned(), results })
     }
 
@@ -169,10 +182,9 @@ impl Report {
         }
     }
 
-    /// Notes what happened to the cluster; returns how many such notes there are.
-    pub(crate) fn incident(&mut self, what: String) -> usize {
+    /// Notes what happened to the cluster.
+    pub(crate) fn incident(&mut self, what: String) {
         self.results.run.incidents.push(what);
-        self.results.run.incidents.len()
     }
 
     pub(crate) fn took(&mut self, time: Duration) {
@@ -259,6 +271,17 @@ impl Report {
     }
 }
 
+fn remove_logs(folder: &Path) -> Result<()> {
+    for entry in std::fs::read_dir(folder)? {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if [Part::Parallel, Part::Serial].iter().any(|part| name.starts_with(part.name())) {
+            std::fs::remove_file(&path)?;
+        }
+    }
+    Ok(())
+}
+
 /// The results in a folder; none when there are none of this version.
 fn load(folder: &Path) -> Result<Option<Results>> {
     let file = folder.join(RESULTS);
@@ -278,7 +301,8 @@ mod tests {
     fn run() -> Run {
         Run {
             started: OffsetDateTime::UNIX_EPOCH,
-            commit: "abc".to_owned(),
+            cluster: "demo".to_owned(),
+            commits: vec!["abc".to_owned()],
             full: false,
             finished: false,
             seconds: 0.0,
@@ -318,12 +342,12 @@ mod tests {
     #[test]
     fn an_interrupted_run_goes_on_with_what_is_open() {
         let folder = tempfile::tempdir().unwrap();
-        assert!(Report::resume(folder.path()).is_err(), "no run yet");
+        assert!(Report::resume(folder.path(), "demo", "abc").is_err(), "no run yet");
         let mut first = Report::begin(folder.path(), run(), ["one", "two", "three"].into_iter()).unwrap();
         // Known from the suite while it ran; then everything was killed.
         first.progress("one", "passed", 1.0).unwrap();
         first.progress("two", "failed", 1.0).unwrap();
-        let mut second = Report::resume(folder.path()).unwrap();
+        let mut second = Report::resume(folder.path(), "demo", "abc").unwrap();
         let open: Vec<_> = ["one", "two", "three"].into_iter().filter(|name| second.is_open(name)).collect();
         assert_eq!(open, ["two", "three"]);
         second.decide(outcome("two", "failed"));
@@ -331,7 +355,16 @@ mod tests {
         assert_eq!(second.open(), 0);
         second.finish();
         second.write().unwrap();
-        assert!(Report::resume(folder.path()).is_err(), "finished");
+        assert!(Report::resume(folder.path(), "demo", "abc").is_err(), "finished");
+    }
+
+    #[test]
+    fn a_run_goes_on_with_its_own_cluster_and_names_every_commit() {
+        let folder = tempfile::tempdir().unwrap();
+        Report::begin(folder.path(), run(), ["one"].into_iter()).unwrap();
+        assert!(Report::resume(folder.path(), "other", "abc").is_err());
+        let report = Report::resume(folder.path(), "demo", "def").unwrap();
+        assert_eq!(report.results.run.commits, ["abc", "def"]);
     }
 
     #[test]

@@ -20,8 +20,8 @@ const END_MAX: Duration = Duration::from_secs(90);
 /// A test that failed so shortly before a machine was found to be lost may have failed for that.
 const SUSPECT: time::Duration = time::Duration::seconds(60);
 
-/// Why a round ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// Why a round ended, the graver reasons last.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum End {
     /// Every test ran.
     Ended,
@@ -44,7 +44,8 @@ impl Signals {
         Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
     }
 
-    async fn next(&mut self) {
+    /// Done when somebody interrupts.
+    pub(crate) async fn next(&mut self) {
         tokio::select! {
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}
@@ -62,7 +63,8 @@ pub(crate) struct Round<'a> {
 /// Why a round is being ended, and when that began.
 struct Ending {
     end: End,
-    at: OffsetDateTime,
+    /// When a machine was found to be lost, if one was.
+    lost_at: Option<OffsetDateTime>,
     kill_at: Instant,
 }
 
@@ -115,7 +117,7 @@ impl Round<'_> {
             Err(_) if ending.is_some() => Default::default(),
             Err(error) => return Err(error),
         };
-        let lost_at = ending.filter(|ending| matches!(ending.end, End::Lost(_))).map(|ending| ending.at);
+        let lost_at = ending.and_then(|ending| ending.lost_at);
         for outcome in ran.outcomes {
             match judge(outcome, &watch.overdue, lost_at) {
                 Judgement::Decided(outcome) => report.decide(outcome),
@@ -151,17 +153,26 @@ impl Watch {
 
     /// Ends the round for what was found, and goes on to harder means when that was begun before.
     fn end(&mut self, found: Option<End>) {
-        match (&self.ending, found) {
+        let is_lost = matches!(found, Some(End::Lost(_)));
+        match (&mut self.ending, found) {
             (None, Some(end)) => {
                 say(&end);
                 self.running.interrupt();
                 let kill_at = Instant::now() + END_MAX;
-                self.ending = Some(Ending { end, at: OffsetDateTime::now_utc(), kill_at });
+                self.ending = Some(Ending { end, lost_at: None, kill_at });
             }
             // Who interrupts twice does not want to wait.
-            (Some(_), Some(End::Interrupted)) => self.running.kill(),
+            (Some(Ending { end: End::Interrupted, .. }), Some(End::Interrupted)) => self.running.kill(),
+            // The graver reason counts: a person's wish above all, a lost machine above a test that hangs.
+            (Some(ending), Some(end)) if end > ending.end => {
+                say(&end);
+                ending.end = end;
+            }
             (Some(ending), _) if Instant::now() > ending.kill_at => self.running.kill(),
             _ => {}
+        }
+        if let Some(ending) = self.ending.as_mut().filter(|_| is_lost) {
+            ending.lost_at.get_or_insert(OffsetDateTime::now_utc());
         }
     }
 }
@@ -177,7 +188,7 @@ fn judge(outcome: Outcome, overdue: &BTreeSet<String>, lost_at: Option<OffsetDat
     let is_suspect = lost_at.is_some_and(|lost| outcome.ended > lost - SUSPECT);
     match outcome.state.as_str() {
         "passed" => Judgement::Decided(outcome),
-        "failed" | "panicked" | "timedout" if !is_suspect && !overdue.contains(&outcome.name) => {
+        "failed" | "panicked" | "timedout" | "skipped" if !is_suspect && !overdue.contains(&outcome.name) => {
             Judgement::Decided(outcome)
         }
         _ => Judgement::Open(outcome.name),

@@ -22,6 +22,8 @@ const SUITE_HOURS_MAX: u64 = 24;
 const GRACE: Duration = Duration::from_secs(60);
 /// The kernel takes no longer word on a command line (`MAX_ARG_STRLEN`).
 const WORD_BYTES_MAX: usize = 128 * 1024;
+/// More rounds of one part than this are no accident.
+const ROUNDS_MAX: u32 = 100;
 /// Where the process group of a running suite is noted.
 const GROUP_FILE: &str = "suite.pid";
 /// How long a suite that lost its runner may take to end.
@@ -45,7 +47,8 @@ impl Part {
         }
     }
 
-    fn name(self) -> &'static str {
+    /// The beginning of the names of its files.
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Parallel => "parallel",
             Self::Serial => "serial",
@@ -86,6 +89,20 @@ impl<'a> Suite<'a> {
         self.arguments.test_minutes
     }
 
+    /// The server that tests pull images from.
+    pub(crate) fn registry(&self) -> &Path {
+        &self.arguments.registry
+    }
+
+    /// What a person does when the run has stopped.
+    pub(crate) fn how_to_go_on(&self) -> String {
+        let Arguments { cluster, report, .. } = self.arguments;
+        format!(
+            "go on with: cargo xtask conformance --resume --cluster {cluster} --report {}",
+            report.display()
+        )
+    }
+
     /// All conformance tests.
     pub(crate) async fn list(&self) -> Result<Vec<Test>> {
         let folder = tempfile::tempdir()?;
@@ -111,12 +128,11 @@ impl<'a> Suite<'a> {
     /// Starts tests.
     pub(crate) fn start(&self, part: Part, tests: &[&Test]) -> Result<Running> {
         let folder = &self.arguments.report;
-        let report = folder.join(format!("{}.json", part.name()));
-        // One of an earlier round must not be taken for this one's.
-        match std::fs::remove_file(&report) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
-            _ => {}
-        }
+        let name = (1..ROUNDS_MAX)
+            .map(|round| format!("{}-{round}", part.name()))
+            .find(|name| !folder.join(format!("{name}.log")).exists())
+            .context("there were too many rounds; look at the logs of the suite")?;
+        let report = folder.join(format!("{name}.json"));
         let focus = focus(tests.iter().map(|test| test.name.as_str()));
         ensure!(focus.len() < WORD_BYTES_MAX, "so many tests cannot be named on a command line");
         let procs = if part == Part::Serial { 1 } else { self.arguments.parallel };
@@ -129,13 +145,15 @@ impl<'a> Suite<'a> {
             .arg(format!("--poll-progress-after={}m", self.arguments.test_minutes))
             .arg(format!("--focus={focus}"))
             .arg(format!("--output-dir={}", folder.display()))
-            .arg(format!("--json-report={}.json", part.name()))
+            .arg(format!("--json-report={name}.json"))
             .arg(&self.arguments.suite)
             .arg("--")
             .arg(format!("--kubeconfig={}", self.kubeconfig.display()))
             .arg(format!("--kubectl-path={}", self.arguments.kubectl.display()))
-            .args(["--provider=skeleton", "--disable-log-dump", "--dump-logs-on-failure=false"]);
-        let log = folder.join(format!("{}.log", part.name()));
+            // Workers that are not there for pods are told in minutes, not in half an hour.
+            .args(["--provider=skeleton", "--node-schedulable-timeout=2m"])
+            .args(["--disable-log-dump", "--dump-logs-on-failure=false"]);
+        let log = folder.join(format!("{name}.log"));
         let file = File::create(&log)?;
         // In a process group of its own: signals reach all of it, and an interrupt at the terminal only this program.
         command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file).process_group(0);
@@ -249,7 +267,7 @@ pub(crate) struct Ran {
     pub(crate) refused: Option<String>,
 }
 
-/// Reads the tests that ran. A spec that is in the report of several processes is told once.
+/// Reads the tests that ran, also those that skipped themselves, which say why. A spec that is in the report of several processes is told once.
 fn read(file: &Path) -> Result<Ran> {
     let text = std::fs::read(file).with_context(|| format!("{} is not there", file.display()))?;
     let suites: Vec<SuiteReport> = serde_json::from_slice(&text).context("that is no report of Ginkgo")?;
@@ -259,7 +277,7 @@ fn read(file: &Path) -> Result<Ran> {
         let is_test = spec.leaf_node_type == "It";
         if !is_test && spec.leaf_node_type.ends_with("BeforeSuite") && spec.state == "failed" {
             ran.refused = spec.failure.map(|failure| failure.message);
-        } else if is_test && spec.state != "skipped" && spec.state != "pending" {
+        } else if is_test && (spec.state != "skipped" || spec.failure.is_some()) && spec.state != "pending" {
             let outcome = outcome(spec);
             if seen.insert(outcome.name.clone()) {
                 ran.outcomes.push(outcome);

@@ -40,8 +40,12 @@ fn kubernetes_shows_roles_zones_and_taints() -> Result<()> {
 fn kubectl_reaches_into_pods() -> Result<()> {
     let installation = Installation::open()?;
     installation.ask_web()?;
-    let log = installation.kubectl(&["--namespace=demo", "logs", "deployment/backend"])?;
-    ensure!(log.contains("backend listening"), "{log}");
+    // A kubelet that was killed by a test before answers, and knows its pods a moment later.
+    wait_for("the log of the backend", || {
+        let log = installation.kubectl(&["--namespace=demo", "logs", "deployment/backend"])?;
+        ensure!(log.contains("backend listening"), "{log}");
+        Ok(())
+    })?;
     // The image holds one program and no shell: that exec finds nothing proves that it reached the container.
     let exec = installation.kubectl(&["--namespace=demo", "exec", "deployment/backend", "--", "/nothing"]);
     let said = format!("{:#}", exec.expect_err("there is no such program"));

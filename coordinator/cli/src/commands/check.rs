@@ -40,13 +40,16 @@ pub(super) async fn run(
 ) -> Result<ExitCode, Failure> {
     let body = KubeconfigRequestBody { ttl_s: Some(ACCESS_TTL_S) };
     let call = Call::post(format!("{}:kubeconfig", path(&args.name))).json(&body);
-    let access: KubeconfigView = client.document(&call).await?;
+    let mut interrupt = work.session.interrupt.clone();
+    let access: KubeconfigView = tokio::select! {
+        access = client.document(&call) => access?,
+        () = interrupted(&mut interrupt) => return Ok(ExitCode::Detached),
+    };
     let kubernetes = keelson_check::connect(access.kubeconfig.expose_secret()).await.map_err(|error| {
         Problem::new(Code::UnexpectedAnswer, "there is no way into the cluster").because_of(&error)
     })?;
     let paint = Paint::stdout(work.session);
     let for_people = work.for_people();
-    let mut interrupt = work.session.interrupt.clone();
     let mut output = work.output();
     let report = keelson_check::run(kubernetes, args.timeout, interrupted(&mut interrupt), |check| {
         if for_people {
@@ -86,13 +89,13 @@ fn conclude(work: &mut Work<'_>, cluster: &str, report: &Report, interrupted: bo
     if report.passed() {
         return ExitCode::Done;
     }
-    if interrupted {
+    if interrupted && failed == 0 {
         work.output().hint("interrupted; what the check had made is removed");
         return ExitCode::Detached;
     }
     let failure = Failure::new(
         Code::ClusterCheckFailed,
-        format!("{failed} of {all} checks of cluster {cluster} failed"),
+        format!("{} of {all} checks of cluster {cluster} did not pass", all - passed),
     );
     work.output().hint(&failure.to_string());
     failure.exit
