@@ -65,7 +65,7 @@ pub(crate) fn run(args: &ConformanceArgs) -> Result<()> {
     let mut steps = Steps::default();
     let started = up::start(&up, &mut steps)?;
     let parts = steps.run("test suite and its images", || parts(&started))?;
-    steps.run("cluster", || ensure_cluster(&started, &args.cluster))?;
+    steps.run("cluster", || ensure_cluster(&started, args))?;
     let error = command(args, &started, &parts)?.exec();
     Err(error).context("cargo cannot be started")
 }
@@ -143,9 +143,12 @@ fn parts(started: &Started) -> Result<Parts> {
     Ok(Parts { suite: suite.program("e2e.test"), ginkgo: suite.program("ginkgo"), images, registry })
 }
 
-fn ensure_cluster(started: &Started, name: &str) -> Result<()> {
+fn ensure_cluster(started: &Started, args: &ConformanceArgs) -> Result<()> {
+    let name = args.cluster.as_str();
     let target = format!("cluster/{name}");
-    let words: &[&str] = if started.keelson.command(&["cluster", "show", name]).output()?.status.success() {
+    let is_there = started.keelson.command(&["cluster", "show", name]).output()?.status.success();
+    ensure!(is_there || !args.resume, "there is no cluster {name} on which a run could go on");
+    let words: &[&str] = if is_there {
         // It may be on its way: a coordinator that was started a moment ago has not heard of all machines yet.
         &["wait", &target, "--timeout", READY_MAX]
     } else {

@@ -164,8 +164,11 @@ impl Report {
         self.set(&name, Verdict { state, seconds, why });
     }
 
-    /// A test was ended because it took too long.
+    /// A test was ended because it took too long, unless it came to its own end before that.
     pub(crate) fn overdue(&mut self, name: &str, minutes: u64) {
+        if !self.is_open(name) {
+            return;
+        }
         let seconds = Duration::from_secs(minutes * 60).as_secs_f64();
         let why = format!("it did not end within {minutes} min and was ended");
         self.set(name, Verdict { state: OVERDUE.to_owned(), seconds, why });
@@ -351,7 +354,10 @@ mod tests {
         let open: Vec<_> = ["one", "two", "three"].into_iter().filter(|name| second.is_open(name)).collect();
         assert_eq!(open, ["two", "three"]);
         second.decide(outcome("two", "failed"));
+        second.overdue("one", 1);
+        assert!(second.results.tests["one"].passed(), "it ended by itself");
         second.overdue("three", 1);
+        assert_eq!(second.results.tests["three"].state, OVERDUE);
         assert_eq!(second.open(), 0);
         second.finish();
         second.write().unwrap();

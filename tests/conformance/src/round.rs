@@ -60,7 +60,7 @@ pub(crate) struct Round<'a> {
     pub(crate) tests: &'a [&'a Test],
 }
 
-/// Why a round is being ended, and when that began.
+/// Why a round is being ended, and when it is ended by force.
 struct Ending {
     end: End,
     /// When a machine was found to be lost, if one was.
