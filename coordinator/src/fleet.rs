@@ -599,6 +599,9 @@ fn problem(error: &CommandError) -> Problem {
         CommandError::Exists { name, .. } => Problem::cluster_exists(name).because(error),
         CommandError::MachineNameTaken { .. } => Problem::name_invalid("spec.name", error),
         CommandError::NoCluster { name } => Problem::cluster_not_found(name),
+        CommandError::BeingDeleted { name } => {
+            Problem::new(Code::ClusterBusy, format!("cluster {name} is being deleted")).because(error)
+        }
         CommandError::NoOperation { id } => Problem::operation_not_found(id),
         CommandError::Protected { name } => Problem::deletion_protected(name),
         CommandError::NotCancellable { id, .. } => Problem::operation_ended(id).because(error),

@@ -10,6 +10,7 @@ mod fleet;
 mod link;
 mod metrics;
 mod providers;
+mod remote;
 mod serve;
 mod shell;
 mod state_dir;

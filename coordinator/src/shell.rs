@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use keelson_coordinator_core::{
-    CallId, CoordinatorCore, Effect, EnrolId, Input, Now, ProviderAnswer, ProviderFailure, SessionId,
-};
+use keelson_coordinator_core::{CallId, CoordinatorCore, Effect, EnrolId, Input, Now, SessionId};
 use keelson_model::FleetEvent;
+use keelson_model::etcd::EtcdCall;
 use keelson_pki::sign_leaf;
-use keelson_protocol::MachineId;
+use keelson_planner::node::etcd_commands;
 use keelson_protocol::message::{EnrolReply, Refusal, RefusalCode, ToAgent};
+use keelson_protocol::{ClusterName, MachineId};
 use keelson_store::{Store, StoreError};
 use keelson_transport::{EnrolReplier, LEAF_LIFE, LinkCa, LinkEvent, SessionHandle};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -16,6 +16,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::clock::Clock;
 use crate::link;
 use crate::providers::Infrastructure;
+use crate::remote;
 
 /// How often time passes for the core.
 const TICK: std::time::Duration = std::time::Duration::from_millis(500);
@@ -25,6 +26,10 @@ pub(crate) const LINK_EVENTS_MAX: usize = 32 * 1024;
 const LINK_BATCH_MAX: usize = 256;
 /// Requests of API clients that may wait.
 const REQUESTS_MAX: usize = 1_024;
+
+/// Answers to calls that may wait: all that can be under way.
+const ANSWERS_MAX: usize =
+    keelson_coordinator_core::PROVIDER_CALLS_MAX + keelson_coordinator_core::ETCD_CALLS_MAX;
 
 /// A request of the API, run on the loop's own task so that it sees and changes one consistent state.
 type Request = Box<dyn FnOnce(&mut Shell) -> Result<(), StoreError> + Send>;
@@ -39,7 +44,8 @@ pub(crate) struct Shell {
     sessions: BTreeMap<SessionId, SessionHandle>,
     enrolments: BTreeMap<EnrolId, EnrolReplier>,
     next_enrolment: u64,
-    answers: mpsc::Sender<(CallId, Result<ProviderAnswer, ProviderFailure>)>,
+    /// Where the answers to calls come back as inputs.
+    answers: mpsc::Sender<Input>,
     revision: watch::Sender<u64>,
 }
 
@@ -94,7 +100,7 @@ pub(crate) fn start(
     stop: impl Future<Output = ()>,
 ) -> (Handle, impl Future<Output = Result<(), StoreError>>) {
     let (requests, requests_in) = mpsc::channel(REQUESTS_MAX);
-    let (answers, answers_in) = mpsc::channel(keelson_coordinator_core::PROVIDER_CALLS_MAX);
+    let (answers, answers_in) = mpsc::channel(ANSWERS_MAX);
     let (revision, revision_in) = watch::channel(0);
     let shell = Shell {
         core: parts.core,
@@ -117,7 +123,7 @@ impl Shell {
         mut self,
         mut link: mpsc::Receiver<LinkEvent>,
         mut requests: mpsc::Receiver<Request>,
-        mut answers: mpsc::Receiver<(CallId, Result<ProviderAnswer, ProviderFailure>)>,
+        mut answers: mpsc::Receiver<Input>,
         stop: impl Future<Output = ()>,
     ) -> Result<(), StoreError> {
         let mut tick = tokio::time::interval(TICK);
@@ -131,7 +137,7 @@ impl Shell {
                 () = &mut stop => return Ok(()),
                 _ = tick.tick() => self.tick(&mut link)?,
                 Some(request) = requests.recv() => request(&mut self)?,
-                Some((id, result)) = answers.recv() => self.take(Input::Provider { id, result })?,
+                Some(input) = answers.recv() => self.take(input)?,
                 count = link.recv_many(&mut batch, LINK_BATCH_MAX), if !link.is_closed() || !link.is_empty() => {
                     debug_assert!(count <= LINK_BATCH_MAX);
                     self.take_link(batch.drain(..))?;
@@ -178,6 +184,7 @@ impl Shell {
             match effect {
                 Effect::Persist(rows) => self.store.apply(&rows)?,
                 Effect::Provider { id, call } => self.call_provider(id, call),
+                Effect::Etcd { id, session, cluster, call } => self.call_etcd(id, session, &cluster, call),
                 Effect::Send { session, message } => self.send(session, *message),
                 Effect::Close { session, why } => {
                     if let Some(handle) = self.sessions.get(&session) {
@@ -227,7 +234,23 @@ impl Shell {
         tokio::spawn(async move {
             let result = infrastructure.perform(call).await;
             // Fails only when the loop has ended; then the next start asks again.
-            let _ = answers.send((id, result)).await;
+            let _ = answers.send(Input::Provider { id, result }).await;
+        });
+    }
+
+    fn call_etcd(&self, id: CallId, session: SessionId, cluster: &ClusterName, call: EtcdCall) {
+        let commands = self.core.cluster(cluster).map(|cluster| {
+            let blueprint = &cluster.row.blueprint;
+            etcd_commands(blueprint, &blueprint.release, &call)
+        });
+        let (session, answers) = (self.sessions.get(&session).cloned(), self.answers.clone());
+        tokio::spawn(async move {
+            let result = match (commands, session) {
+                (Some(commands), Some(session)) => remote::etcd(&session, &call, commands).await,
+                _ => Err("the machine's session has ended".to_owned()),
+            };
+            // Fails only when the loop has ended; then the next start asks again.
+            let _ = answers.send(Input::Etcd { id, result }).await;
         });
     }
 

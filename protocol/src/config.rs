@@ -273,6 +273,8 @@ pub enum Need {
     Unit(String),
     /// Something answers, here or on another machine.
     Probe(ProbeSpec),
+    /// At least one of these answers: members of a group of which any will do.
+    AnyProbe(Vec<ProbeSpec>),
 }
 
 /// A question that is answered by asking, not by believing.

@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use keelson_protocol::MonoTime;
-use keelson_protocol::config::{Need, NodeConfig, UnitKind, UnitSpec};
+use keelson_protocol::config::{Need, NodeConfig, ProbeSpec, UnitKind, UnitSpec};
 use keelson_protocol::health::EventKind;
 
 use crate::action::{Step, StepKey};
@@ -167,14 +167,34 @@ impl AgentCore {
                         return Err(name.clone());
                     }
                 }
-                Need::Probe(probe) => match self.probes.said(probe) {
-                    Said::Good => {}
-                    Said::Nothing => return Err(probe.name.clone()),
-                    Said::Bad { why, .. } => return Err(format!("{}: {why}", probe.name)),
-                },
+                Need::Probe(probe) => self.answers(probe)?,
+                Need::AnyProbe(probes) => {
+                    let mut silent = None;
+                    for probe in probes {
+                        match self.answers(probe) {
+                            Ok(()) => {
+                                silent = None;
+                                break;
+                            }
+                            Err(why) => silent = silent.or(Some(why)),
+                        }
+                    }
+                    if let Some(why) = silent {
+                        return Err(why);
+                    }
+                }
             }
         }
         Ok(())
+    }
+
+    /// Whether a probe answered as it should; else what it said.
+    fn answers(&self, probe: &ProbeSpec) -> Result<(), String> {
+        match self.probes.said(probe) {
+            Said::Good => Ok(()),
+            Said::Nothing => Err(probe.name.clone()),
+            Said::Bad { why, .. } => Err(format!("{}: {why}", probe.name)),
+        }
     }
 
     /// Carries over what the transition wants known.
@@ -242,7 +262,12 @@ impl AgentCore {
         }
         let every = if now.since(waiting_since) < NEED_QUICK { PROBE_NEED } else { PROBE_TROUBLED };
         for need in &spec.needs {
-            if let Need::Probe(probe) = need {
+            let probes = match need {
+                Need::Unit(_) => &[],
+                Need::Probe(probe) => std::slice::from_ref(probe),
+                Need::AnyProbe(probes) => probes.as_slice(),
+            };
+            for probe in probes {
                 self.probes.want(probe, every);
             }
         }

@@ -328,4 +328,16 @@ catalogue! {
         "The provider has not reported the address under which users reach the API server.",
         "Nothing, unless the provider names a cause (a port that is taken).",
         "keelson cluster show NAME --explain";
+    WaitTurn, "KEEL-4012", 0, Done, "a machine waits for its turn",
+        "Its new config restarts a part of the control plane. Only one machine of it restarts at a time, and the next one when that is ready.",
+        "Nothing, unless the machine before it stays as it is: then look at that one.",
+        "keelson machine show ID";
+    WaitEtcdJoin, "KEEL-4013", 0, Done, "an etcd member joins",
+        "The machine's etcd member was added as a learner, or is about to be. It votes when it has caught up with the others.",
+        "Nothing: it ends by itself, within seconds for a small database.",
+        "keelson machine logs ID --unit etcd.service";
+    WaitEtcdSize, "KEEL-4014", 0, Done, "the number of etcd members changes later",
+        "Etcd members come and go one at a time, and only while all others vote and work, so that one more failure never costs the quorum.",
+        "Look at the machine that it names when that does not get well by itself.",
+        "keelson cluster show NAME --explain";
 }

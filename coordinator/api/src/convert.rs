@@ -46,6 +46,7 @@ pub fn spec_from_body(body: ClusterSpecBody, default_release: &str) -> Result<Cl
         plan: PlanName(body.plan),
         release,
         workers: body.workers,
+        pools: BTreeMap::new(),
         expose: body
             .expose
             .into_iter()
@@ -351,6 +352,9 @@ pub fn waiting_code(on: &WaitingOn) -> Code {
         WaitingOn::Boot { .. } => Code::WaitBoot,
         WaitingOn::Connect { .. } => Code::WaitConnect,
         WaitingOn::Config { .. } => Code::WaitConfig,
+        WaitingOn::Turn { .. } => Code::WaitTurn,
+        WaitingOn::EtcdJoin { .. } => Code::WaitEtcdJoin,
+        WaitingOn::EtcdSize { .. } => Code::WaitEtcdSize,
         WaitingOn::Unit { .. } => Code::WaitUnit,
         WaitingOn::Silent { .. } => Code::WaitSilent,
         WaitingOn::Off { .. } => Code::WaitOff,
@@ -471,6 +475,7 @@ pub fn operation_view(operation: &Operation, metadata: OperationMetadata) -> Ope
         action: match operation.kind {
             OperationKind::CreateCluster => OperationKindView::CreateCluster,
             OperationKind::DeleteCluster => OperationKindView::DeleteCluster,
+            OperationKind::ScaleCluster => OperationKindView::ScaleCluster,
         },
         cluster: operation.cluster.to_string(),
         done: operation.is_done(),

@@ -74,6 +74,12 @@ pub enum CommandError {
         /// Asked for.
         name: ClusterName,
     },
+    /// The cluster is on its way out.
+    #[error("cluster {name} is being deleted")]
+    BeingDeleted {
+        /// Its name.
+        name: ClusterName,
+    },
     /// No such operation.
     #[error("operation {id} does not exist")]
     NoOperation {
@@ -151,8 +157,8 @@ impl CoordinatorCore {
             let names = self.settings.releases.releases.keys().map(ToString::to_string).collect();
             return Err(CommandError::UnknownRelease { name: spec.release.to_string(), known: known(names) });
         }
-        let blueprint = self.plan_cluster(spec, Wanted::Present, None);
-        let blueprint = blueprint.map_err(|why| CommandError::Invalid { why })?;
+        let planned = self.plan_cluster(spec, Wanted::Present, None);
+        let blueprint = planned.map_err(|why| CommandError::Invalid { why })?.blueprint;
         for machine in blueprint.machines.keys() {
             if let Some(holder) = self.machines.get(machine) {
                 let holder = holder.row.cluster.clone();
@@ -203,7 +209,7 @@ impl CoordinatorCore {
         } else {
             self.add_cluster(now, request.spec, request.material, preview.blueprint.clone());
         }
-        let operation = self.begin(now, OperationKind::CreateCluster, name, request.idempotency);
+        let operation = self.begin(now, OperationKind::CreateCluster, name, None, request.idempotency);
         self.touched.insert(operation.cluster.clone());
         self.reconcile(now);
         Ok(Accepted { operation, preview, effects: self.take_effects() })
@@ -235,7 +241,7 @@ impl CoordinatorCore {
         self.reserve_incarnations(&name);
     }
 
-    fn retry_refused(&mut self, name: &ClusterName) {
+    pub(crate) fn retry_refused(&mut self, name: &ClusterName) {
         let refused: Vec<MachineId> = self
             .machines_of(name)
             .filter(|machine| matches!(machine.row.phase, MachinePhase::Refused { .. }))
@@ -268,7 +274,7 @@ impl CoordinatorCore {
             let row = Row::Cluster(Box::new(cluster.row.clone()));
             self.rows.push(row);
         }
-        let operation = self.begin(now, OperationKind::DeleteCluster, name.clone(), None);
+        let operation = self.begin(now, OperationKind::DeleteCluster, name.clone(), None, None);
         self.touched.insert(operation.cluster.clone());
         self.reconcile(now);
         Ok(Accepted { operation, preview, effects: self.take_effects() })
@@ -285,8 +291,8 @@ impl CoordinatorCore {
         if row.wanted && row.spec.deletion_protection {
             return Err(CommandError::Protected { name: name.clone() });
         }
-        let blueprint = self.plan_cluster(&row.spec, Wanted::Absent, Some(&row.blueprint));
-        let blueprint = blueprint.map_err(|why| CommandError::Invalid { why })?;
+        let planned = self.plan_cluster(&row.spec, Wanted::Absent, Some(&row.blueprint));
+        let blueprint = planned.map_err(|why| CommandError::Invalid { why })?.blueprint;
         let diff = blueprint.diff(Some(&row.blueprint));
         Ok(Preview { blueprint, diff })
     }
@@ -341,8 +347,14 @@ impl CoordinatorCore {
         if operation.is_done() {
             return Err(refuse("it has ended"));
         }
-        if operation.kind == OperationKind::DeleteCluster {
-            return Err(refuse("machines that were removed do not come back; create the cluster again"));
+        match operation.kind {
+            OperationKind::CreateCluster => {}
+            OperationKind::DeleteCluster => {
+                return Err(refuse("machines that were removed do not come back; create the cluster again"));
+            }
+            OperationKind::ScaleCluster => {
+                return Err(refuse("scale the pool to the size that it shall have instead"));
+            }
         }
         let name = operation.cluster.clone();
         // A create that is cancelled leaves nothing behind: what was made so far is removed.
@@ -355,17 +367,18 @@ impl CoordinatorCore {
         Ok((cancelled, effects))
     }
 
-    fn begin(
+    pub(crate) fn begin(
         &mut self,
         now: Now,
         kind: OperationKind,
         cluster: ClusterName,
+        detail: Option<String>,
         idempotency: Option<(String, String)>,
     ) -> Operation {
         let id = OperationId(format!("op-{}", self.take_number(Counter::Operation)));
         let state = OperationState::Running;
         let operation =
-            Operation { id: id.clone(), kind, cluster: cluster.clone(), created: now.wall, state };
+            Operation { id: id.clone(), kind, cluster: cluster.clone(), detail, created: now.wall, state };
         self.save_operation(operation.clone());
         if let Some((key, body_hash)) = idempotency {
             let row = IdempotencyRow { key: key.clone(), body_hash, operation: id, at: now.wall };
@@ -376,7 +389,7 @@ impl CoordinatorCore {
         self.note(FleetEvent {
             cluster: Some(cluster),
             cause: "a user asked for it".to_owned(),
-            outcome: format!("{kind}: operation {}", operation.id),
+            outcome: format!("{}: operation {}", operation.what(), operation.id),
             ..event
         });
         operation

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use keelson_model::etcd::{EtcdAnswer, EtcdCall};
 use keelson_model::{BlueprintMachine, FleetEvent};
 use keelson_protocol::config::CertificateSpec;
 use keelson_protocol::health::Heartbeat;
@@ -68,6 +69,13 @@ pub enum Input {
         /// How.
         why: String,
     },
+    /// A call to a cluster's etcd ended.
+    Etcd {
+        /// The call.
+        id: CallId,
+        /// How; the error in words.
+        result: Result<EtcdAnswer, String>,
+    },
     /// A provider call ended.
     Provider {
         /// The call.
@@ -88,6 +96,17 @@ pub enum Effect {
         id: CallId,
         /// The call.
         call: ProviderCall,
+    },
+    /// Ask a cluster's etcd; the answer comes back as [`Input::Etcd`].
+    Etcd {
+        /// Number of the call.
+        id: CallId,
+        /// The machine beside whose member it is asked.
+        session: SessionId,
+        /// The cluster.
+        cluster: ClusterName,
+        /// The call.
+        call: EtcdCall,
     },
     /// Send to an agent.
     Send {

@@ -13,12 +13,17 @@
 mod command;
 mod effect;
 mod enrol;
+mod etcd;
+mod leave;
 mod limits;
 mod machine;
 mod metrics;
 mod progress;
 mod provider;
+mod replan;
+mod rollout;
 mod row;
+mod scale;
 mod session;
 mod state;
 
@@ -27,8 +32,10 @@ pub use effect::{
     CallId, Effect, EnrolId, Input, ProviderAnswer, ProviderCall, ProviderFailure, Remedy, SeenMachine,
     SessionId,
 };
+pub use etcd::EtcdWatch;
 pub use limits::*;
 pub use metrics::Metrics;
 pub use progress::ClusterState;
-pub use row::{ClusterRow, Counter, IdempotencyRow, MachineRow, Row, Saved};
+pub use row::{ClusterRow, Counter, IdempotencyRow, MachineRow, Row, Saved, SentConfig};
+pub use scale::ScalePool;
 pub use state::{Cluster, CoordinatorCore, Exposure, Machine, Now, Settings};

@@ -35,3 +35,8 @@ pub const PROVIDER_CALLS_MAX: usize = 16;
 pub const IDEMPOTENCY_LIFE: Duration = Duration::from_secs(24 * 3600);
 /// How long an ended operation is kept.
 pub const OPERATION_LIFE: Duration = Duration::from_secs(90 * 24 * 3600);
+/// How often a cluster's etcd is asked for its members while one joins or leaves: as often as a learner may have caught
+/// up meanwhile.
+pub const ETCD_LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// Calls to clusters' etcd under way at once, over the fleet.
+pub const ETCD_CALLS_MAX: usize = 64;

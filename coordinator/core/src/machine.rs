@@ -30,6 +30,7 @@ impl CoordinatorCore {
                 token_made: now.wall,
                 enrolled_key: None,
                 agent_events: 0,
+                sent: None,
             })
             .collect();
         for row in missing {

@@ -52,7 +52,7 @@ impl CoordinatorCore {
     pub(crate) fn reconcile_progress(&mut self, now: Now, name: &ClusterName) {
         let waits = self.waiting(name, now);
         self.update_conditions(now, name, &waits);
-        self.update_create(now, name, &waits);
+        self.update_operations(now, name, &waits);
         self.finish_delete(now, name);
     }
 
@@ -107,19 +107,30 @@ impl CoordinatorCore {
         });
     }
 
-    fn update_create(&mut self, now: Now, name: &ClusterName, waits: &[WaitingOn]) {
-        let Some(operation) = self.running(name, OperationKind::CreateCluster).cloned() else { return };
-        let refused = waits.iter().find(|wait| wait.needs_person());
-        let state = match refused {
-            _ if waits.is_empty() => OperationState::Succeeded { at: now.wall },
-            Some(wait) => {
-                let machine = wait.machine().map(|id| format!("{id}: ")).unwrap_or_default();
-                OperationState::Failed { at: now.wall, why: format!("{machine}{wait}") }
+    /// Ends operations whose work is done, and those that only a person can bring on.
+    fn update_operations(&mut self, now: Now, name: &ClusterName, waits: &[WaitingOn]) {
+        let planned = self.clusters.get(name).is_some_and(|cluster| !cluster.plan_due);
+        let refused = waits.iter().find(|wait| wait.needs_person()).map(|wait| {
+            let machine = wait.machine().map(|id| format!("{id}: ")).unwrap_or_default();
+            format!("{machine}{wait}")
+        });
+        for kind in [OperationKind::CreateCluster, OperationKind::ScaleCluster] {
+            let Some(operation) = self.running(name, kind).cloned() else { continue };
+            let state = match (&refused, kind) {
+                _ if waits.is_empty() && planned => OperationState::Succeeded { at: now.wall },
+                (Some(why), OperationKind::ScaleCluster) => OperationState::Blocked { why: why.clone() },
+                (Some(why), _) => OperationState::Failed { at: now.wall, why: why.clone() },
+                (None, _) => OperationState::Running,
+            };
+            if state == operation.state {
+                continue;
             }
-            None => OperationState::Running,
-        };
-        if state != operation.state {
-            self.end_operation(now, Operation { state, ..operation });
+            let operation = Operation { state, ..operation };
+            if operation.is_done() {
+                self.end_operation(now, operation)
+            } else {
+                self.save_operation(operation)
+            }
         }
     }
 
@@ -133,7 +144,7 @@ impl CoordinatorCore {
         self.note(FleetEvent {
             cluster: Some(operation.cluster.clone()),
             cause,
-            outcome: format!("{}: operation {} ended after {took} s", operation.kind, operation.id),
+            outcome: format!("{}: operation {} ended after {took} s", operation.what(), operation.id),
             ..event
         });
         self.save_operation(operation);
@@ -264,6 +275,9 @@ fn reason(wait: &WaitingOn) -> &'static str {
         WaitingOn::Boot { .. } => "Boot",
         WaitingOn::Connect { .. } => "Connect",
         WaitingOn::Config { .. } => "Config",
+        WaitingOn::Turn { .. } => "Turn",
+        WaitingOn::EtcdJoin { .. } => "EtcdJoin",
+        WaitingOn::EtcdSize { .. } => "EtcdSize",
         WaitingOn::Unit { .. } => "Unit",
         WaitingOn::Silent { .. } => "Silent",
         WaitingOn::Off { .. } => "Off",

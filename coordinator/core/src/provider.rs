@@ -293,7 +293,7 @@ impl crate::state::Cluster {
     fn want_exposures(&mut self) {
         let blueprint = &self.row.blueprint;
         let addresses = |role: Role, port: u16| -> Vec<SocketAddr> {
-            blueprint.with_role(role).map(|machine| (machine.address, port).into()).collect()
+            blueprint.staying(role).map(|machine| (machine.address, port).into()).collect()
         };
         let mut wanted = vec![(API_EXPOSURE.to_owned(), addresses(Role::Master, API_PORT))];
         for expose in &blueprint.expose {

@@ -3,7 +3,7 @@
 use keelson_model::{
     Blueprint, ClusterMaterial, ClusterSpec, Condition, FleetEvent, MachinePhase, Operation, OperationId,
 };
-use keelson_protocol::{ClusterName, Incarnation, MachineId, WallTime};
+use keelson_protocol::{ClusterName, Generation, Incarnation, MachineId, WallTime};
 use serde::{Deserialize, Serialize};
 
 /// A cluster on disk.
@@ -40,6 +40,18 @@ pub struct MachineRow {
     pub enrolled_key: Option<String>,
     /// Number of the last event that its agent sent.
     pub agent_events: u64,
+    /// The newest config that it was sent.
+    #[serde(default)]
+    pub sent: Option<SentConfig>,
+}
+
+/// A config that a machine was sent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SentConfig {
+    /// Its generation.
+    pub generation: Generation,
+    /// Digest of what restarts programs when it changes (SHA-256, hex).
+    pub services: String,
 }
 
 /// A remembered request of an API client.

@@ -3,8 +3,6 @@
 use std::time::Duration;
 
 use keelson_model::{FleetEvent, LinkState, MachinePhase, Severity};
-use keelson_planner::node::{HostTraits, NodeInput, node_config};
-use keelson_protocol::config::NodeConfig;
 use keelson_protocol::health::{AgentEvent, EventKind, Facts, Heartbeat};
 use keelson_protocol::limits::SILENT_AFTER;
 use keelson_protocol::message::{Refusal, RefusalCode, ToAgent, ToCoordinator};
@@ -35,7 +33,9 @@ impl CoordinatorCore {
             Ok(version) => {
                 self.accept_session(now, session, id, boot, *facts);
                 self.send(session, ToAgent::Welcome { version, now: now.wall });
-                self.send_config(id, generation);
+                if let Some(machine) = self.machines.get_mut(id) {
+                    machine.told = generation;
+                }
             }
             Err(error) => {
                 let refusal = Refusal { code: RefusalCode::Version, text: error.to_string() };
@@ -114,38 +114,6 @@ impl CoordinatorCore {
         self.touch(id);
         self.someone_returned(now);
         self.end_silence(now, id);
-    }
-
-    /// Sends the config in force to a machine whose ledger holds an older one.
-    fn send_config(&mut self, id: &MachineId, ledger: Option<Generation>) {
-        let Some(machine) = self.machines.get(id) else { return };
-        let Some(session) = machine.session else { return };
-        let cluster = machine.row.cluster.clone();
-        let current = self.clusters.get(&cluster).map(|cluster| cluster.row.blueprint.generation);
-        if ledger.is_some() && ledger == current {
-            return;
-        }
-        if let Some(config) = self.config_of(&cluster, id) {
-            self.send(session, ToAgent::Config(Box::new(config)));
-        }
-    }
-
-    /// Sends the config in force to all connected machines of a cluster.
-    pub(crate) fn send_configs(&mut self, name: &ClusterName) {
-        let ids: Vec<MachineId> = self.machines_of(name).map(|machine| machine.row.id.clone()).collect();
-        for id in ids {
-            self.send_config(&id, None);
-        }
-    }
-
-    /// The whole config of a machine, once its facts are known.
-    pub(crate) fn config_of(&self, cluster: &ClusterName, id: &MachineId) -> Option<NodeConfig> {
-        let facts = self.machines.get(id)?.facts.as_ref()?;
-        let cluster = self.clusters.get(cluster)?;
-        let blueprint = &cluster.row.blueprint;
-        let release = self.settings.releases.releases.get(&blueprint.release)?;
-        let traits = HostTraits::from(facts);
-        node_config(&NodeInput { blueprint, release, material: &cluster.material, traits }, id)
     }
 
     pub(crate) fn send(&mut self, session: SessionId, message: ToAgent) {
@@ -346,6 +314,7 @@ impl CoordinatorCore {
         let mut touched: Vec<ClusterName> = machines.collect();
         let clusters = self.clusters.values().filter(|cluster| {
             !cluster.row.wanted
+                || cluster.busy
                 || cluster.exposures.is_empty()
                 || cluster.exposures.values().any(|e| e.address.is_none())
         });

@@ -5,15 +5,17 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use keelson_model::etcd::EtcdCall;
 use keelson_model::{
-    ClusterMaterial, ClusterSpec, FleetEvent, LinkState, Observed, ObservedMachine, Operation, OperationId,
+    ClusterMaterial, EtcdHold, FleetEvent, LinkState, Observed, ObservedMachine, Operation, OperationId,
     Plan, ReleaseCatalog, Severity,
 };
-use keelson_planner::{Addresses, Place, PlanInput, Wanted, lint, plan};
-use keelson_protocol::health::{Facts, HealthReport, Heartbeat};
-use keelson_protocol::{ClusterName, Incarnation, InstallId, MachineId, MonoTime, SecretBytes, WallTime};
+use keelson_planner::{Addresses, Place};
+use keelson_protocol::health::{Facts, HealthReport, Heartbeat, NodeState};
+use keelson_protocol::{ClusterName, Generation, InstallId, MachineId, MonoTime, SecretBytes, WallTime};
 
 use crate::effect::{CallId, Effect, Input, SessionId};
+use crate::etcd::EtcdWatch;
 use crate::limits::{RETURN_PAUSE_MAX, WARM_UP, WARM_UP_MAX};
 use crate::metrics::Metrics;
 use crate::row::{ClusterRow, Counter, IdempotencyRow, MachineRow, Row, Saved};
@@ -57,6 +59,14 @@ pub struct Cluster {
     pub(crate) unexpose_call: Option<CallId>,
     /// When to ask again after a failure.
     pub(crate) unexpose_after: Option<MonoTime>,
+    /// What is known of its etcd.
+    pub etcd: EtcdWatch,
+    /// Why its etcd does not yet get the size that the spec wants.
+    pub held: Option<EtcdHold>,
+    /// Whether the blueprint in force may not be the last step on the way to the spec.
+    pub(crate) plan_due: bool,
+    /// Whether something of it is on its way and has to be looked at again without being told.
+    pub(crate) busy: bool,
 }
 
 /// A service that is, or shall be, reachable from outside.
@@ -100,6 +110,8 @@ pub struct Machine {
     pub health: Option<HealthReport>,
     /// What the machine is.
     pub facts: Option<Facts>,
+    /// Generation of the config that its agent holds or was sent in this session.
+    pub(crate) told: Option<Generation>,
 }
 
 impl Machine {
@@ -117,7 +129,19 @@ impl Machine {
             silent: false,
             health: None,
             facts: None,
+            told: None,
         }
+    }
+
+    /// Whether a session stands and its heartbeats come.
+    pub(crate) fn is_heard(&self) -> bool {
+        self.session.is_some() && !self.silent
+    }
+
+    /// Whether it holds the config of `generation` or a later one, and everything in it is healthy.
+    pub(crate) fn is_ready_with(&self, generation: Generation) -> bool {
+        let told = self.heartbeat.map(|heartbeat| (heartbeat.generation, heartbeat.state));
+        self.is_heard() && told.is_some_and(|(has, state)| has >= generation && state == NodeState::Ready)
     }
 }
 
@@ -152,7 +176,7 @@ pub(crate) enum CallFor {
 /// methods for every request, then carry out the effects in order;
 /// a `Persist` must be on disk before the next effect begins. Calls must not go back in time. Getters may be called at
 /// any moment.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct CoordinatorCore {
     pub(crate) settings: Settings,
     pub(crate) clusters: BTreeMap<ClusterName, Cluster>,
@@ -166,6 +190,8 @@ pub struct CoordinatorCore {
     pub(crate) idempotency: BTreeMap<String, IdempotencyRow>,
     pub(crate) counters: BTreeMap<Counter, u64>,
     pub(crate) calls: BTreeMap<CallId, CallFor>,
+    /// Questions to clusters' etcd that are under way.
+    pub(crate) etcd_calls: BTreeMap<CallId, (ClusterName, EtcdCall)>,
     pub(crate) next_call: u64,
     pub(crate) next_list: MonoTime,
     /// When the list under way, or the last one, was begun.
@@ -209,6 +235,7 @@ impl CoordinatorCore {
             idempotency: saved.idempotency.into_iter().map(|row| (row.key.clone(), row)).collect(),
             counters: saved.counters.into_iter().collect(),
             calls: BTreeMap::new(),
+            etcd_calls: BTreeMap::new(),
             next_call: 0,
             next_list: now.mono,
             list_begun: now.mono,
@@ -228,7 +255,6 @@ impl CoordinatorCore {
         let names: Vec<ClusterName> = core.clusters.keys().cloned().collect();
         names.iter().for_each(|name| core.take_addresses(name));
         core.touched.extend(core.clusters.keys().chain(core.members.keys()).cloned());
-        core.plan_all(now);
         core.note_start(now);
         core
     }
@@ -262,6 +288,7 @@ impl CoordinatorCore {
             Input::Message { session, message } => self.on_message(now, session, message),
             Input::Closed { session, why } => self.on_closed(now, session, why),
             Input::Provider { id, result } => self.on_provider(now, id, result),
+            Input::Etcd { id, result } => self.on_etcd(now, id, result),
         }
     }
 
@@ -274,11 +301,23 @@ impl CoordinatorCore {
     /// Compares what shall be with what is, for each cluster that something happened to, and asks for what is missing.
     pub(crate) fn reconcile(&mut self, now: Now) {
         for name in std::mem::take(&mut self.touched) {
+            self.reconcile_plan(now, &name);
+            self.reconcile_etcd(now, &name);
+            self.reconcile_configs(&name);
             self.reconcile_machines(now, &name);
             self.reconcile_exposures(now, &name);
             self.reconcile_progress(now, &name);
+            self.note_busy(&name);
         }
         self.reconcile_list(now);
+    }
+
+    fn note_busy(&mut self, name: &ClusterName) {
+        let Some(cluster) = self.clusters.get(name) else { return };
+        let busy = cluster.plan_due || self.etcd_matters(cluster) || self.has_stale_configs(name);
+        if let Some(cluster) = self.clusters.get_mut(name) {
+            cluster.busy = busy;
+        }
     }
 
     pub(crate) fn add_machine(&mut self, row: MachineRow) {
@@ -318,57 +357,6 @@ impl CoordinatorCore {
         effects
     }
 
-    fn plan_all(&mut self, now: Now) {
-        let names: Vec<ClusterName> = self.clusters.keys().cloned().collect();
-        for name in names {
-            let Some(cluster) = self.clusters.get(&name) else { continue };
-            let wanted = if cluster.row.wanted { Wanted::Present } else { Wanted::Absent };
-            match self.plan_cluster(&cluster.row.spec, wanted, Some(&cluster.row.blueprint)) {
-                Ok(blueprint) => self.set_blueprint(&name, blueprint),
-                Err(why) => {
-                    let event = self.event(now, Severity::Warning, "PlanImpossible");
-                    let outcome = "the blueprint in force stays".to_owned();
-                    self.note(FleetEvent { cluster: Some(name), cause: why, outcome, ..event });
-                }
-            }
-        }
-    }
-
-    /// Plans a cluster and lints the result.
-    pub(crate) fn plan_cluster(
-        &self,
-        spec: &ClusterSpec,
-        wanted: Wanted,
-        parent: Option<&keelson_model::Blueprint>,
-    ) -> Result<keelson_model::Blueprint, String> {
-        let plan_of = self.settings.plans.iter().find(|plan| plan.name == spec.plan);
-        let plan_of = plan_of.ok_or_else(|| format!("plan {} does not exist", spec.plan))?;
-        let release = self.settings.releases.releases.get(&spec.release);
-        let release = release.ok_or_else(|| format!("release {} does not exist", spec.release))?;
-        let taken = &self.addresses;
-        // After the highest one in use: an address that was just given back rests for as long as possible.
-        let highest = taken.last_key_value().map(|(address, _)| u32::from(*address).saturating_add(1));
-        let next_address = highest.map_or(self.settings.place.first_address, Ipv4Addr::from);
-        let next = self.counters.get(&Counter::Incarnation).copied().unwrap_or(1);
-        let input = PlanInput {
-            spec,
-            wanted,
-            plan: plan_of,
-            release,
-            parent,
-            place: &self.settings.place,
-            taken,
-            next_address,
-            next_incarnation: Incarnation(u32::try_from(next).unwrap_or(u32::MAX)),
-        };
-        let blueprint = plan(&input).map_err(|error| error.to_string())?;
-        let findings = lint(&blueprint, parent, &self.settings.place, taken);
-        match findings.first() {
-            None => Ok(blueprint),
-            Some(finding) => Err(format!("the plan breaks a rule of its own, please report this: {finding}")),
-        }
-    }
-
     /// Brings the record of addresses in line with a cluster's blueprint. A machine that goes keeps its address in the
     /// record until the provider has removed it; then nothing of it can answer there.
     pub(crate) fn take_addresses(&mut self, name: &ClusterName) {
@@ -388,20 +376,6 @@ impl CoordinatorCore {
             .map(|cluster| cluster.row.blueprint.machines.values().map(|machine| machine.address).collect())
             .unwrap_or_default();
         self.addresses.retain(|address, holder| holder != name || keeps.contains(address));
-    }
-
-    /// Makes `blueprint` the plan in force, when it is another one.
-    pub(crate) fn set_blueprint(&mut self, name: &ClusterName, blueprint: keelson_model::Blueprint) {
-        let Some(cluster) = self.clusters.get_mut(name) else { return };
-        if cluster.row.blueprint == blueprint {
-            return;
-        }
-        cluster.row.blueprint = blueprint;
-        let row = Row::Cluster(Box::new(cluster.row.clone()));
-        self.rows.push(row);
-        self.reserve_incarnations(name);
-        self.take_addresses(name);
-        self.send_configs(name);
     }
 
     /// Keeps the counter above every incarnation in use.
@@ -475,7 +449,15 @@ impl CoordinatorCore {
         let services = exposures.filter(|(service, _)| *service != crate::provider::API_EXPOSURE);
         let exposed =
             services.filter_map(|(service, e)| Some((service.clone(), e.address?.to_string()))).collect();
-        Observed { machines: machines.collect(), endpoint: self.endpoint(name), exposed }
+        let cluster = self.clusters.get(name);
+        Observed {
+            machines: machines.collect(),
+            endpoint: self.endpoint(name),
+            exposed,
+            etcd: self.standings(name),
+            etcd_hold: cluster.and_then(|cluster| cluster.held.clone()),
+            turns: self.turns(name),
+        }
     }
 
     /// Everything that was seen of a machine.
@@ -571,6 +553,10 @@ impl Cluster {
             unexposed: false,
             unexpose_call: None,
             unexpose_after: None,
+            etcd: EtcdWatch::default(),
+            held: None,
+            plan_due: true,
+            busy: true,
         }
     }
 }

@@ -8,7 +8,7 @@ use ipnet::Ipv4Net;
 use keelson_protocol::{ClusterName, Generation, Incarnation, MachineId, ReleaseName};
 use serde::{Deserialize, Serialize};
 
-use crate::plan::{PoolName, Role, Size};
+use crate::plan::{PoolName, Role, Size, Taint};
 use crate::spec::ExposeSpec;
 
 /// Everything that shall be, so complete that whoever carries it out chooses nothing.
@@ -87,12 +87,55 @@ pub struct BlueprintMachine {
     pub image: String,
     /// Its size.
     pub size: Size,
+    /// Labels of its Kubernetes node, beside those that every node has.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    /// Taints of its Kubernetes node, beside that of masters.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub taints: Vec<Taint>,
+    /// Its seat in the etcd cluster; `None` on machines without that role.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seat: Option<EtcdSeat>,
+    /// Whether it is on its way out: nothing new is given to it, and it is removed once nothing depends on it.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub leaving: bool,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_false(value: &bool) -> bool {
+    !*value
+}
+
+/// How a machine's etcd member came to be. Written once, when the machine is planned: a member compares it with the
+/// cluster at its first start only, so it never changes while others come and go, and no member restarts for them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EtcdSeat {
+    /// Whether it founds the etcd cluster or joins it.
+    pub begins: SeatBegins,
+    /// All members at its first start, itself included, with their addresses.
+    pub members: BTreeMap<MachineId, Ipv4Addr>,
+}
+
+/// How an etcd member starts for the first time (etcd's `initial-cluster-state`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum SeatBegins {
+    /// It founds the etcd cluster together with the others that are named.
+    Founding,
+    /// It joins a cluster that stands, as a learner first.
+    Joining,
 }
 
 impl Blueprint {
     /// Machines with `role`, in order of their ids.
     pub fn with_role(&self, role: Role) -> impl Iterator<Item = &BlueprintMachine> {
         self.machines.values().filter(move |machine| machine.roles.contains(&role))
+    }
+
+    /// Machines with `role` that stay, in order of their ids.
+    pub fn staying(&self, role: Role) -> impl Iterator<Item = &BlueprintMachine> {
+        self.with_role(role).filter(|machine| !machine.leaving)
     }
 
     /// What would change from `parent` to this one.
@@ -108,6 +151,9 @@ impl Blueprint {
                 Some(old) if old.incarnation != machine.incarnation => {
                     changes.push(Change::new(Effect::Replace, id, machine.describe()));
                 }
+                Some(old) if machine.leaving && !old.leaving => {
+                    changes.push(Change::new(Effect::Delete, id, machine.describe()));
+                }
                 Some(_) => changes.push(Change::new(Effect::Update, id, machine.describe())),
             }
         }
@@ -122,6 +168,12 @@ impl Blueprint {
 }
 
 impl BlueprintMachine {
+    /// Whether it runs pods, and so is a Kubernetes node.
+    #[must_use]
+    pub fn is_node(&self) -> bool {
+        self.pods.is_some()
+    }
+
     fn describe(&self) -> String {
         let roles: Vec<String> = self.roles.iter().map(ToString::to_string).collect();
         format!("{} in {} at {}", roles.join("+"), self.zone, self.address)

@@ -8,21 +8,26 @@
 //! Deliberately does not know: providers, SQL, HTTP, clocks. All functions are pure.
 
 pub mod blueprint;
+pub mod etcd;
 pub mod event;
 pub mod material;
 pub mod observed;
 pub mod operation;
 pub mod plan;
+pub mod progress;
 pub mod release;
 pub mod report;
 pub mod spec;
 
-pub use blueprint::{Blueprint, BlueprintDiff, BlueprintMachine, Change, ClusterNetwork, Effect};
+pub use blueprint::{
+    Blueprint, BlueprintDiff, BlueprintMachine, Change, ClusterNetwork, Effect, EtcdSeat, SeatBegins,
+};
 pub use event::{FleetEvent, Severity};
 pub use material::{Authority, ClusterMaterial};
 pub use observed::{LinkState, MachinePhase, Observed, ObservedMachine, Seen};
 pub use operation::{Operation, OperationId, OperationKind, OperationState};
-pub use plan::{Plan, PlanName, PoolName, PoolPlan, Role, Size};
+pub use plan::{Plan, PlanName, PoolName, PoolPlan, Role, Size, Taint, TaintEffect};
+pub use progress::{Progress, Standing};
 pub use release::{Release, ReleaseCatalog};
-pub use report::{Condition, ConditionStatus, PlanReport, WaitingOn};
+pub use report::{Condition, ConditionStatus, EtcdHold, PlanReport, WaitingOn};
 pub use spec::{ClusterSpec, ExposeSpec, SpecError};

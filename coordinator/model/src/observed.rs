@@ -6,6 +6,9 @@ use keelson_protocol::health::{Facts, HealthReport, NodeState};
 use keelson_protocol::{BootId, Generation, MachineId, WallTime};
 use serde::{Deserialize, Serialize};
 
+use crate::progress::Standing;
+use crate::report::EtcdHold;
+
 /// Something that was looked for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -123,4 +126,10 @@ pub struct Observed {
     pub endpoint: Option<String>,
     /// Where its other services are reachable from outside, by name.
     pub exposed: BTreeMap<String, String>,
+    /// Standing of machines in its etcd cluster; empty when etcd was not asked.
+    pub etcd: BTreeMap<MachineId, Standing>,
+    /// Why its etcd does not yet get the size that the spec wants.
+    pub etcd_hold: Option<EtcdHold>,
+    /// Machines that wait to get the newest config, and which other machine must be ready first.
+    pub turns: BTreeMap<MachineId, MachineId>,
 }

@@ -24,6 +24,8 @@ pub enum OperationKind {
     CreateCluster,
     /// Remove a cluster.
     DeleteCluster,
+    /// Change the size of a cluster's pool.
+    ScaleCluster,
 }
 
 impl fmt::Display for OperationKind {
@@ -31,6 +33,7 @@ impl fmt::Display for OperationKind {
         f.pad(match self {
             Self::CreateCluster => "create cluster",
             Self::DeleteCluster => "delete cluster",
+            Self::ScaleCluster => "scale cluster",
         })
     }
 }
@@ -77,6 +80,9 @@ pub struct Operation {
     pub kind: OperationKind,
     /// For which cluster.
     pub cluster: ClusterName,
+    /// What exactly, where the kind does not say it all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
     /// When it was asked for.
     pub created: WallTime,
     /// How far it is.
@@ -85,6 +91,15 @@ pub struct Operation {
 }
 
 impl Operation {
+    /// What was asked for, in words.
+    #[must_use]
+    pub fn what(&self) -> String {
+        match &self.detail {
+            Some(detail) => format!("{}, {detail}", self.kind),
+            None => self.kind.to_string(),
+        }
+    }
+
     /// Whether it has ended.
     #[must_use]
     pub fn is_done(&self) -> bool {

@@ -1,6 +1,6 @@
 //! Plans: the make-ups of clusters that an installation offers.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -61,6 +61,40 @@ pub struct Size {
     pub disk_bytes: u64,
 }
 
+/// What a taint does to pods that do not tolerate it (Kubernetes "taints and tolerations").
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum TaintEffect {
+    /// They are not placed there.
+    NoSchedule,
+    /// They are placed there only when there is no other place.
+    PreferNoSchedule,
+    /// They are not placed there, and those that run there leave.
+    NoExecute,
+}
+
+impl fmt::Display for TaintEffect {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::NoSchedule => "NoSchedule",
+            Self::PreferNoSchedule => "PreferNoSchedule",
+            Self::NoExecute => "NoExecute",
+        })
+    }
+}
+
+/// A taint of a Kubernetes node.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Taint {
+    /// Its key, with the syntax of a label's key.
+    pub key: String,
+    /// Its value, with the syntax of a label's value.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub value: String,
+    /// What it does.
+    pub effect: TaintEffect,
+}
+
 /// A set of equal machines.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -73,6 +107,23 @@ pub struct PoolPlan {
     pub count: u16,
     /// How large they are.
     pub size: Size,
+    /// Fault domains to place them in; empty means all that the infrastructure has.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub zones: Vec<String>,
+    /// Labels of their Kubernetes nodes.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    /// Taints of their Kubernetes nodes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub taints: Vec<Taint>,
+}
+
+impl PoolPlan {
+    /// Whether its machines run pods, and so are Kubernetes nodes.
+    #[must_use]
+    pub fn has_nodes(&self) -> bool {
+        self.roles.contains(&Role::Worker) || self.roles.contains(&Role::Master)
+    }
 }
 
 /// A make-up of a cluster.
@@ -100,6 +151,9 @@ impl Plan {
             roles: roles.iter().copied().collect(),
             count,
             size,
+            zones: Vec::new(),
+            labels: BTreeMap::new(),
+            taints: Vec::new(),
         };
         vec![
             Self {
@@ -116,7 +170,34 @@ impl Plan {
                     pool("worker", &[Role::Worker], 2),
                 ],
             },
+            Self {
+                name: PlanName("ha".to_owned()),
+                description:
+                    "Three etcd machines, three masters, three workers: outlives any one machine or zone"
+                        .to_owned(),
+                pools: vec![
+                    pool("etcd", &[Role::Etcd], 3),
+                    pool("master", &[Role::Master], 3),
+                    pool("worker", &[Role::Worker], 3),
+                ],
+            },
+            Self {
+                name: PlanName("ha-stacked".to_owned()),
+                description:
+                    "Three masters that hold etcd as well, three workers: outlives any one machine or zone"
+                        .to_owned(),
+                pools: vec![
+                    pool("master", &[Role::Etcd, Role::Master], 3),
+                    pool("worker", &[Role::Worker], 3),
+                ],
+            },
         ]
+    }
+
+    /// The pool of that name.
+    #[must_use]
+    pub fn pool(&self, name: &PoolName) -> Option<&PoolPlan> {
+        self.pools.iter().find(|pool| pool.name == *name)
     }
 
     /// The pool whose size `--workers` sets: the one that has no other role.

@@ -6,6 +6,7 @@ use keelson_protocol::{MachineId, WallTime};
 use serde::{Deserialize, Serialize};
 
 use crate::blueprint::BlueprintDiff;
+use crate::progress::Standing;
 
 /// What a plan waits for.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -48,6 +49,25 @@ pub enum WaitingOn {
     Config {
         /// The machine.
         machine: MachineId,
+    },
+    /// The config restarts a part of the control plane, and another machine of it must be ready first.
+    Turn {
+        /// The machine.
+        machine: MachineId,
+        /// The other machine.
+        behind: MachineId,
+    },
+    /// Its etcd member is not a voting one yet.
+    EtcdJoin {
+        /// The machine.
+        machine: MachineId,
+        /// What it is now; `None` when etcd was not asked yet.
+        standing: Option<Standing>,
+    },
+    /// The number of etcd members is not the wanted one, and cannot be changed now.
+    EtcdSize {
+        /// Why not.
+        hold: EtcdHold,
     },
     /// A unit waits, starts or fails.
     Unit {
@@ -93,10 +113,13 @@ impl WaitingOn {
             | Self::Boot { machine }
             | Self::Connect { machine }
             | Self::Config { machine }
+            | Self::Turn { machine, .. }
+            | Self::EtcdJoin { machine, .. }
             | Self::Unit { machine, .. }
             | Self::Silent { machine }
             | Self::Off { machine }
             | Self::ProviderDelete { machine, .. } => Some(machine),
+            Self::EtcdSize { hold } => Some(hold.machine()),
             Self::Endpoint { .. } => None,
         }
     }
@@ -122,6 +145,9 @@ impl WaitingOn {
                 "its agent is heard again, or the provider says that it is off; if neither comes, look at the machine"
             }
             Self::Config { .. } => "its agent reports the newest generation",
+            Self::Turn { .. } => "the machine before it is ready with the same config",
+            Self::EtcdJoin { .. } => "its member has caught up with the others and votes",
+            Self::EtcdSize { .. } => "all members vote and work",
             Self::Unit { .. } => "the unit answers its health probe",
             Self::Off { .. } => "the provider reports the machine as running",
             Self::ProviderDelete { .. } => "the provider no longer lists the machine",
@@ -141,6 +167,14 @@ impl fmt::Display for WaitingOn {
             Self::Boot { .. } => f.write_str("booting"),
             Self::Connect { .. } => f.write_str("enrolled, connecting"),
             Self::Config { .. } => f.write_str("receiving its config"),
+            Self::Turn { behind, .. } => {
+                write!(f, "gets its config after {behind}, so that only one restarts at a time")
+            }
+            Self::EtcdJoin { standing: Some(Standing::Learner), .. } => {
+                f.write_str("its etcd member catches up")
+            }
+            Self::EtcdJoin { .. } => f.write_str("its etcd member is being added"),
+            Self::EtcdSize { hold } => write!(f, "the next etcd member comes or goes later: {hold}"),
             Self::Unit { unit, state, .. } => write!(f, "{unit} {state}"),
             Self::Silent { .. } => f.write_str("no heartbeat"),
             Self::Off { .. } => f.write_str("switched off"),
@@ -150,6 +184,47 @@ impl fmt::Display for WaitingOn {
             }
             Self::Endpoint { why: None } => f.write_str("the API server's outside address"),
             Self::Endpoint { why: Some(why) } => write!(f, "the API server's outside address: {why}"),
+        }
+    }
+}
+
+/// Why the etcd cluster does not change its members now.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(tag = "because", rename_all = "camelCase", rename_all_fields = "camelCase")]
+pub enum EtcdHold {
+    /// A member joins, or is not known to vote.
+    Joining {
+        /// The machine.
+        machine: MachineId,
+    },
+    /// A member leaves.
+    Leaving {
+        /// The machine.
+        machine: MachineId,
+    },
+    /// A member does not work as it should.
+    Unready {
+        /// The machine.
+        machine: MachineId,
+    },
+}
+
+impl EtcdHold {
+    /// The machine that is the reason.
+    #[must_use]
+    pub fn machine(&self) -> &MachineId {
+        match self {
+            Self::Joining { machine } | Self::Leaving { machine } | Self::Unready { machine } => machine,
+        }
+    }
+}
+
+impl fmt::Display for EtcdHold {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Joining { machine } => write!(f, "{machine} is not a voting member yet"),
+            Self::Leaving { machine } => write!(f, "{machine} is leaving the etcd cluster"),
+            Self::Unready { machine } => write!(f, "{machine} does not work as it should"),
         }
     }
 }

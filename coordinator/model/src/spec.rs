@@ -6,10 +6,15 @@ use ipnet::Ipv4Net;
 use keelson_protocol::{ClusterName, ReleaseName};
 use serde::{Deserialize, Serialize};
 
-use crate::plan::{Plan, PlanName, Role};
+use crate::plan::{Plan, PlanName, PoolName, PoolPlan, Role};
 
 /// Most workers of one cluster. Ten times the largest plan, below the routes that one machine may hold.
 pub const WORKERS_MAX: u16 = 1_000;
+/// Numbers of etcd members that are useful: an even number outlives no more losses than the odd one below it, and each
+/// member more slows every write (etcd FAQ, "Why an odd number of cluster members?").
+pub const ETCD_COUNTS: [u16; 3] = [1, 3, 5];
+/// Most masters of one cluster: as many as etcd members, beyond which another adds load and no safety.
+pub const MASTERS_MAX: u16 = 5;
 /// Most exposed services of one cluster.
 pub const EXPOSED_MAX: usize = 64;
 /// Ports that Kubernetes gives to NodePort services.
@@ -34,6 +39,9 @@ pub struct ClusterSpec {
     /// Number of workers; the plan's own number when absent.
     #[serde(default)]
     pub workers: Option<u16>,
+    /// Numbers of machines by pool; the plan's own number for a pool that is not named.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub pools: BTreeMap<PoolName, u16>,
     /// NodePort services that users reach from outside.
     #[serde(default)]
     pub expose: Vec<ExposeSpec>,
@@ -90,6 +98,40 @@ pub enum SpecError {
         workers: u16,
         /// Most that are possible.
         workers_max: u16,
+    },
+    /// The plan has no such pool.
+    #[error("plan {plan} has no pool `{pool}`; it has {known}")]
+    NoPool {
+        /// The plan.
+        plan: PlanName,
+        /// Asked for.
+        pool: PoolName,
+        /// Names of its pools.
+        known: String,
+    },
+    /// Too few or too many machines of a pool.
+    #[error("{count} machines of pool {pool} are not possible: {why}")]
+    PoolCount {
+        /// The pool.
+        pool: PoolName,
+        /// Asked for.
+        count: u16,
+        /// Which rule that breaks, and what is possible.
+        why: String,
+    },
+    /// The number of etcd members is of no use.
+    #[error(
+        "{members} etcd members are not possible: choose 1, 3 or 5, as an even number outlives no more losses"
+    )]
+    EtcdCount {
+        /// Asked for.
+        members: u16,
+    },
+    /// Number of workers given twice.
+    #[error("`workers` and `pools` both set the size of pool {pool}; leave one of them out")]
+    WorkersTwice {
+        /// The pool.
+        pool: PoolName,
     },
     /// The pod network cannot give each machine its part.
     #[error("pod network {network} has room for {machines_max} machines, {machines} are asked for")]
@@ -207,7 +249,7 @@ impl ClusterSpec {
     /// # Errors
     /// The first [`SpecError`] found.
     pub fn check(&self, plan: &Plan, infrastructure: Ipv4Net) -> Result<(), SpecError> {
-        let machines = self.check_workers(plan)?;
+        let machines = self.check_counts(plan)?;
         let prefix = self.pod_network.prefix_len();
         let machines_max = match POD_PREFIX_PER_MACHINE.checked_sub(prefix) {
             Some(bits) => 1_usize << bits.min(16),
@@ -243,19 +285,55 @@ impl ClusterSpec {
         Ok(())
     }
 
-    fn check_workers(&self, plan: &Plan) -> Result<usize, SpecError> {
-        let mut machines = 0_usize;
-        for pool in &plan.pools {
-            machines += usize::from(pool.count);
+    /// Checks the numbers of machines and returns their sum.
+    fn check_counts(&self, plan: &Plan) -> Result<usize, SpecError> {
+        if let Some(pool) = self.pools.keys().find(|name| plan.pool(name).is_none()) {
+            let known: Vec<String> = plan.pools.iter().map(|pool| pool.name.to_string()).collect();
+            let (plan, pool) = (self.plan.clone(), pool.clone());
+            return Err(SpecError::NoPool { plan, pool, known: known.join(", ") });
         }
-        let Some(workers) = self.workers else { return Ok(machines) };
+        self.check_workers(plan)?;
+        for pool in &plan.pools {
+            self.check_pool(pool, self.count(plan, pool))?;
+        }
+        let with = |role: Role| plan.pools.iter().filter(move |pool| pool.roles.contains(&role));
+        let sum = |role: Role| with(role).map(|pool| self.count(plan, pool)).fold(0, u16::saturating_add);
+        let members = sum(Role::Etcd);
+        if !ETCD_COUNTS.contains(&members) {
+            return Err(SpecError::EtcdCount { members });
+        }
+        for (role, count_max) in [(Role::Master, MASTERS_MAX), (Role::Worker, WORKERS_MAX)] {
+            let count = sum(role);
+            if let Some(pool) = with(role).next()
+                && (count == 0 || count > count_max)
+            {
+                let why = format!("a cluster has 1 to {count_max} machines with role {role}");
+                return Err(SpecError::PoolCount { pool: pool.name.clone(), count, why });
+            }
+        }
+        Ok(plan.pools.iter().map(|pool| usize::from(self.count(plan, pool))).sum())
+    }
+
+    fn check_workers(&self, plan: &Plan) -> Result<(), SpecError> {
+        let Some(workers) = self.workers else { return Ok(()) };
         let Some(pool) = plan.worker_pool() else {
             return Err(SpecError::NoWorkerPool { plan: self.plan.clone() });
         };
+        if self.pools.contains_key(&pool.name) {
+            return Err(SpecError::WorkersTwice { pool: pool.name.clone() });
+        }
         if workers == 0 || workers > WORKERS_MAX {
             return Err(SpecError::Workers { workers, workers_max: WORKERS_MAX });
         }
-        Ok(machines - usize::from(pool.count) + usize::from(workers))
+        Ok(())
+    }
+
+    fn check_pool(&self, pool: &PoolPlan, count: u16) -> Result<(), SpecError> {
+        if count == 0 && !(pool.roles.len() == 1 && pool.roles.contains(&Role::Worker)) {
+            let why = "without them the cluster would lose its state or its API".to_owned();
+            return Err(SpecError::PoolCount { pool: pool.name.clone(), count, why });
+        }
+        Ok(())
     }
 
     fn check_expose(&self) -> Result<(), SpecError> {
@@ -280,14 +358,10 @@ impl ClusterSpec {
 
     /// How many machines a pool of the plan has for this spec.
     #[must_use]
-    pub fn pool_count(&self, plan: &Plan, index: usize) -> u16 {
-        let pool = &plan.pools[index];
+    pub fn count(&self, plan: &Plan, pool: &PoolPlan) -> u16 {
         let sized = plan.worker_pool().is_some_and(|worker| worker.name == pool.name);
-        if sized && pool.roles.contains(&Role::Worker) {
-            self.workers.unwrap_or(pool.count)
-        } else {
-            pool.count
-        }
+        let workers = self.workers.filter(|_| sized);
+        self.pools.get(&pool.name).copied().or(workers).unwrap_or(pool.count)
     }
 }
 

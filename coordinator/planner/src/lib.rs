@@ -7,11 +7,16 @@
 //!
 //! Deliberately does not know: clocks, providers by name, the link. Same arguments, same answer.
 
+mod draft;
 pub mod lint;
+mod membership;
 pub mod node;
 mod plan;
+pub mod quorum;
 mod waiting;
 
 pub use lint::{Finding, lint};
-pub use plan::{Addresses, Place, PlanError, PlanInput, RENDERING, Wanted, plan};
+pub use membership::{MemberView, next_member_call, standing};
+pub use plan::{Addresses, Place, PlanError, PlanInput, Planned, RENDERING, Wanted, plan};
+pub use quorum::{Quorum, QuorumLost};
 pub use waiting::waiting;

@@ -17,10 +17,30 @@ pub enum Finding {
         /// The role.
         role: Role,
     },
-    /// Etcd needs an odd number of members for a useful quorum.
+    /// Etcd needs an odd number of founding members for a useful quorum.
     EvenEtcd {
         /// How many members there are.
         members: usize,
+    },
+    /// More than one etcd member comes, goes or is renewed in one step.
+    MembersChangeAtOnce {
+        /// Which.
+        machines: Vec<MachineId>,
+    },
+    /// A machine is gone from the blueprint that was not on its way out.
+    NotReleased {
+        /// The machine.
+        machine: MachineId,
+    },
+    /// A zone holds so many etcd members that its loss would cost the quorum, though there are zones enough.
+    ZoneMajority {
+        /// The zone.
+        zone: String,
+    },
+    /// A machine with the role etcd has no seat, or one without the role has.
+    WrongSeat {
+        /// The machine.
+        machine: MachineId,
     },
     /// Two machines have one address.
     AddressTwice {
@@ -77,6 +97,13 @@ impl fmt::Display for Finding {
         match self {
             Self::NoMachineWithRole { role } => write!(f, "no machine has the role {role}"),
             Self::EvenEtcd { members } => write!(f, "{members} etcd members: the number must be odd"),
+            Self::MembersChangeAtOnce { machines } => {
+                let names: Vec<&str> = machines.iter().map(MachineId::as_str).collect();
+                write!(f, "etcd members change at once: {}", names.join(", "))
+            }
+            Self::NotReleased { machine } => write!(f, "{machine} vanishes without having left the cluster"),
+            Self::ZoneMajority { zone } => write!(f, "{zone} holds a majority of the etcd members"),
+            Self::WrongSeat { machine } => write!(f, "{machine}: its role and its seat in etcd do not agree"),
             Self::AddressTwice { address, machine } => write!(f, "{machine}: {address} is used twice"),
             Self::AddressForeign { machine, address } => write!(f, "{machine}: {address} is not ours to use"),
             Self::PodsTwice { machine } => write!(f, "{machine}: its pod addresses are used twice"),
@@ -99,6 +126,8 @@ pub fn lint(
 ) -> Vec<Finding> {
     let mut findings = Vec::new();
     roles(blueprint, &mut findings);
+    etcd(blueprint, parent, place, &mut findings);
+    steps(blueprint, parent, &mut findings);
     addresses(blueprint, place, taken, &mut findings);
     pods(blueprint, &mut findings);
     names(blueprint, place, &mut findings);
@@ -120,9 +149,49 @@ fn roles(blueprint: &Blueprint, findings: &mut Vec<Finding>) {
             findings.push(Finding::NoMachineWithRole { role });
         }
     }
+}
+
+fn etcd(blueprint: &Blueprint, parent: Option<&Blueprint>, place: &Place, findings: &mut Vec<Finding>) {
+    for machine in blueprint.machines.values() {
+        if machine.roles.contains(&Role::Etcd) != machine.seat.is_some() {
+            findings.push(Finding::WrongSeat { machine: machine.id.clone() });
+        }
+    }
     let members = blueprint.with_role(Role::Etcd).count();
-    if members > 0 && members.is_multiple_of(2) {
+    let founded = parent.is_none_or(|parent| parent.machines.is_empty());
+    if founded && members > 0 && members.is_multiple_of(2) {
         findings.push(Finding::EvenEtcd { members });
+    }
+    let staying = blueprint.staying(Role::Etcd).count();
+    if staying < 3 || place.zones.len() < 3 {
+        return;
+    }
+    for zone in &place.zones {
+        let here = blueprint.staying(Role::Etcd).filter(|machine| machine.zone == *zone).count();
+        if here > staying / 2 {
+            findings.push(Finding::ZoneMajority { zone: zone.clone() });
+        }
+    }
+}
+
+/// What a step from one blueprint to the next may change.
+fn steps(blueprint: &Blueprint, parent: Option<&Blueprint>, findings: &mut Vec<Finding>) {
+    let Some(parent) = parent.filter(|parent| !parent.machines.is_empty()) else { return };
+    if blueprint.machines.is_empty() {
+        // The whole cluster goes.
+        return;
+    }
+    let gone = parent.machines.values().filter(|old| !blueprint.machines.contains_key(&old.id));
+    let unreleased = gone.filter(|old| !old.leaving);
+    findings.extend(unreleased.map(|old| Finding::NotReleased { machine: old.id.clone() }));
+    let changed = |machine: &&keelson_model::BlueprintMachine| match parent.machines.get(&machine.id) {
+        None => true,
+        Some(old) => (old.incarnation, old.leaving) != (machine.incarnation, machine.leaving),
+    };
+    let changed: Vec<MachineId> =
+        blueprint.with_role(Role::Etcd).filter(changed).map(|machine| machine.id.clone()).collect();
+    if changed.len() > 1 {
+        findings.push(Finding::MembersChangeAtOnce { machines: changed });
     }
 }
 

@@ -1,6 +1,8 @@
 //! Why a cluster is not yet as its blueprint says.
 
-use keelson_model::{Blueprint, LinkState, MachinePhase, Observed, ObservedMachine, WaitingOn};
+use keelson_model::{
+    Blueprint, LinkState, MachinePhase, Observed, ObservedMachine, SeatBegins, Standing, WaitingOn,
+};
 use keelson_protocol::MachineId;
 use keelson_protocol::health::{HealthReport, NodeState, UnitState};
 
@@ -11,9 +13,10 @@ pub fn waiting(blueprint: &Blueprint, observed: &Observed) -> Vec<WaitingOn> {
     for id in blueprint.machines.keys() {
         match observed.machines.get(id) {
             None => waits.push(WaitingOn::ProviderCreate { machine: id.clone() }),
-            Some(machine) => waits.extend(machine_waits(blueprint, id, machine)),
+            Some(machine) => waits.extend(machine_waits(blueprint, observed, id, machine)),
         }
     }
+    waits.extend(observed.etcd_hold.clone().map(|hold| WaitingOn::EtcdSize { hold }));
     for (id, machine) in &observed.machines {
         if !blueprint.machines.contains_key(id) {
             let why = match &machine.phase {
@@ -29,7 +32,12 @@ pub fn waiting(blueprint: &Blueprint, observed: &Observed) -> Vec<WaitingOn> {
     waits
 }
 
-fn machine_waits(blueprint: &Blueprint, id: &MachineId, machine: &ObservedMachine) -> Vec<WaitingOn> {
+fn machine_waits(
+    blueprint: &Blueprint,
+    observed: &Observed,
+    id: &MachineId,
+    machine: &ObservedMachine,
+) -> Vec<WaitingOn> {
     let wait = match &machine.phase {
         MachinePhase::Planned | MachinePhase::Creating { .. } => {
             WaitingOn::ProviderCreate { machine: id.clone() }
@@ -46,17 +54,42 @@ fn machine_waits(blueprint: &Blueprint, id: &MachineId, machine: &ObservedMachin
         MachinePhase::Deleting { why, .. } => {
             WaitingOn::ProviderDelete { machine: id.clone(), why: why.clone() }
         }
-        MachinePhase::Enrolled { .. } => return link_waits(blueprint, id, machine),
+        MachinePhase::Enrolled { .. } => {
+            let mut waits = etcd_waits(blueprint, observed, id);
+            // A member that joins is the reason for whatever its machine does not do yet.
+            if waits.is_empty() {
+                waits = link_waits(blueprint, observed, id, machine);
+            }
+            return waits;
+        }
     };
     vec![wait]
 }
 
-fn link_waits(blueprint: &Blueprint, id: &MachineId, machine: &ObservedMachine) -> Vec<WaitingOn> {
+fn etcd_waits(blueprint: &Blueprint, observed: &Observed, id: &MachineId) -> Vec<WaitingOn> {
+    let seat = blueprint.machines.get(id).and_then(|machine| machine.seat.as_ref());
+    let joins = seat.is_some_and(|seat| seat.begins == SeatBegins::Joining);
+    let standing = observed.etcd.get(id).copied();
+    if !joins || standing == Some(Standing::Voter) {
+        return Vec::new();
+    }
+    vec![WaitingOn::EtcdJoin { machine: id.clone(), standing }]
+}
+
+fn link_waits(
+    blueprint: &Blueprint,
+    observed: &Observed,
+    id: &MachineId,
+    machine: &ObservedMachine,
+) -> Vec<WaitingOn> {
     if machine.silent {
         return vec![WaitingOn::Silent { machine: id.clone() }];
     }
     if !matches!(machine.link, LinkState::Connected { .. }) {
         return vec![WaitingOn::Connect { machine: id.clone() }];
+    }
+    if let Some(behind) = observed.turns.get(id) {
+        return vec![WaitingOn::Turn { machine: id.clone(), behind: behind.clone() }];
     }
     let wait_for_config = || vec![WaitingOn::Config { machine: id.clone() }];
     if let Some((generation, NodeState::Ready)) = machine.applied

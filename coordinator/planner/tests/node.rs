@@ -93,7 +93,7 @@ fn needs_of_units_have_no_circle() {
             !started.contains(&unit.name.as_str())
                 && unit.needs.iter().all(|need| match need {
                     Need::Unit(name) => started.contains(&name.as_str()),
-                    Need::Probe(_) => true,
+                    Need::Probe(_) | Need::AnyProbe(_) => true,
                 })
         });
         started.push(&ready.expect("some unit must be startable").name);

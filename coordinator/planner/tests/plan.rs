@@ -5,8 +5,9 @@
 mod common;
 
 use common::{World, spec};
-use keelson_model::{Blueprint, ClusterSpec};
+use keelson_model::{Blueprint, ClusterSpec, EtcdHold, Progress, Role, SeatBegins, Standing};
 use keelson_planner::{Finding, PlanError, Wanted, lint};
+use keelson_protocol::MachineId;
 use proptest::prelude::*;
 use serde_json::json;
 
@@ -69,7 +70,7 @@ fn numbers_of_machines_are_never_used_twice() {
   +   demo-worker-2            worker in zone-a at 10.210.1.3
   +   demo-worker-3            worker in zone-b at 10.210.1.4",
     );
-    let one = check_diff(
+    let leaving = check_diff(
         &spec("small", json!({ "workers": 1 })),
         Wanted::Present,
         Some(&four),
@@ -77,13 +78,183 @@ fn numbers_of_machines_are_never_used_twice() {
   -   demo-worker-2            worker in zone-a at 10.210.1.3
   -   demo-worker-3            worker in zone-b at 10.210.1.4",
     );
+    let one = steps(&spec("small", json!({ "workers": 1 })), leaving);
+    let two = one.last().unwrap().clone();
     check_diff(
         &spec("small", json!({ "workers": 2 })),
         Wanted::Present,
-        Some(&one),
+        Some(&two),
         "
   +   demo-worker-4            worker in zone-a at 10.210.1.3",
     );
+}
+
+/// Plans step by step, each in a world where the step before was carried out, until nothing changes.
+fn steps(spec: &ClusterSpec, mut from: Blueprint) -> Vec<Blueprint> {
+    let world = World::new();
+    let mut steps = Vec::new();
+    loop {
+        let next = world.plan_step(spec, Wanted::Present, Some(&from), &Progress::all_well(&from)).unwrap();
+        assert_eq!(lint(&next.blueprint, Some(&from), &world.place, &world.taken), []);
+        if next.blueprint == from {
+            assert_eq!(next.held, None);
+            return steps;
+        }
+        steps.push(next.blueprint.clone());
+        from = next.blueprint;
+        assert!(steps.len() < 50, "planning does not come to an end");
+    }
+}
+
+fn diffs(first: &Blueprint, steps: &[Blueprint]) -> String {
+    let mut text = String::new();
+    let mut from = first;
+    for step in steps {
+        text.push_str(&format!("{}--\n", step.diff(Some(from))));
+        from = step;
+    }
+    text
+}
+
+#[test]
+fn ha_plans_spread_over_the_zones() {
+    check_diff(
+        &spec("ha", json!({})),
+        Wanted::Present,
+        None,
+        "
+  +   demo-etcd-1              etcd in zone-a at 10.210.1.0
+  +   demo-etcd-2              etcd in zone-b at 10.210.1.1
+  +   demo-etcd-3              etcd in zone-c at 10.210.1.2
+  +   demo-master-1            master in zone-a at 10.210.1.3
+  +   demo-master-2            master in zone-b at 10.210.1.4
+  +   demo-master-3            master in zone-c at 10.210.1.5
+  +   demo-worker-1            worker in zone-a at 10.210.1.6
+  +   demo-worker-2            worker in zone-b at 10.210.1.7
+  +   demo-worker-3            worker in zone-c at 10.210.1.8",
+    );
+    let stacked = check_diff(
+        &spec("ha-stacked", json!({})),
+        Wanted::Present,
+        None,
+        "
+  +   demo-master-1            etcd+master in zone-a at 10.210.1.0
+  +   demo-master-2            etcd+master in zone-b at 10.210.1.1
+  +   demo-master-3            etcd+master in zone-c at 10.210.1.2
+  +   demo-worker-1            worker in zone-a at 10.210.1.3
+  +   demo-worker-2            worker in zone-b at 10.210.1.4
+  +   demo-worker-3            worker in zone-c at 10.210.1.5",
+    );
+    let seats = stacked.with_role(Role::Etcd).map(|machine| machine.seat.clone().unwrap());
+    for seat in seats {
+        assert_eq!((seat.begins, seat.members.len()), (SeatBegins::Founding, 3));
+    }
+}
+
+#[test]
+fn etcd_grows_and_shrinks_one_member_at_a_time() {
+    let one = World::new().plan(&spec("small", json!({})), Wanted::Present, None).unwrap();
+    let up = steps(&spec("small", json!({ "pools": { "etcd": 3, "master": 3 } })), one.clone());
+    assert_eq!(
+        diffs(&one, &up),
+        "  +   demo-etcd-2              etcd in zone-b at 10.210.1.4
+  +   demo-master-2            master in zone-c at 10.210.1.5
+  +   demo-master-3            master in zone-a at 10.210.1.6
+--
+  +   demo-etcd-3              etcd in zone-c at 10.210.1.7
+--
+"
+    );
+    let three = up.last().unwrap().clone();
+    let seat = three.machines[&"demo-etcd-3".parse().unwrap()].seat.clone().unwrap();
+    assert_eq!((seat.begins, seat.members.len()), (SeatBegins::Joining, 3));
+    let down = steps(&spec("small", json!({})), three.clone());
+    assert_eq!(
+        diffs(&three, &down),
+        "  -   demo-etcd-3              etcd in zone-c at 10.210.1.7
+  -   demo-master-2            master in zone-c at 10.210.1.5
+  -   demo-master-3            master in zone-a at 10.210.1.6
+--
+  -   demo-etcd-3              etcd in zone-c at 10.210.1.7
+  -   demo-master-2            master in zone-c at 10.210.1.5
+  -   demo-master-3            master in zone-a at 10.210.1.6
+--
+  -   demo-etcd-2              etcd in zone-b at 10.210.1.4
+--
+  -   demo-etcd-2              etcd in zone-b at 10.210.1.4
+--
+"
+    );
+}
+
+#[test]
+fn no_member_comes_or_goes_while_another_is_not_well() {
+    let world = World::new();
+    let three = world.plan(&spec("ha", json!({})), Wanted::Present, None).unwrap();
+    let id = |name: &str| -> MachineId { name.parse().unwrap() };
+    let check = |wish: serde_json::Value, change: &dyn Fn(&mut Progress), expected: EtcdHold| {
+        let mut progress = Progress::all_well(&three);
+        change(&mut progress);
+        let next = world.plan_step(&spec("ha", wish), Wanted::Present, Some(&three), &progress).unwrap();
+        assert_eq!(next.held, Some(expected));
+        assert_eq!(next.blueprint.with_role(Role::Etcd).count(), 3);
+        assert_eq!(next.blueprint.staying(Role::Etcd).count(), 3);
+    };
+    let five = || json!({ "pools": { "etcd": 5 } });
+    let unready = EtcdHold::Unready { machine: id("demo-etcd-2") };
+    check(
+        five(),
+        &|p| {
+            p.ready.remove(&id("demo-etcd-2"));
+        },
+        unready,
+    );
+    let joining = EtcdHold::Joining { machine: id("demo-etcd-2") };
+    check(
+        five(),
+        &|p| {
+            p.etcd.insert(id("demo-etcd-2"), Standing::Learner);
+        },
+        joining.clone(),
+    );
+    check(
+        json!({ "pools": { "etcd": 1 } }),
+        &|p| {
+            p.etcd.remove(&id("demo-etcd-2"));
+        },
+        joining,
+    );
+    // The one that does not work is the first to go.
+    let mut progress = Progress::all_well(&three);
+    progress.ready.remove(&id("demo-etcd-1"));
+    let wish = spec("ha", json!({ "pools": { "etcd": 1 } }));
+    let next = world.plan_step(&wish, Wanted::Present, Some(&three), &progress).unwrap();
+    assert!(next.blueprint.machines[&id("demo-etcd-1")].leaving);
+}
+
+#[test]
+fn a_machine_is_made_anew_with_its_name_and_address_when_the_quorum_outlives_it() {
+    let world = World::new();
+    let wish = spec("ha", json!({ "pools": { "etcd": 5 } }));
+    let five = world.plan(&wish, Wanted::Present, None).unwrap();
+    let id = |name: &str| -> MachineId { name.parse().unwrap() };
+    let renew = |broken: &[&str], renewed: &str| {
+        let mut progress = Progress::all_well(&five);
+        progress.ready.retain(|id| !broken.contains(&id.as_str()));
+        progress.renew.insert(id(renewed));
+        let next = world.plan_step(&wish, Wanted::Present, Some(&five), &progress).unwrap();
+        assert_eq!(lint(&next.blueprint, Some(&five), &world.place, &world.taken), []);
+        let (old, new) = (&five.machines[&id(renewed)], next.blueprint.machines[&id(renewed)].clone());
+        assert_eq!((old.address, &old.zone, old.pods), (new.address, &new.zone, new.pods));
+        (new.incarnation > old.incarnation, new.seat)
+    };
+    let (renewed, seat) = renew(&["demo-etcd-1", "demo-etcd-2"], "demo-etcd-1");
+    assert!(renewed);
+    let seat = seat.unwrap();
+    assert_eq!((seat.begins, seat.members.len()), (SeatBegins::Joining, 5));
+    assert!(!renew(&["demo-etcd-1", "demo-etcd-2", "demo-etcd-3"], "demo-etcd-1").0);
+    assert!(!renew(&["demo-etcd-1", "demo-etcd-2"], "demo-etcd-3").0, "a working one would cost the quorum");
+    assert!(renew(&["demo-worker-1"], "demo-worker-1").0);
 }
 
 #[test]
@@ -97,6 +268,30 @@ fn impossible_specs_are_refused_with_the_reason() {
         "plan tiny has no pool of workers of its own; choose plan small to set their number",
     );
     check(spec("small", json!({ "workers": 0 })), "0 workers are not possible: choose 1 to 1000");
+    check(
+        spec("ha", json!({ "pools": { "etcd": 2 } })),
+        "2 etcd members are not possible: choose 1, 3 or 5, as an even number outlives no more losses",
+    );
+    check(
+        spec("ha", json!({ "pools": { "etcd": 0 } })),
+        "0 machines of pool etcd are not possible: without them the cluster would lose its state or its API",
+    );
+    check(
+        spec("ha", json!({ "pools": { "worker": 0 } })),
+        "0 machines of pool worker are not possible: a cluster has 1 to 1000 machines with role worker",
+    );
+    check(
+        spec("ha", json!({ "pools": { "master": 9 } })),
+        "9 machines of pool master are not possible: a cluster has 1 to 5 machines with role master",
+    );
+    check(
+        spec("ha", json!({ "pools": { "gpu": 1 } })),
+        "plan ha has no pool `gpu`; it has etcd, master, worker",
+    );
+    check(
+        spec("ha", json!({ "workers": 2, "pools": { "worker": 2 } })),
+        "`workers` and `pools` both set the size of pool worker; leave one of them out",
+    );
     check(
         spec("small", json!({ "podNetwork": "10.244.0.0/23" })),
         "pod network 10.244.0.0/23 has room for 2 machines, 4 are asked for",
@@ -166,6 +361,31 @@ fn lint_finds_each_broken_rule() {
         let worker = b.machines.get_mut(&"demo-worker-2".parse().unwrap()).unwrap();
         worker.roles.insert(keelson_model::Role::Etcd);
     });
+    let ha = world.plan(&spec("ha", json!({})), Wanted::Present, None).unwrap();
+    let check_step = |expected: &str, damage: &dyn Fn(&mut Blueprint)| {
+        let mut broken = ha.clone();
+        (broken.generation, broken.parent) = (ha.generation.next(), Some(ha.generation));
+        damage(&mut broken);
+        let findings = lint(&broken, Some(&ha), &world.place, &world.taken);
+        let texts: Vec<String> = findings.iter().map(ToString::to_string).collect();
+        assert_eq!(texts, [expected]);
+    };
+    let machine = |b: &mut Blueprint, name: &str, change: &dyn Fn(&mut keelson_model::BlueprintMachine)| {
+        change(b.machines.get_mut(&name.parse().unwrap()).unwrap());
+    };
+    check_step("demo-worker-3 vanishes without having left the cluster", &|b| {
+        b.machines.remove(&"demo-worker-3".parse().unwrap());
+    });
+    check_step("etcd members change at once: demo-etcd-1, demo-etcd-2", &|b| {
+        machine(b, "demo-etcd-1", &|m| m.leaving = true);
+        machine(b, "demo-etcd-2", &|m| m.incarnation = keelson_protocol::Incarnation(99));
+    });
+    check_step("zone-b holds a majority of the etcd members", &|b| {
+        machine(b, "demo-etcd-1", &|m| m.zone = "zone-b".to_owned());
+    });
+    check_step("demo-etcd-1: its role and its seat in etcd do not agree", &|b| {
+        machine(b, "demo-etcd-1", &|m| m.seat = None);
+    });
     let mut skipped = good.clone();
     skipped.generation = keelson_protocol::Generation(9);
     let findings = lint(&skipped, Some(&good), &world.place, &world.taken);
@@ -183,8 +403,9 @@ proptest! {
         let mut parent: Option<Blueprint> = None;
         for size in sizes {
             let spec = spec("small", json!({ "workers": size }));
-            let next = world.plan(&spec, Wanted::Present, parent.as_ref()).unwrap();
-            prop_assert_eq!(lint(&next, parent.as_ref(), &world.place, &world.taken), vec![]);
+            let first = world.plan(&spec, Wanted::Present, parent.as_ref()).unwrap();
+            prop_assert_eq!(lint(&first, parent.as_ref(), &world.place, &world.taken), vec![]);
+            let next = steps(&spec, first.clone()).pop().unwrap_or(first);
             prop_assert_eq!(&world.plan(&spec, Wanted::Present, Some(&next)).unwrap(), &next);
             prop_assert_eq!(next.machines.len(), usize::from(size) + 2);
             if let Some(parent) = &parent {

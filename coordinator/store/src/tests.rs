@@ -64,6 +64,7 @@ fn machine() -> MachineRow {
         token_made: WallTime(1),
         enrolled_key: None,
         agent_events: 4,
+        sent: None,
     }
 }
 
@@ -85,6 +86,7 @@ fn saved() -> (Saved, Vec<Row>) {
         id: OperationId("op-1".to_owned()),
         kind: OperationKind::CreateCluster,
         cluster: "demo".parse().unwrap(),
+        detail: None,
         created: WallTime(2),
         state: OperationState::Failed { at: WallTime(3), why: "no room".to_owned() },
     };

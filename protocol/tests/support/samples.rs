@@ -357,6 +357,7 @@ fn units() -> Vec<UnitSpec> {
         needs: vec![
             Need::Unit("containerd.service".into()),
             Need::Probe(probe("port", ProbeTarget::Tcp(address), Expect::Answer)),
+            Need::AnyProbe(vec![probe("either", ProbeTarget::Tcp(address), Expect::Answer)]),
         ],
         health: Some(probe("node", https, Expect::NodeReady)),
         open_files_max: None,

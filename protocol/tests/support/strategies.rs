@@ -300,7 +300,8 @@ fn unit() -> impl Strategy<Value = UnitSpec> {
     });
     let kind = select(vec![UnitKind::Exec, UnitKind::Notify, UnitKind::Oneshot, UnitKind::Check]);
     let hardening = select(vec![Hardening::Host, Hardening::Server]);
-    let needs = vec(probe().prop_map(Need::Probe), 0..2);
+    let need = prop_oneof![probe().prop_map(Need::Probe), vec(probe(), 0..3).prop_map(Need::AnyProbe)];
+    let needs = vec(need, 0..2);
     let limits = (any::<bool>(), any::<bool>(), option::of(any::<u32>()), any::<u32>());
     let head = ("[a-zA-Z0-9_.@-]{1,16}\\.service", text(), kind, program, hardening);
     let environment = vec((text(), text()), 0..3);

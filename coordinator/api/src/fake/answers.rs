@@ -441,6 +441,10 @@ impl Fleet for FakeFleet {
                     Code::OperationNotCancellable,
                     format!("operation {id} removes a cluster and cannot stop half-way"),
                 )),
+                (_, OperationKind::ScaleCluster) => Err(Problem::new(
+                    Code::OperationNotCancellable,
+                    format!("operation {id} is changed by scaling the pool to another size"),
+                )),
                 (_, OperationKind::CreateCluster) => {
                     let left = "machines made so far stay until the cluster is deleted".to_owned();
                     operation.state = OperationState::Cancelled { at: now, left };

@@ -97,7 +97,7 @@ impl FakeCluster {
             Some(_) => self.spec.expose.iter().map(|expose| (expose.name.clone(), address(expose))).collect(),
             None => BTreeMap::new(),
         };
-        Observed { machines: machines.collect(), endpoint, exposed }
+        Observed { machines: machines.collect(), endpoint, exposed, ..Observed::default() }
     }
 
     fn seen(&self, machine: &BlueprintMachine, fault: Option<&Fault>) -> ObservedMachine {
@@ -201,8 +201,8 @@ pub(super) fn blueprint(spec: &ClusterSpec, plan: &Plan) -> Blueprint {
     let mut machines = BTreeMap::new();
     let mut next_number = BTreeMap::new();
     let mut host = 10_u8;
-    for (index, pool) in plan.pools.iter().enumerate() {
-        let count = spec.pool_count(plan, index);
+    for pool in &plan.pools {
+        let count = spec.count(plan, pool);
         next_number.insert(pool.name.clone(), u32::from(count) + 1);
         for number in 1..=count {
             let id = format!("{}-{}-{number}", spec.name, pool.name);
@@ -217,6 +217,10 @@ pub(super) fn blueprint(spec: &ClusterSpec, plan: &Plan) -> Blueprint {
                 pods: Some(Ipv4Net::new_assert([10, 244, host, 0].into(), 24)),
                 image: "sha256:2f".to_owned(),
                 size: pool.size,
+                labels: pool.labels.clone(),
+                taints: pool.taints.clone(),
+                seat: None,
+                leaving: false,
             };
             machines.insert(id, machine);
             host = host.wrapping_add(1);

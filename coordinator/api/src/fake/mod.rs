@@ -118,6 +118,7 @@ impl FakeFleet {
             plan: plan.name.clone(),
             release: ReleaseName::new("1.37.2").expect("it is valid"),
             workers: None,
+            pools: BTreeMap::new(),
             expose: Vec::new(),
             pod_network: keelson_model::spec::default_pod_network(),
             service_network: keelson_model::spec::default_service_network(),
@@ -201,6 +202,7 @@ impl State {
             id: id.clone(),
             kind,
             cluster: cluster.clone(),
+            detail: None,
             created: self.now,
             state: OperationState::Running,
         };

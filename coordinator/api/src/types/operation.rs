@@ -17,6 +17,8 @@ pub enum OperationKindView {
     CreateCluster,
     /// Remove a cluster.
     DeleteCluster,
+    /// Change the size of a cluster's pool.
+    ScaleCluster,
 }
 
 impl fmt::Display for OperationKindView {
@@ -24,6 +26,7 @@ impl fmt::Display for OperationKindView {
         f.pad(match self {
             Self::CreateCluster => "create cluster",
             Self::DeleteCluster => "delete cluster",
+            Self::ScaleCluster => "scale cluster",
         })
     }
 }

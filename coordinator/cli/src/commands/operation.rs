@@ -133,6 +133,7 @@ pub(super) fn result(work: &mut Work<'_>, operation: &OperationView) {
             ("is ready", format!("next: keelson cluster kubeconfig {cluster}"))
         }
         OperationKindView::DeleteCluster => ("is gone", String::new()),
+        OperationKindView::ScaleCluster => ("has its new size", String::new()),
     };
     let name = format!("operation/{id}");
     work.output().document(operation, &[name], |_| format!("cluster {cluster} {done} ({id}, {took})\n"));

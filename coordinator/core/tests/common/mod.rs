@@ -1,16 +1,23 @@
 //! A world around the core: a provider, agents and a disk, all in memory and in virtual time.
 
+#![allow(dead_code, reason = "each test file uses its own part of this one")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use keelson_coordinator_core::{
     Accepted, CallId, ClusterState, CoordinatorCore, CreateCluster, Effect, EnrolId, Input, Now,
-    ProviderAnswer, ProviderCall, ProviderFailure, Remedy, Row, Saved, SeenMachine, SessionId, Settings,
+    ProviderAnswer, ProviderCall, ProviderFailure, Remedy, Row, Saved, ScalePool, SeenMachine, SessionId,
+    Settings,
 };
+use keelson_model::etcd::{EtcdAnswer, EtcdCall, EtcdMember, MemberId};
 use keelson_model::material::Authority;
-use keelson_model::{ClusterMaterial, ClusterSpec, FleetEvent, Plan, Release, ReleaseCatalog};
+use keelson_model::{
+    BlueprintMachine, ClusterMaterial, ClusterSpec, FleetEvent, Plan, PoolName, Release, ReleaseCatalog,
+    Role, SeatBegins,
+};
 use keelson_planner::Place;
+use keelson_planner::node::member_name;
 use keelson_protocol::config::Issuer;
 use keelson_protocol::health::{CgroupVersion, Facts, Heartbeat, NodeState};
 use keelson_protocol::message::{EnrolRequest, ToAgent, ToCoordinator};
@@ -41,6 +48,7 @@ pub(crate) struct Disk {
     pub(crate) saved: Saved,
 }
 
+#[derive(Clone)]
 pub(crate) struct World {
     pub(crate) core: CoordinatorCore,
     pub(crate) disk: Disk,
@@ -56,6 +64,9 @@ pub(crate) struct World {
     pub(crate) die_before: Option<u64>,
     effects_done: u64,
     answers: VecDeque<(CallId, Result<ProviderAnswer, ProviderFailure>)>,
+    /// Members of each cluster's etcd, once it was founded.
+    pub(crate) members: BTreeMap<ClusterName, Vec<EtcdMember>>,
+    etcd_answers: VecDeque<(CallId, Result<EtcdAnswer, String>)>,
     pub(crate) ms: u64,
     next_session: u64,
     next_boot: u128,
@@ -77,6 +88,8 @@ impl World {
             die_before: None,
             effects_done: 0,
             answers: VecDeque::new(),
+            members: BTreeMap::new(),
+            etcd_answers: VecDeque::new(),
             ms: 0,
             next_session: 0,
             next_boot: 1,
@@ -101,12 +114,28 @@ impl World {
         self.carry_out(accepted.effects);
     }
 
+    /// Asks for another size of a pool.
+    pub(crate) fn scale(&mut self, name: &str, pool: &str, count: u16) {
+        let pool = PoolName(pool.to_owned());
+        let request = ScalePool { cluster: name.parse().unwrap(), pool, count };
+        let accepted = self.core.scale_pool(self.now(), &request).unwrap();
+        self.carry_out(accepted.effects);
+    }
+
+    /// The coordinator dies before the effect that is so many further on.
+    pub(crate) fn die_after(&mut self, effects: u64) {
+        self.die_before = Some(self.effects_done + effects);
+    }
+
     /// Half a second of everything. Returns whether the coordinator died.
     pub(crate) fn step(&mut self) {
         self.ms += 500;
         self.input(Input::Tick);
         while let Some((id, result)) = self.answers.pop_front() {
             self.input(Input::Provider { id, result });
+        }
+        while let Some((id, result)) = self.etcd_answers.pop_front() {
+            self.input(Input::Etcd { id, result });
         }
         let ids: Vec<MachineId> = self.machines.keys().cloned().collect();
         for id in ids {
@@ -135,6 +164,10 @@ impl World {
             match effect {
                 Effect::Persist(rows) => rows.into_iter().for_each(|row| self.disk.write(row)),
                 Effect::Provider { id, call } => self.provider(id, call),
+                Effect::Etcd { id, cluster, call, .. } => {
+                    let result = self.etcd(&cluster, call);
+                    self.etcd_answers.push_back((id, result));
+                }
                 Effect::Send { session, message } => self.deliver(session, *message),
                 Effect::Close { session, .. } => self.end_session(session),
                 Effect::AcceptEnrol { machine, .. } => {
@@ -152,6 +185,7 @@ impl World {
     pub(crate) fn restart(&mut self) {
         self.die_before = None;
         self.answers.clear();
+        self.etcd_answers.clear();
         self.machines.values_mut().for_each(|machine| machine.session = None);
         self.core = CoordinatorCore::restore(settings(), self.disk.saved.clone(), self.now());
     }
@@ -185,6 +219,55 @@ impl World {
         self.lose_answers = self.lose_answers.saturating_sub(1);
         let unknown = ProviderFailure { remedy: Remedy::Retry, text: "timed out".to_owned() };
         self.answers.push_back((id, if lost { Err(unknown) } else { answer }));
+    }
+
+    /// What etcd does: the founding members are those of the first seat, whoever joins starts as a learner.
+    fn etcd(&mut self, cluster: &ClusterName, call: EtcdCall) -> Result<EtcdAnswer, String> {
+        let blueprint = self.core.cluster(cluster).unwrap().row.blueprint.clone();
+        let members = self.members.entry(cluster.clone()).or_insert_with(|| {
+            let founding = blueprint.with_role(Role::Etcd).filter(|machine| {
+                machine.seat.as_ref().is_some_and(|seat| seat.begins == SeatBegins::Founding)
+            });
+            let member = |machine: &BlueprintMachine| EtcdMember {
+                id: MemberId(u64::from(machine.address.to_bits())),
+                name: member_name(machine),
+                address: Some(machine.address),
+                learner: false,
+            };
+            founding.map(member).collect()
+        });
+        match call {
+            EtcdCall::Look => {
+                for member in members.iter_mut().filter(|member| member.name.is_empty()) {
+                    let machine = blueprint.machines.values().find(|m| Some(m.address) == member.address);
+                    let started = machine.filter(|machine| {
+                        self.machines
+                            .get(&machine.id)
+                            .is_some_and(|fake| fake.on && fake.generation.is_some())
+                    });
+                    member.name = started.map(member_name).unwrap_or_default();
+                }
+                let leader = members.first().map(|member| member.id);
+                return Ok(EtcdAnswer::Members { members: members.clone(), leader });
+            }
+            EtcdCall::AddLearner { address } => {
+                assert!(members.iter().all(|member| !member.learner), "one learner at a time");
+                let id = MemberId(u64::from(address.to_bits()) + (self.ms << 32));
+                members.push(EtcdMember { id, name: String::new(), address: Some(address), learner: true });
+            }
+            EtcdCall::Promote { member } => {
+                members.iter_mut().filter(|other| other.id == member).for_each(|m| m.learner = false);
+            }
+            EtcdCall::MoveLeader { to } => {
+                let index = members.iter().position(|member| member.id == to).unwrap();
+                members.swap(0, index);
+            }
+            EtcdCall::Remove { member } => {
+                assert_ne!(members[0].id, member, "the leader is not removed");
+                members.retain(|other| other.id != member);
+            }
+        }
+        Ok(EtcdAnswer::Done)
     }
 
     fn power_on(
@@ -374,7 +457,7 @@ fn settings() -> Settings {
         place: Place {
             network: "10.210.0.0/16".parse().unwrap(),
             first_address: [10, 210, 1, 0].into(),
-            zones: vec!["zone-a".to_owned(), "zone-b".to_owned()],
+            zones: ["zone-a", "zone-b", "zone-c"].map(str::to_owned).to_vec(),
         },
         plans: Plan::built_in(),
         releases: ReleaseCatalog { releases: BTreeMap::from([(release.name.clone(), release)]) },

@@ -1,28 +1,58 @@
 //! The etcd member of a machine.
 
-use keelson_model::{BlueprintMachine, Role};
+use std::net::Ipv4Addr;
+
+use keelson_model::{BlueprintMachine, Role, SeatBegins};
+use keelson_protocol::MachineId;
 use keelson_protocol::config::{Issuer, UnitKind, UnitSpec, Usage};
 
 use super::kube::{base_unit, http_probe};
 use super::{Node, Subject, paths};
 
-const SERVER: &str = "etcd-server";
+pub(crate) const SERVER: &str = "etcd-server";
 const PEER: &str = "etcd-peer";
 
 /// Size at which etcd refuses writes, in bytes: etcd's own recommended maximum.
 const QUOTA_BYTES: u64 = 8 * 1024 * 1024 * 1024;
 
-fn client_url(machine: &BlueprintMachine) -> String {
+pub(crate) fn client_url(machine: &BlueprintMachine) -> String {
     format!("https://{}:{}", machine.address, paths::ETCD_CLIENT_PORT)
 }
 
-fn peer_url(machine: &BlueprintMachine) -> String {
-    format!("https://{}:{}", machine.address, paths::ETCD_PEER_PORT)
+/// URLs of all members that stay, for the API server.
+pub(crate) fn client_urls(node: &Node) -> Vec<String> {
+    node.input.blueprint.staying(Role::Etcd).map(client_url).collect()
 }
 
-/// URLs of all members, for the API server.
-pub(crate) fn client_urls(node: &Node) -> Vec<String> {
-    node.input.blueprint.with_role(Role::Etcd).map(client_url).collect()
+/// Name of a machine's member. One that joins later carries its incarnation, so that the member of a machine that was
+/// made anew is told from the lost one before it, which had the same address.
+#[must_use]
+pub fn member_name(machine: &BlueprintMachine) -> String {
+    match machine.seat.as_ref().map(|seat| seat.begins) {
+        Some(SeatBegins::Joining) => format!("{}-i{}", machine.id, machine.incarnation),
+        Some(SeatBegins::Founding) | None => machine.id.to_string(),
+    }
+}
+
+/// Address of a machine's member for its peers; as long as the machine has its address, so has the member.
+#[must_use]
+pub fn member_url(address: Ipv4Addr) -> String {
+    format!("https://{address}:{}", paths::ETCD_PEER_PORT)
+}
+
+/// Value of `--initial-cluster`: the members at this member's first start.
+fn initial_cluster(machine: &BlueprintMachine) -> (String, &'static str) {
+    let Some(seat) = &machine.seat else { return (String::new(), "new") };
+    let member = |(id, address): (&MachineId, &Ipv4Addr)| {
+        let name = if *id == machine.id { member_name(machine) } else { id.to_string() };
+        format!("{name}={}", member_url(*address))
+    };
+    let members: Vec<String> = seat.members.iter().map(member).collect();
+    let state = match seat.begins {
+        SeatBegins::Founding => "new",
+        SeatBegins::Joining => "existing",
+    };
+    (members.join(","), state)
 }
 
 /// Adds certificates and unit of the member.
@@ -32,25 +62,21 @@ pub(crate) fn add(node: &mut Node) {
     let server = names(Subject::named(machine.id.as_str())).address(std::net::Ipv4Addr::LOCALHOST);
     node.certificate(SERVER, Issuer::Etcd, Usage::Both, server);
     node.certificate(PEER, Issuer::Etcd, Usage::Both, names(Subject::named(machine.id.as_str())));
-    let members: Vec<String> = node
-        .input
-        .blueprint
-        .with_role(Role::Etcd)
-        .map(|member| format!("{}={}", member.id, peer_url(member)))
-        .collect();
+    let (members, state) = initial_cluster(machine);
+    let peer_url = member_url(machine.address);
     let flags = [
-        ("name", machine.id.to_string()),
+        ("name", member_name(machine)),
         ("data-dir", paths::ETCD_DATA.to_owned()),
         (
             "listen-client-urls",
             format!("{},https://127.0.0.1:{}", client_url(machine), paths::ETCD_CLIENT_PORT),
         ),
         ("advertise-client-urls", client_url(machine)),
-        ("listen-peer-urls", peer_url(machine)),
-        ("initial-advertise-peer-urls", peer_url(machine)),
+        ("listen-peer-urls", peer_url.clone()),
+        ("initial-advertise-peer-urls", peer_url),
         ("listen-metrics-urls", format!("http://127.0.0.1:{}", paths::ETCD_METRICS_PORT)),
-        ("initial-cluster", members.join(",")),
-        ("initial-cluster-state", "new".to_owned()),
+        ("initial-cluster", members),
+        ("initial-cluster-state", state.to_owned()),
         ("initial-cluster-token", node.input.blueprint.cluster.to_string()),
         ("client-cert-auth", "true".to_owned()),
         ("trusted-ca-file", paths::ETCD_CA.to_owned()),

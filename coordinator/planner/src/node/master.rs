@@ -146,15 +146,13 @@ fn api_server(node: &mut Node) {
         ("profiling", "false".to_owned()),
     ];
     let command = command(node, API_SERVER, &flags);
-    let etcd_answers = node.input.blueprint.with_role(Role::Etcd).take(1).map(|member| {
-        Need::Probe(ProbeSpec {
-            name: format!("etcd on {}", member.id),
-            target: ProbeTarget::Tcp((member.address, paths::ETCD_CLIENT_PORT).into()),
-            expect: Expect::Answer,
-            timeout_ms: PROBE_TIMEOUT_MS,
-        })
+    let members = node.input.blueprint.staying(Role::Etcd).map(|member| ProbeSpec {
+        name: format!("etcd on {}", member.id),
+        target: ProbeTarget::Tcp((member.address, paths::ETCD_CLIENT_PORT).into()),
+        expect: Expect::Answer,
+        timeout_ms: PROBE_TIMEOUT_MS,
     });
-    let needs = etcd_answers.collect();
+    let needs = vec![Need::AnyProbe(members.collect())];
     node.unit(UnitSpec {
         state_directories: vec![paths::AUDIT_DIRECTORY.to_owned()],
         needs,

@@ -5,6 +5,7 @@
 
 mod addons;
 mod etcd;
+mod etcdctl;
 mod kube;
 mod master;
 mod paths;
@@ -18,6 +19,8 @@ use keelson_protocol::config::{
 use keelson_protocol::health::{CgroupVersion, Facts};
 
 pub use addons::ADMIN_GROUP;
+pub use etcd::{member_name, member_url};
+pub use etcdctl::{etcd_answer, etcd_commands};
 pub use kube::admin_kubeconfig;
 pub use paths::API_PORT;
 
@@ -159,7 +162,7 @@ impl Node<'_> {
     }
 
     fn balancer(&mut self) {
-        let masters = self.input.blueprint.with_role(Role::Master);
+        let masters = self.input.blueprint.staying(Role::Master);
         let backends = masters.map(|master| (master.address, API_PORT).into()).collect();
         self.config.balancer = Some(BalancerSpec { listen: paths::BALANCER, backends });
     }

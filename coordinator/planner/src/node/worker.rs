@@ -135,11 +135,12 @@ fn kubelet(node: &mut Node, images: &[String]) {
     node.json_file(&kubeconfig_path, &kubeconfig(KUBELET));
     let config = paths::conf("kubelet.json");
     node.json_file(&config, &kubelet_config(node));
-    let labels = [
+    let own = node.machine.labels.iter().map(|(key, value)| (key.as_str(), value.as_str()));
+    let labels = own.chain([
         ("topology.kubernetes.io/zone", node.machine.zone.as_str()),
         ("keelson.dev/pool", node.machine.pool.0.as_str()),
-    ];
-    let labels: Vec<String> = labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    ]);
+    let labels: Vec<String> = labels.map(|(key, value)| format!("{key}={value}")).collect();
     let command = vec![
         node.program("kubelet"),
         format!("--config={config}"),
@@ -174,7 +175,9 @@ fn kubelet_config(node: &Node) -> serde_json::Value {
     let machine = node.machine;
     let v2 = node.input.traits.cgroup == CgroupVersion::V2;
     let worker = machine.roles.contains(&Role::Worker);
-    let taints = if worker { json!([]) } else { json!([{ "key": MASTER_TAINT, "effect": "NoSchedule" }]) };
+    let mut taints =
+        if worker { Vec::new() } else { vec![json!({ "key": MASTER_TAINT, "effect": "NoSchedule" })] };
+    taints.extend(machine.taints.iter().map(|taint| json!(taint)));
     let mut config = json!({
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
         "kind": "KubeletConfiguration",

@@ -5,8 +5,8 @@
 use std::collections::BTreeMap;
 
 use keelson_model::material::Authority;
-use keelson_model::{Blueprint, ClusterMaterial, ClusterSpec, Plan, Release};
-use keelson_planner::{Addresses, Place, PlanError, PlanInput, Wanted, plan};
+use keelson_model::{Blueprint, ClusterMaterial, ClusterSpec, Plan, Progress, Release};
+use keelson_planner::{Addresses, Place, PlanError, PlanInput, Planned, Wanted, plan};
 use keelson_protocol::config::Issuer;
 use keelson_protocol::{Incarnation, SecretBytes};
 
@@ -46,6 +46,17 @@ impl World {
         wanted: Wanted,
         parent: Option<&Blueprint>,
     ) -> Result<Blueprint, PlanError> {
+        self.plan_step(spec, wanted, parent, &Progress::default()).map(|planned| planned.blueprint)
+    }
+
+    /// One step from `parent`, with what was seen of it.
+    pub(crate) fn plan_step(
+        &self,
+        spec: &ClusterSpec,
+        wanted: Wanted,
+        parent: Option<&Blueprint>,
+        progress: &Progress,
+    ) -> Result<Planned, PlanError> {
         let highest =
             parent.and_then(|parent| parent.machines.values().map(|m| m.incarnation.0).max()).unwrap_or(0);
         plan(&PlanInput {
@@ -54,6 +65,7 @@ impl World {
             plan: self.plans.iter().find(|plan| plan.name == spec.plan).unwrap(),
             release: &self.release,
             parent,
+            progress,
             place: &self.place,
             taken: &self.taken,
             next_address: self.place.first_address,

@@ -5,7 +5,7 @@
 use std::process::ExitCode;
 use std::time::Instant;
 
-use keelson_model::{ClusterSpec, Plan, Release};
+use keelson_model::{ClusterSpec, Plan, Progress, Release};
 use keelson_planner::{Addresses, Place, PlanError, PlanInput, Wanted, lint, plan};
 use keelson_protocol::Incarnation;
 use serde_json::{Value, json};
@@ -65,11 +65,13 @@ fn measure(clusters: usize) -> Result<f64, PlanError> {
             plan: small,
             release: &release,
             parent: None,
+            progress: &Progress::default(),
             place: &place,
             taken: &taken,
             next_address: highest,
             next_incarnation: Incarnation(next_incarnation),
-        })?;
+        })?
+        .blueprint;
         assert!(lint(&blueprint, None, &place, &taken).is_empty(), "a plan breaks a rule of its own");
         assert_eq!(blueprint.machines.len(), MACHINES_PER_CLUSTER);
         next_incarnation += u32::try_from(MACHINES_PER_CLUSTER).expect("ten fits");

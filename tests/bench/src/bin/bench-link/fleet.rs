@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use keelson_coordinator_core::{ClusterRow, MachineRow, Saved, Settings};
 use keelson_model::material::Authority;
-use keelson_model::{ClusterMaterial, ClusterSpec, MachinePhase, Plan, Release, ReleaseCatalog};
+use keelson_model::{ClusterMaterial, ClusterSpec, MachinePhase, Plan, Progress, Release, ReleaseCatalog};
 use keelson_planner::{Addresses, Place, PlanInput, Wanted, plan};
 use keelson_protocol::{Incarnation, MachineId, SecretBytes, WallTime};
 use keelson_transport::LinkCa;
@@ -77,11 +77,13 @@ pub(crate) fn saved(count: usize) -> Result<(Settings, Saved)> {
             plan: plan_of,
             release,
             parent: None,
+            progress: &Progress::default(),
             place: &settings.place,
             taken: &taken,
             next_address,
             next_incarnation: Incarnation(u32::try_from(number * MACHINES_PER_CLUSTER + 1)?),
-        })?;
+        })?
+        .blueprint;
         taken.extend(blueprint.machines.values().map(|machine| (machine.address, spec.name.clone())));
         saved.machines.extend(blueprint.machines.values().map(|machine| MachineRow {
             id: machine.id.clone(),
@@ -91,6 +93,7 @@ pub(crate) fn saved(count: usize) -> Result<(Settings, Saved)> {
             token_made: WallTime(0),
             enrolled_key: Some("bench".to_owned()),
             agent_events: 0,
+            sent: None,
         }));
         saved.material.push((spec.name.clone(), material()));
         let (created, first_ready) = (WallTime(0), Some(WallTime(0)));

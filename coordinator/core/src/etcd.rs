@@ -1,0 +1,158 @@
+//! Members of clusters' etcd: looked at while something about them changes, and changed one at a time.
+
+use std::collections::BTreeMap;
+
+use keelson_model::etcd::{EtcdAnswer, EtcdCall, EtcdMember, MemberId};
+use keelson_model::{BlueprintMachine, FleetEvent, Role, SeatBegins, Severity, Standing};
+use keelson_planner::{MemberView, next_member_call};
+use keelson_protocol::{ClusterName, MachineId, MonoTime};
+
+use crate::effect::{CallId, Effect, SessionId};
+use crate::limits::{ETCD_CALLS_MAX, ETCD_LOOK_INTERVAL};
+use crate::state::{Cluster, CoordinatorCore, Now};
+
+/// What is known of a cluster's etcd.
+#[derive(Debug, Clone, Default)]
+pub struct EtcdWatch {
+    /// Its members, as it listed them last; `None` when it was not asked since the coordinator started.
+    pub members: Option<Vec<EtcdMember>>,
+    /// Which of them leads.
+    pub leader: Option<MemberId>,
+    /// Why the last call failed.
+    pub error: Option<String>,
+    /// Whether nothing was changed since [`Self::members`] was listed.
+    fresh: bool,
+    call: Option<CallId>,
+    /// When it may be asked again.
+    after: Option<MonoTime>,
+}
+
+impl CoordinatorCore {
+    /// Asks a cluster's etcd for its members, or for the change of them that is due.
+    pub(crate) fn reconcile_etcd(&mut self, now: Now, name: &ClusterName) {
+        let Some(cluster) = self.clusters.get(name).filter(|cluster| cluster.row.wanted) else { return };
+        let due = cluster.etcd.call.is_none() && cluster.etcd.after.is_none_or(|after| after <= now.mono);
+        if !due || !self.etcd_matters(cluster) || self.etcd_calls.len() >= ETCD_CALLS_MAX {
+            return;
+        }
+        let Some(session) = self.way_to_etcd(cluster) else { return };
+        let view = self.member_view(cluster);
+        let change = view.as_ref().filter(|_| cluster.etcd.fresh).and_then(next_member_call);
+        self.call_etcd(name, session, change.unwrap_or(EtcdCall::Look));
+    }
+
+    fn call_etcd(&mut self, name: &ClusterName, session: SessionId, call: EtcdCall) {
+        let id = CallId(self.next_call);
+        self.next_call += 1;
+        self.etcd_calls.insert(id, (name.clone(), call.clone()));
+        self.effects.push(Effect::Etcd { id, session, cluster: name.clone(), call });
+        if let Some(cluster) = self.clusters.get_mut(name) {
+            cluster.etcd.call = Some(id);
+            cluster.etcd.fresh = false;
+        }
+    }
+
+    /// Whether somebody waits for a word of the cluster's etcd.
+    pub(crate) fn etcd_matters(&self, cluster: &Cluster) -> bool {
+        let standings = self.standings(&cluster.row.spec.name);
+        let moves = |machine: &BlueprintMachine| {
+            let joins = machine.seat.as_ref().is_some_and(|seat| seat.begins == SeatBegins::Joining);
+            machine.leaving && standings.get(&machine.id) != Some(&Standing::Absent)
+                || joins && standings.get(&machine.id) != Some(&Standing::Voter)
+        };
+        cluster.held.is_some() || cluster.row.blueprint.with_role(Role::Etcd).any(moves)
+    }
+
+    /// A session with a machine whose member works; one that stays, when there is one.
+    fn way_to_etcd(&self, cluster: &Cluster) -> Option<SessionId> {
+        let working = self.working(&cluster.row.blueprint);
+        let standings = self.standings(&cluster.row.spec.name);
+        let votes = |machine: &&BlueprintMachine| {
+            working.contains(&machine.id)
+                && standings.get(&machine.id).is_none_or(|standing| *standing == Standing::Voter)
+        };
+        let machine = cluster.row.blueprint.with_role(Role::Etcd).filter(votes).min_by_key(|m| m.leaving)?;
+        self.machines.get(&machine.id)?.session
+    }
+
+    fn member_view<'a>(&self, cluster: &'a Cluster) -> Option<MemberView<'a>> {
+        Some(MemberView {
+            blueprint: &cluster.row.blueprint,
+            members: cluster.etcd.members.as_deref()?,
+            leader: cluster.etcd.leader,
+            working: self.working(&cluster.row.blueprint),
+        })
+    }
+
+    /// Standing of each machine with the role etcd, as far as the etcd cluster has said it.
+    pub(crate) fn standings(&self, name: &ClusterName) -> BTreeMap<MachineId, Standing> {
+        let Some(cluster) = self.clusters.get(name) else { return BTreeMap::new() };
+        let Some(members) = &cluster.etcd.members else { return BTreeMap::new() };
+        let machines = cluster.row.blueprint.with_role(Role::Etcd);
+        machines.map(|machine| (machine.id.clone(), keelson_planner::standing(machine, members))).collect()
+    }
+
+    pub(crate) fn on_etcd(&mut self, now: Now, id: CallId, result: Result<EtcdAnswer, String>) {
+        let Some((name, call)) = self.etcd_calls.remove(&id) else { return };
+        let Some(cluster) = self.clusters.get_mut(&name).filter(|c| c.etcd.call == Some(id)) else { return };
+        self.touched.insert(name.clone());
+        cluster.etcd.call = None;
+        cluster.etcd.error = result.as_ref().err().cloned();
+        match result {
+            Ok(EtcdAnswer::Members { members, leader }) => {
+                cluster.etcd.members = Some(members);
+                cluster.etcd.leader = leader;
+                cluster.etcd.fresh = true;
+                cluster.etcd.after = None;
+                cluster.plan_due = true;
+                let waits = self.clusters.get(&name).and_then(|c| self.member_view(c));
+                // Looked, and nothing is to be done: no need to hurry.
+                if waits.is_some_and(|view| next_member_call(&view).is_none())
+                    && let Some(cluster) = self.clusters.get_mut(&name)
+                {
+                    cluster.etcd.after = Some(now.mono.plus(ETCD_LOOK_INTERVAL));
+                    cluster.etcd.fresh = false;
+                }
+            }
+            Ok(EtcdAnswer::Done) => {
+                cluster.etcd.after = None;
+                self.note_etcd(now, &name, &call);
+            }
+            Err(_) => cluster.etcd.after = Some(now.mono.plus(ETCD_LOOK_INTERVAL)),
+        }
+    }
+
+    fn note_etcd(&mut self, now: Now, name: &ClusterName, call: &EtcdCall) {
+        let reason = match call {
+            EtcdCall::Look => return,
+            EtcdCall::AddLearner { .. } => "EtcdMemberAdded",
+            EtcdCall::Promote { .. } => "EtcdMemberPromoted",
+            EtcdCall::MoveLeader { .. } => "EtcdLeaderMoved",
+            EtcdCall::Remove { .. } => "EtcdMemberRemoved",
+        };
+        let event = self.event(now, Severity::Info, reason);
+        self.note(FleetEvent {
+            cluster: Some(name.clone()),
+            machine: self.machine_of_call(name, call),
+            cause: "members of etcd follow the blueprint".to_owned(),
+            outcome: format!("done: {call}"),
+            ..event
+        });
+    }
+
+    fn machine_of_call(&self, name: &ClusterName, call: &EtcdCall) -> Option<MachineId> {
+        let cluster = self.clusters.get(name)?;
+        let of = |id: MemberId| {
+            let members = cluster.etcd.members.iter().flatten();
+            members.filter(|member| member.id == id).find_map(|member| member.address)
+        };
+        let address = match call {
+            EtcdCall::Look => None,
+            EtcdCall::AddLearner { address } => Some(*address),
+            EtcdCall::Promote { member } | EtcdCall::Remove { member } => of(*member),
+            EtcdCall::MoveLeader { to } => of(*to),
+        }?;
+        let machine = cluster.row.blueprint.with_role(Role::Etcd).find(|m| m.address == address)?;
+        Some(machine.id.clone())
+    }
+}

@@ -1,0 +1,177 @@
+//! From spec to blueprint, step by step: the next plan is made when the one in force was carried out.
+
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+
+use keelson_model::{Blueprint, ClusterSpec, FleetEvent, Progress, Role, Severity};
+use keelson_planner::{PlanInput, Planned, Wanted, lint, plan};
+use keelson_protocol::health::UnitState;
+use keelson_protocol::{ClusterName, Incarnation, MachineId};
+
+use crate::row::{Counter, Row};
+use crate::state::{CoordinatorCore, Machine, Now};
+
+/// Most steps of one plan: etcd goes from one to five members and a machine leaves in two steps each.
+const PLAN_STEPS_MAX: usize = 32;
+/// The unit of an etcd member.
+const ETCD_UNIT: &str = "etcd.service";
+
+impl CoordinatorCore {
+    /// Makes the next step of a cluster's plan, while there is one.
+    pub(crate) fn reconcile_plan(&mut self, now: Now, name: &ClusterName) {
+        let Some(cluster) = self.clusters.get(name).filter(|cluster| cluster.plan_due) else { return };
+        let wanted = if cluster.row.wanted { Wanted::Present } else { Wanted::Absent };
+        let planned = self.plan_cluster(&cluster.row.spec, wanted, Some(&cluster.row.blueprint));
+        match planned {
+            Ok(planned) => self.take_plan(name, planned),
+            Err(why) => {
+                if let Some(cluster) = self.clusters.get_mut(name) {
+                    cluster.plan_due = false;
+                }
+                let event = self.event(now, Severity::Warning, "PlanImpossible");
+                let outcome = "the blueprint in force stays".to_owned();
+                self.note(FleetEvent { cluster: Some(name.clone()), cause: why, outcome, ..event });
+            }
+        }
+    }
+
+    fn take_plan(&mut self, name: &ClusterName, planned: Planned) {
+        let Some(cluster) = self.clusters.get_mut(name) else { return };
+        // More is to come when something is on its way out or in, or could not be done yet.
+        let joins = planned.blueprint.machines.values().any(|machine| machine.leaving);
+        cluster.plan_due = joins || planned.held.is_some() || planned.blueprint != cluster.row.blueprint;
+        cluster.held = planned.held;
+        self.set_blueprint(name, planned.blueprint);
+    }
+
+    /// Says that a cluster's plan may have a next step.
+    pub(crate) fn plan_soon(&mut self, name: &ClusterName) {
+        if let Some(cluster) = self.clusters.get_mut(name) {
+            cluster.plan_due = true;
+            self.touched.insert(name.clone());
+        }
+    }
+
+    /// Plans a cluster and lints the result.
+    pub(crate) fn plan_cluster(
+        &self,
+        spec: &ClusterSpec,
+        wanted: Wanted,
+        parent: Option<&Blueprint>,
+    ) -> Result<Planned, String> {
+        let progress = parent.map(|parent| self.progress(parent)).unwrap_or_default();
+        self.plan_with(spec, wanted, parent, &progress)
+    }
+
+    /// The last step of a plan in a world where nothing fails: what a change comes to.
+    pub(crate) fn plan_to_the_end(
+        &self,
+        spec: &ClusterSpec,
+        parent: &Blueprint,
+    ) -> Result<Blueprint, String> {
+        let mut last = parent.clone();
+        for _ in 0..PLAN_STEPS_MAX {
+            let step = self.plan_with(spec, Wanted::Present, Some(&last), &Progress::all_well(&last))?;
+            if step.blueprint == last {
+                return Ok(last);
+            }
+            last = step.blueprint;
+        }
+        Err(format!("the plan does not come to an end within {PLAN_STEPS_MAX} steps, please report this"))
+    }
+
+    fn plan_with(
+        &self,
+        spec: &ClusterSpec,
+        wanted: Wanted,
+        parent: Option<&Blueprint>,
+        progress: &Progress,
+    ) -> Result<Planned, String> {
+        let plan_of = self.settings.plans.iter().find(|plan| plan.name == spec.plan);
+        let plan_of = plan_of.ok_or_else(|| format!("plan {} does not exist", spec.plan))?;
+        let release = self.settings.releases.releases.get(&spec.release);
+        let release = release.ok_or_else(|| format!("release {} does not exist", spec.release))?;
+        let taken = &self.addresses;
+        // After the highest one in use: an address that was just given back rests for as long as possible.
+        let highest = taken.last_key_value().map(|(address, _)| u32::from(*address).saturating_add(1));
+        let next_address = highest.map_or(self.settings.place.first_address, Ipv4Addr::from);
+        let counted = self.counters.get(&Counter::Incarnation).copied().unwrap_or(1);
+        // A step that is only looked at has not moved the counter.
+        let used =
+            parent.and_then(|parent| parent.machines.values().map(|m| u64::from(m.incarnation.0) + 1).max());
+        let next = counted.max(used.unwrap_or(1));
+        let input = PlanInput {
+            spec,
+            wanted,
+            plan: plan_of,
+            release,
+            parent,
+            progress,
+            place: &self.settings.place,
+            taken,
+            next_address,
+            next_incarnation: Incarnation(u32::try_from(next).unwrap_or(u32::MAX)),
+        };
+        let planned = plan(&input).map_err(|error| error.to_string())?;
+        let findings = lint(&planned.blueprint, parent, &self.settings.place, taken);
+        match findings.first() {
+            None => Ok(planned),
+            Some(finding) => Err(format!("the plan breaks a rule of its own, please report this: {finding}")),
+        }
+    }
+
+    /// How far a cluster is on its way to `blueprint`.
+    pub(crate) fn progress(&self, blueprint: &Blueprint) -> Progress {
+        let released = |machine: &&keelson_model::BlueprintMachine| {
+            machine.leaving && self.is_released(&blueprint.cluster, machine)
+        };
+        Progress {
+            etcd: self.standings(&blueprint.cluster),
+            ready: self.working(blueprint),
+            released: blueprint
+                .machines
+                .values()
+                .filter(released)
+                .map(|machine| machine.id.clone())
+                .collect(),
+            renew: BTreeSet::new(),
+        }
+    }
+
+    /// Machines of a blueprint that do what they are for; of those with an etcd member, the member alone counts.
+    pub(crate) fn working(&self, blueprint: &Blueprint) -> BTreeSet<MachineId> {
+        let works = |planned: &&keelson_model::BlueprintMachine| {
+            let machine = self.machines.get(&planned.id).filter(|m| m.row.incarnation == planned.incarnation);
+            machine.is_some_and(|machine| match planned.roles.contains(&Role::Etcd) {
+                true => machine.is_heard() && member_works(machine),
+                false => machine.is_ready_with(keelson_protocol::Generation(0)),
+            })
+        };
+        blueprint.machines.values().filter(works).map(|machine| machine.id.clone()).collect()
+    }
+
+    /// Makes `blueprint` the plan in force, when it is another one.
+    pub(crate) fn set_blueprint(&mut self, name: &ClusterName, blueprint: Blueprint) {
+        let Some(cluster) = self.clusters.get_mut(name) else { return };
+        if cluster.row.blueprint == blueprint {
+            return;
+        }
+        cluster.row.blueprint = blueprint;
+        let row = Row::Cluster(Box::new(cluster.row.clone()));
+        self.rows.push(row);
+        self.reserve_incarnations(name);
+        self.take_addresses(name);
+        self.touched.insert(name.clone());
+    }
+}
+
+/// Whether a machine's agent says that its etcd member serves; or, before its first report, that all is well.
+fn member_works(machine: &Machine) -> bool {
+    match &machine.health {
+        Some(health) => {
+            let mut units = health.units.iter().filter(|unit| unit.name == ETCD_UNIT);
+            units.any(|unit| unit.state == UnitState::Healthy)
+        }
+        None => machine.is_ready_with(keelson_protocol::Generation(0)),
+    }
+}

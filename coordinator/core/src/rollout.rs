@@ -1,0 +1,150 @@
+//! Who gets the newest config when. A config that restarts a part of the control plane goes to one machine at a time, and
+//! to the next one when that is ready; everything else goes at once.
+
+use std::collections::BTreeMap;
+
+use keelson_model::{BlueprintMachine, Role, SeatBegins, Standing};
+use keelson_planner::Quorum;
+use keelson_planner::node::{HostTraits, NodeInput, node_config};
+use keelson_protocol::config::{NodeConfig, UnitKind};
+use keelson_protocol::message::ToAgent;
+use keelson_protocol::{ClusterName, MachineId};
+use ring::digest;
+
+use crate::row::SentConfig;
+use crate::state::{Cluster, CoordinatorCore, Machine};
+
+impl CoordinatorCore {
+    /// Sends the config in force to each connected machine of a cluster that has an older one, and whose turn it is.
+    pub(crate) fn reconcile_configs(&mut self, name: &ClusterName) {
+        let stale: Vec<MachineId> = self.stale(name).map(|machine| machine.row.id.clone()).collect();
+        for id in stale {
+            self.send_config(name, &id);
+        }
+    }
+
+    pub(crate) fn has_stale_configs(&self, name: &ClusterName) -> bool {
+        self.stale(name).next().is_some()
+    }
+
+    /// Connected machines of a cluster that have not been sent the config in force.
+    fn stale(&self, name: &ClusterName) -> impl Iterator<Item = &Machine> {
+        let blueprint = self.clusters.get(name).map(|cluster| &cluster.row.blueprint);
+        let generation = blueprint.map(|blueprint| blueprint.generation);
+        self.machines_of(name).filter(move |machine| machine.session.is_some() && machine.told < generation)
+    }
+
+    fn send_config(&mut self, name: &ClusterName, id: &MachineId) {
+        let Some(config) = self.config_of(name, id) else { return };
+        let services = services_digest(&config);
+        if self.behind(name, id, &services).is_some() || !self.has_seat(name, id) {
+            return;
+        }
+        let sent = SentConfig { generation: config.generation, services };
+        let Some(machine) = self.machines.get_mut(id) else { return };
+        let Some(session) = machine.session else { return };
+        machine.told = Some(config.generation);
+        if machine.row.sent.as_ref() != Some(&sent) {
+            machine.row.sent = Some(sent);
+            self.save_machine(id);
+        }
+        self.send(session, ToAgent::Config(Box::new(config)));
+    }
+
+    /// The whole config of a machine, once its facts are known.
+    pub(crate) fn config_of(&self, cluster: &ClusterName, id: &MachineId) -> Option<NodeConfig> {
+        let facts = self.machines.get(id)?.facts.as_ref()?;
+        let cluster = self.clusters.get(cluster)?;
+        let blueprint = &cluster.row.blueprint;
+        let release = self.settings.releases.releases.get(&blueprint.release)?;
+        let traits = HostTraits::from(facts);
+        node_config(&NodeInput { blueprint, release, material: &cluster.material, traits }, id)
+    }
+
+    /// Whether a machine may start its etcd member: one that joins must have been added first, or it would end at once.
+    fn has_seat(&self, name: &ClusterName, id: &MachineId) -> bool {
+        let Some(planned) = self.planned(name, id) else { return false };
+        let joins = planned.seat.as_ref().is_some_and(|seat| seat.begins == SeatBegins::Joining);
+        let added =
+            |standing: Option<&Standing>| matches!(standing, Some(Standing::Learner | Standing::Voter));
+        !joins || added(self.standings(name).get(id))
+    }
+
+    /// Machines that wait for their turn to get the newest config, and behind which other machine.
+    pub(crate) fn turns(&self, name: &ClusterName) -> BTreeMap<MachineId, MachineId> {
+        let Some(cluster) = self.clusters.get(name) else { return BTreeMap::new() };
+        let generation = cluster.row.blueprint.generation;
+        let waiting = self
+            .machines_of(name)
+            .filter(|machine| machine.session.is_some() && machine.told.is_none_or(|told| told < generation));
+        waiting
+            .filter_map(|machine| {
+                let id = &machine.row.id;
+                let config = self.config_of(name, id)?;
+                Some((id.clone(), self.behind(name, id, &services_digest(&config))?))
+            })
+            .collect()
+    }
+
+    /// The machine that must be ready first, when a config with these services is not for `id` yet.
+    fn behind(&self, name: &ClusterName, id: &MachineId, services: &str) -> Option<MachineId> {
+        let cluster = self.clusters.get(name)?;
+        let machine = self.machines.get(id)?;
+        let planned = self.planned(name, id).filter(|planned| in_control_plane(planned))?;
+        // A machine with a config of a coordinator that did not write down what it sent counts as one that changes.
+        let same = match &machine.row.sent {
+            Some(sent) => sent.services == services,
+            None => machine.told.is_none(),
+        };
+        if same || cluster.row.first_ready.is_none() {
+            return None;
+        }
+        self.unsettled_master(cluster, id).or_else(|| {
+            let quorum = Quorum::of(&self.standings(name), &self.working(&cluster.row.blueprint));
+            let risky = planned.roles.contains(&Role::Etcd) && cluster.etcd.members.is_some();
+            (risky && quorum.outlives_loss(id).is_err() && quorum.needed() > 1).then(|| id.clone())
+        })
+    }
+
+    /// Another machine of the control plane that is not ready with what it was sent.
+    fn unsettled_master(&self, cluster: &Cluster, id: &MachineId) -> Option<MachineId> {
+        let others = cluster.row.blueprint.machines.values();
+        let unsettled = |planned: &&BlueprintMachine| {
+            let machine = self.machines.get(&planned.id);
+            let settled = machine.is_some_and(|machine| {
+                machine.row.sent.as_ref().is_some_and(|sent| machine.is_ready_with(sent.generation))
+            });
+            planned.id != *id && !planned.leaving && in_control_plane(planned) && !settled
+        };
+        others.filter(unsettled).map(|planned| planned.id.clone()).next()
+    }
+}
+
+fn in_control_plane(planned: &BlueprintMachine) -> bool {
+    planned.roles.contains(&Role::Etcd) || planned.roles.contains(&Role::Master)
+}
+
+/// Digest of everything in a config that restarts a program when it changes: programs with their arguments, and the files
+/// and certificates that they read. Units that run once or only ask restart nothing.
+fn services_digest(config: &NodeConfig) -> String {
+    let mut context = digest::Context::new(&digest::SHA256);
+    let mut add = |text: String| {
+        context.update(&text.len().to_be_bytes());
+        context.update(text.as_bytes());
+    };
+    let lasting = |kind: UnitKind| matches!(kind, UnitKind::Exec | UnitKind::Notify);
+    for unit in config.units.iter().filter(|unit| lasting(unit.kind)) {
+        add(format!("{} {:?} {:?}", unit.name, unit.command, unit.environment));
+        for input in &unit.restart_on {
+            let file = config.files.iter().find(|file| file.path == *input);
+            match file {
+                Some(file) => add(hex::encode(digest::digest(&digest::SHA256, file.content.bytes()))),
+                None => {
+                    let certificate = config.certificates.iter().find(|spec| spec.name == *input);
+                    add(format!("{certificate:?}"));
+                }
+            }
+        }
+    }
+    hex::encode(context.finish())
+}

@@ -1,0 +1,102 @@
+//! Changing the sizes of a cluster's pools.
+
+use keelson_model::{ClusterSpec, Operation, OperationKind, OperationState, PoolName};
+use keelson_protocol::ClusterName;
+
+use crate::command::{Accepted, CommandError, Preview};
+use crate::row::Row;
+use crate::state::{CoordinatorCore, Now};
+
+/// A request for another size of a pool.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ScalePool {
+    /// The cluster.
+    pub cluster: ClusterName,
+    /// The pool.
+    pub pool: PoolName,
+    /// How many machines it shall have.
+    pub count: u16,
+}
+
+impl CoordinatorCore {
+    /// What `scale` would do in the end, without doing it.
+    ///
+    /// # Errors
+    /// As [`Self::scale_pool`].
+    pub fn preview_scale(&self, request: &ScalePool) -> Result<Preview, CommandError> {
+        let spec = self.scaled_spec(request)?;
+        let parent = &self.cluster_of(&request.cluster)?.row.blueprint;
+        let blueprint = self.plan_to_the_end(&spec, parent).map_err(|why| CommandError::Invalid { why })?;
+        let diff = blueprint.diff(Some(parent));
+        Ok(Preview { blueprint, diff })
+    }
+
+    /// Accepts a request for another size of a pool. A newer one takes the place of one that is under way.
+    ///
+    /// # Errors
+    /// [`CommandError`] says what is wrong with the request; nothing is changed then.
+    pub fn scale_pool(&mut self, now: Now, request: &ScalePool) -> Result<Accepted, CommandError> {
+        let preview = self.preview_scale(request)?;
+        let spec = self.scaled_spec(request)?;
+        let name = &request.cluster;
+        let before = spec_count(self, name, &request.pool);
+        if let Some(cluster) = self.clusters.get_mut(name) {
+            cluster.row.spec = spec;
+            let row = Row::Cluster(Box::new(cluster.row.clone()));
+            self.rows.push(row);
+        }
+        let detail = format!("pool {} from {before} to {}", request.pool, request.count);
+        let operation = self.begin(now, OperationKind::ScaleCluster, name.clone(), Some(detail), None);
+        self.end_older_scales(now, &operation);
+        self.retry_refused(name);
+        self.plan_soon(name);
+        self.reconcile(now);
+        Ok(Accepted { operation, preview, effects: self.take_effects() })
+    }
+
+    fn cluster_of(&self, name: &ClusterName) -> Result<&crate::state::Cluster, CommandError> {
+        self.clusters.get(name).ok_or_else(|| CommandError::NoCluster { name: name.clone() })
+    }
+
+    fn scaled_spec(&self, request: &ScalePool) -> Result<ClusterSpec, CommandError> {
+        let cluster = self.cluster_of(&request.cluster)?;
+        if !cluster.row.wanted {
+            return Err(CommandError::BeingDeleted { name: request.cluster.clone() });
+        }
+        let mut spec = cluster.row.spec.clone();
+        let plan = self.settings.plans.iter().find(|plan| plan.name == spec.plan);
+        let plan =
+            plan.ok_or_else(|| CommandError::Invalid { why: format!("plan {} does not exist", spec.plan) })?;
+        if plan.worker_pool().is_some_and(|pool| pool.name == request.pool) {
+            spec.workers = None;
+        }
+        spec.pools.insert(request.pool.clone(), request.count);
+        spec.check(plan, self.settings.place.network)
+            .map_err(|error| CommandError::Invalid { why: error.to_string() })?;
+        Ok(spec)
+    }
+
+    fn end_older_scales(&mut self, now: Now, newest: &Operation) {
+        let older: Vec<Operation> = self
+            .operations
+            .values()
+            .filter(|op| op.cluster == newest.cluster && op.kind == OperationKind::ScaleCluster)
+            .filter(|op| op.id != newest.id && !op.is_done())
+            .cloned()
+            .collect();
+        for operation in older {
+            let left = format!("{} asked for another size", newest.id);
+            let state = OperationState::Cancelled { at: now.wall, left };
+            self.save_operation(Operation { state, ..operation });
+        }
+    }
+}
+
+fn spec_count(core: &CoordinatorCore, name: &ClusterName, pool: &PoolName) -> u16 {
+    let count = || {
+        let spec = &core.clusters.get(name)?.row.spec;
+        let plan = core.settings.plans.iter().find(|plan| plan.name == spec.plan)?;
+        Some(spec.count(plan, plan.pool(pool)?))
+    };
+    count().unwrap_or_default()
+}

@@ -1,0 +1,115 @@
+//! Sizes of pools change on a cluster that stands: workers, masters and etcd members.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
+
+mod common;
+
+use common::{World, small};
+use keelson_coordinator_core::{ClusterState, CommandError, ScalePool};
+use keelson_model::{OperationState, PoolName};
+
+/// Steps of half a second within which everything converges when nothing fails.
+const CONVERGED: u32 = 60;
+
+fn ready() -> World {
+    let mut world = World::new();
+    world.create(&small("demo"));
+    world.run(20);
+    assert_eq!(world.state("demo"), Some(ClusterState::Ready));
+    world
+}
+
+/// Names of the machines of a role's pool.
+fn pool(world: &World, pool: &str) -> Vec<String> {
+    let machines = world.machines.keys().map(ToString::to_string);
+    machines.filter(|id| id.starts_with(&format!("demo-{pool}-"))).collect()
+}
+
+#[test]
+fn etcd_and_masters_grow_to_five_and_shrink_to_one() {
+    let mut world = ready();
+    for (etcd, masters) in [(3, 3), (5, 3), (3, 1), (1, 1)] {
+        world.scale("demo", "etcd", etcd);
+        world.scale("demo", "master", masters);
+        world.run(CONVERGED);
+        assert_eq!(
+            world.state("demo"),
+            Some(ClusterState::Ready),
+            "{:?}",
+            world.core.waiting(&"demo".parse().unwrap(), world.now())
+        );
+        assert_eq!((pool(&world, "etcd").len(), pool(&world, "master").len()), (etcd.into(), masters.into()));
+        let members = &world.members[&"demo".parse().unwrap()];
+        assert_eq!(members.len(), usize::from(etcd), "{members:?}");
+        assert!(members.iter().all(|member| !member.learner && !member.name.is_empty()));
+    }
+    let last = world.core.operations().last().unwrap();
+    assert!(matches!(last.state, OperationState::Succeeded { .. }), "{last:?}");
+}
+
+#[test]
+fn sizes_that_make_no_sense_are_refused_with_the_reason() {
+    let mut world = ready();
+    let mut check = |pool: &str, count, expected: &str| {
+        let request = ScalePool { cluster: "demo".parse().unwrap(), pool: PoolName(pool.to_owned()), count };
+        let now = world.now();
+        let error = world.core.scale_pool(now, &request).unwrap_err();
+        assert_eq!(error.to_string(), expected);
+    };
+    check(
+        "etcd",
+        2,
+        "2 etcd members are not possible: choose 1, 3 or 5, as an even number outlives no more losses",
+    );
+    check(
+        "worker",
+        0,
+        "0 machines of pool worker are not possible: a cluster has 1 to 1000 machines with role worker",
+    );
+    check("gpu", 1, "plan small has no pool `gpu`; it has etcd, master, worker");
+    check("worker", 300, "pod network 10.244.0.0/16 has room for 256 machines, 302 are asked for");
+    let other = ScalePool { cluster: "none".parse().unwrap(), pool: PoolName("etcd".to_owned()), count: 3 };
+    let now = world.now();
+    assert!(matches!(world.core.scale_pool(now, &other), Err(CommandError::NoCluster { .. })));
+}
+
+#[test]
+fn the_newest_size_wins() {
+    let mut world = ready();
+    world.scale("demo", "worker", 5);
+    world.scale("demo", "worker", 3);
+    world.run(CONVERGED);
+    assert_eq!(pool(&world, "worker").len(), 3);
+    let states: Vec<bool> =
+        world.core.operations().map(|op| matches!(op.state, OperationState::Cancelled { .. })).collect();
+    assert_eq!(states, [false, true, false]);
+}
+
+/// Dies before each effect of a growth from one to three members, then before each of the way back.
+#[test]
+fn a_coordinator_killed_at_any_moment_of_a_change_of_members_finishes_it() {
+    for (from, to) in [(1, 3), (3, 1)] {
+        let mut start = ready();
+        start.scale("demo", "etcd", from);
+        start.run(CONVERGED);
+        for die_before in 1.. {
+            let mut world = start.clone();
+            world.die_after(die_before);
+            world.scale("demo", "etcd", to);
+            world.run(CONVERGED + 30);
+            if die_before == 1 {
+                // The request was lost with its first effect; the user asks again.
+                world.scale("demo", "etcd", to);
+                world.run(CONVERGED);
+            }
+            let waits = world.core.waiting(&"demo".parse().unwrap(), world.now());
+            assert_eq!(waits, [], "killed before effect {die_before} of {from} to {to}");
+            assert_eq!(pool(&world, "etcd").len(), usize::from(to), "killed before effect {die_before}");
+            assert_eq!(world.members[&"demo".parse().unwrap()].len(), usize::from(to));
+            if world.die_before.is_some() {
+                // There are no more effects to die before.
+                break;
+            }
+        }
+    }
+}

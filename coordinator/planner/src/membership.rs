@@ -1,0 +1,106 @@
+//! The next change of an etcd cluster's members on the way to the blueprint. One at a time, the leader last, and never one
+//! that a quorum would not outlive.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use keelson_model::etcd::{EtcdCall, EtcdMember, MemberId};
+use keelson_model::{Blueprint, BlueprintMachine, Role, SeatBegins, Standing};
+use keelson_protocol::MachineId;
+
+use crate::node::member_name;
+use crate::quorum::Quorum;
+
+/// An etcd cluster as it is, beside what it shall be.
+#[derive(Debug, Clone)]
+pub struct MemberView<'a> {
+    /// What shall be.
+    pub blueprint: &'a Blueprint,
+    /// The members, as etcd lists them.
+    pub members: &'a [EtcdMember],
+    /// Which of them leads.
+    pub leader: Option<MemberId>,
+    /// Machines whose members work.
+    pub working: BTreeSet<MachineId>,
+}
+
+/// What a machine is in the etcd cluster. A member with its address and another name belonged to a machine before it.
+#[must_use]
+pub fn standing(machine: &BlueprintMachine, members: &[EtcdMember]) -> Standing {
+    match members.iter().find(|member| is_of(member, machine)) {
+        None => Standing::Absent,
+        Some(member) if member.learner => Standing::Learner,
+        Some(_) => Standing::Voter,
+    }
+}
+
+/// Whether a member is that of a machine. One that has not started yet has no name.
+fn is_of(member: &EtcdMember, machine: &BlueprintMachine) -> bool {
+    let joins = machine.seat.as_ref().is_some_and(|seat| seat.begins == SeatBegins::Joining);
+    let named = member.name == member_name(machine) || (joins && member.name.is_empty() && member.learner);
+    // A founding member that never started has no name either.
+    member.address == Some(machine.address) && (named || (!joins && member.name.is_empty()))
+}
+
+/// The next call, or `None` when the members are as they shall be, or nothing may be changed now.
+#[must_use]
+pub fn next_member_call(view: &MemberView) -> Option<EtcdCall> {
+    let machines = || view.blueprint.with_role(Role::Etcd);
+    let owner = |member: &EtcdMember| machines().find(|machine| is_of(member, machine));
+    // Lost members and those of machines that leave go first: they only take away from safety.
+    let surplus = view.members.iter().filter(|member| owner(member).is_none_or(|machine| machine.leaving));
+    if let Some(call) = surplus.min_by_key(|member| Some(member.id) == view.leader).map(|m| view.take_out(m))
+    {
+        return call;
+    }
+    if let Some(learner) = view.members.iter().find(|member| member.learner) {
+        // It says its name when it has started; etcd itself refuses to promote it before it has caught up.
+        let started = !learner.name.is_empty();
+        return started.then_some(EtcdCall::Promote { member: learner.id });
+    }
+    let missing =
+        machines().find(|machine| !machine.leaving && standing(machine, view.members) == Standing::Absent)?;
+    view.quorum().holds().then_some(EtcdCall::AddLearner { address: missing.address })
+}
+
+impl MemberView<'_> {
+    fn quorum(&self) -> Quorum {
+        let machines = self.blueprint.with_role(Role::Etcd);
+        let mut standings: BTreeMap<MachineId, Standing> =
+            machines.map(|machine| (machine.id.clone(), standing(machine, self.members))).collect();
+        // Members that belong to no machine count as voters that do not work.
+        let known =
+            |member: &EtcdMember| self.blueprint.with_role(Role::Etcd).any(|machine| is_of(member, machine));
+        for member in self.members.iter().filter(|member| !member.learner && !known(member)) {
+            if let Ok(id) = MachineId::new(format!("member-{}", member.id)) {
+                standings.insert(id, Standing::Voter);
+            }
+        }
+        Quorum::of(&standings, &self.working)
+    }
+
+    /// Removes a member, after it has handed leadership over, if those that remain have a quorum of what remains.
+    fn take_out(&self, member: &EtcdMember) -> Option<EtcdCall> {
+        if member.learner {
+            return Some(EtcdCall::Remove { member: member.id });
+        }
+        let remaining = |other: &&EtcdMember| other.id != member.id && !other.learner;
+        let works = |other: &EtcdMember| {
+            let mut machines = self.blueprint.with_role(Role::Etcd).filter(|machine| is_of(other, machine));
+            machines.any(|machine| self.working.contains(&machine.id))
+        };
+        let voters = self.members.iter().filter(remaining).count();
+        let working = self.members.iter().filter(remaining).filter(|other| works(other)).count();
+        if voters == 0 || working < voters / 2 + 1 {
+            return None;
+        }
+        if Some(member.id) != self.leader {
+            return Some(EtcdCall::Remove { member: member.id });
+        }
+        let stays = |other: &&EtcdMember| {
+            let mut machines = self.blueprint.staying(Role::Etcd).filter(|machine| is_of(other, machine));
+            machines.any(|machine| self.working.contains(&machine.id))
+        };
+        let heir = self.members.iter().filter(remaining).find(stays)?;
+        Some(EtcdCall::MoveLeader { to: heir.id })
+    }
+}
