@@ -185,6 +185,7 @@ impl Shell {
                 Effect::Persist(rows) => self.store.apply(&rows)?,
                 Effect::Provider { id, call } => self.call_provider(id, call),
                 Effect::Etcd { id, session, cluster, call } => self.call_etcd(id, session, &cluster, call),
+                Effect::Kube { id, .. } => self.kube_unreachable(id),
                 Effect::Send { session, message } => self.send(session, *message),
                 Effect::Close { session, why } => {
                     if let Some(handle) = self.sessions.get(&session) {
@@ -235,6 +236,15 @@ impl Shell {
             let result = infrastructure.perform(call).await;
             // Fails only when the loop has ended; then the next start asks again.
             let _ = answers.send(Input::Provider { id, result }).await;
+        });
+    }
+
+    fn kube_unreachable(&self, id: CallId) {
+        let answers = self.answers.clone();
+        tokio::spawn(async move {
+            let why = "not connected yet".to_owned();
+            let result = Err(keelson_model::kubernetes::KubeFailure::Unreachable { why });
+            let _ = answers.send(Input::Kube { id, result }).await;
         });
     }
 

@@ -340,4 +340,8 @@ catalogue! {
         "Etcd members come and go one at a time, and only while all others vote and work, so that one more failure never costs the quorum.",
         "Look at the machine that it names when that does not get well by itself.",
         "keelson cluster show NAME --explain";
+    WaitLeave, "KEEL-4015", 0, Done, "a machine leaves the cluster",
+        "Its pods are moved within their disruption budgets, its volumes detached, its node and its etcd member removed; then the machine is removed.",
+        "Nothing, unless it names a disruption budget that never allows a pod to go: run more replicas or change the budget, or wait for the end of the drain's time.",
+        "keelson cluster show NAME --explain";
 }

@@ -47,6 +47,7 @@ pub fn spec_from_body(body: ClusterSpecBody, default_release: &str) -> Result<Cl
         release,
         workers: body.workers,
         pools: BTreeMap::new(),
+        drain: keelson_model::DrainSpec::default(),
         expose: body
             .expose
             .into_iter()
@@ -355,6 +356,7 @@ pub fn waiting_code(on: &WaitingOn) -> Code {
         WaitingOn::Turn { .. } => Code::WaitTurn,
         WaitingOn::EtcdJoin { .. } => Code::WaitEtcdJoin,
         WaitingOn::EtcdSize { .. } => Code::WaitEtcdSize,
+        WaitingOn::Leave { .. } => Code::WaitLeave,
         WaitingOn::Unit { .. } => Code::WaitUnit,
         WaitingOn::Silent { .. } => Code::WaitSilent,
         WaitingOn::Off { .. } => Code::WaitOff,

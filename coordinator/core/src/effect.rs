@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use keelson_model::etcd::{EtcdAnswer, EtcdCall};
+use keelson_model::kubernetes::{KubeAnswer, KubeCall, KubeFailure};
 use keelson_model::{BlueprintMachine, FleetEvent};
 use keelson_protocol::config::CertificateSpec;
 use keelson_protocol::health::Heartbeat;
@@ -76,6 +77,13 @@ pub enum Input {
         /// How; the error in words.
         result: Result<EtcdAnswer, String>,
     },
+    /// A call to a cluster's API server ended.
+    Kube {
+        /// The call.
+        id: CallId,
+        /// How.
+        result: Result<KubeAnswer, KubeFailure>,
+    },
     /// A provider call ended.
     Provider {
         /// The call.
@@ -107,6 +115,15 @@ pub enum Effect {
         cluster: ClusterName,
         /// The call.
         call: EtcdCall,
+    },
+    /// Ask a cluster's API server; the answer comes back as [`Input::Kube`].
+    Kube {
+        /// Number of the call.
+        id: CallId,
+        /// The cluster.
+        cluster: ClusterName,
+        /// The call.
+        call: KubeCall,
     },
     /// Send to an agent.
     Send {

@@ -1,14 +1,208 @@
-//! Machines on their way out: what still depends on them is taken away first.
+//! Machines on their way out: what still depends on them is taken away first. Pods are moved, volumes detached, the node
+//! and the etcd member removed; then the machine is let go.
 
-use keelson_model::{BlueprintMachine, Role, Standing};
-use keelson_protocol::ClusterName;
+use keelson_model::kubernetes::{DrainForce, DrainState, KubeAnswer, KubeCall, KubeFailure};
+use keelson_model::{
+    BlueprintMachine, DrainThen, FleetEvent, LeaveStep, MachinePhase, Role, Severity, Standing,
+};
+use keelson_protocol::{ClusterName, MachineId};
 
-use crate::state::CoordinatorCore;
+use crate::limits::DRAINS_AT_ONCE_PERCENT;
+use crate::state::{CoordinatorCore, Now};
+
+/// How far a leaving machine's node is.
+#[derive(Debug, Clone, Default)]
+pub struct Parting {
+    /// What the last pass of its drain left.
+    pub drain: Option<DrainState>,
+    /// Why the last call failed.
+    pub error: Option<KubeFailure>,
+    /// Whether its pods and volumes are gone.
+    drained: bool,
+    /// Whether Kubernetes has forgotten it.
+    removed: bool,
+    /// What was told last about what blocks it, so that it is told once.
+    told: String,
+}
 
 impl CoordinatorCore {
     /// Whether nothing depends on a leaving machine any more.
-    pub(crate) fn is_released(&self, name: &ClusterName, machine: &BlueprintMachine) -> bool {
-        !machine.roles.contains(&Role::Etcd)
-            || self.standings(name).get(&machine.id) == Some(&Standing::Absent)
+    pub(crate) fn is_released(&self, name: &ClusterName, planned: &BlueprintMachine) -> bool {
+        self.leave_step(name, planned).is_none()
+    }
+
+    /// What a leaving machine waits for; `None` when it may go.
+    pub(crate) fn leave_step(&self, name: &ClusterName, planned: &BlueprintMachine) -> Option<LeaveStep> {
+        let Some(machine) = self.machines.get(&planned.id) else { return None };
+        // Nothing ever ran on it.
+        let unborn = matches!(machine.row.phase, MachinePhase::Planned | MachinePhase::Refused { .. });
+        if planned.is_node() && !machine.parting.removed && !unborn {
+            let parting = &machine.parting;
+            return Some(match (&parting.error, &parting.drain) {
+                (Some(failure), _) => LeaveStep::Kubernetes { why: failure.to_string() },
+                _ if parting.drained => LeaveStep::Node,
+                (None, None) => LeaveStep::Queued,
+                (None, Some(state)) => LeaveStep::Draining { left: state.to_string() },
+            });
+        }
+        let member = planned.roles.contains(&Role::Etcd) && !unborn;
+        (member && self.standings(name).get(&planned.id) != Some(&Standing::Absent))
+            .then_some(LeaveStep::EtcdMember)
+    }
+
+    /// What is to be asked of Kubernetes next, for a node that leaves.
+    pub(crate) fn next_parting_call(
+        &self,
+        now: Now,
+        name: &ClusterName,
+        planned: &BlueprintMachine,
+    ) -> Option<KubeCall> {
+        let (machine, cluster) = (self.machines.get(&planned.id)?, self.clusters.get(name)?);
+        let node = planned.id.clone();
+        if machine.parting.removed {
+            return None;
+        }
+        if machine.parting.drained {
+            return Some(KubeCall::DeleteNode { node });
+        }
+        // A machine without power ends no pod, so that a drain would wait for ever.
+        if matches!(machine.row.phase, MachinePhase::Off { .. }) {
+            return Some(KubeCall::Evacuate { node });
+        }
+        if machine.parting.drain.is_none() && !self.may_begin_drain(name) {
+            return None;
+        }
+        let since = machine.row.leaving_since.unwrap_or(now.wall);
+        let late = now.wall.since(since) >= cluster.row.spec.drain.timeout();
+        let force = match cluster.row.spec.drain.then {
+            DrainThen::Force if late => DrainForce::AfterRefusal,
+            DrainThen::Force | DrainThen::Wait => DrainForce::Never,
+        };
+        Some(KubeCall::Drain { node, force })
+    }
+
+    /// Drains go on side by side as long as they leave most of the cluster alone.
+    fn may_begin_drain(&self, name: &ClusterName) -> bool {
+        let Some(cluster) = self.clusters.get(name) else { return false };
+        let nodes = cluster.row.blueprint.machines.values().filter(|machine| machine.is_node());
+        let total = nodes.clone().count();
+        let draining = nodes.filter(|planned| planned.leaving).filter(|planned| {
+            let machine = self.machines.get(&planned.id);
+            machine.is_some_and(|m| m.parting.drain.is_some() && !m.parting.drained || m.kube_call.is_some())
+        });
+        draining.count() < (total * DRAINS_AT_ONCE_PERCENT / 100).max(1)
+    }
+
+    /// Takes the answer to a call about one node.
+    pub(crate) fn node_answered(
+        &mut self,
+        now: Now,
+        name: &ClusterName,
+        call: &KubeCall,
+        result: Result<KubeAnswer, KubeFailure>,
+    ) {
+        let Some(id) = crate::nodes::node_of(call).cloned() else { return };
+        let Some(machine) = self.machines.get_mut(&id) else { return };
+        let parting = &mut machine.parting;
+        parting.error = result.as_ref().err().cloned();
+        match (call, result) {
+            (KubeCall::Drain { .. } | KubeCall::Evacuate { .. }, Ok(KubeAnswer::Drained(state))) => {
+                parting.drained = state.is_drained();
+                parting.drain = Some(state.clone());
+                if parting.drained {
+                    machine.kube_after = None;
+                }
+                self.tell_drain(now, name, &id, &state);
+            }
+            // Kubernetes never heard of it, or has forgotten it.
+            (KubeCall::Drain { .. } | KubeCall::Evacuate { .. }, Err(KubeFailure::NoNode { .. })) => {
+                parting.error = None;
+                parting.drained = true;
+                machine.kube_after = None;
+            }
+            (KubeCall::DeleteNode { .. }, Ok(_)) => {
+                parting.removed = true;
+                self.plan_soon(name);
+                self.note_leave(
+                    now,
+                    name,
+                    &id,
+                    Severity::Info,
+                    "NodeRemoved",
+                    "its pods and volumes are gone",
+                );
+            }
+            (KubeCall::SetNode { .. }, Ok(_)) => self.look_at_nodes_soon(name),
+            _ => {}
+        }
+    }
+
+    /// Tells how a drain goes on, each thing once.
+    fn tell_drain(&mut self, now: Now, name: &ClusterName, id: &MachineId, state: &DrainState) {
+        let blocked: Vec<String> = state.blocked().map(ToString::to_string).collect();
+        let (severity, reason, cause) = if state.is_drained() {
+            (Severity::Info, "NodeDrained", "nothing is left on it".to_owned())
+        } else if blocked.is_empty() {
+            (Severity::Info, "NodeDraining", "the machine leaves the cluster".to_owned())
+        } else {
+            (Severity::Warning, "DrainBlocked", blocked.join("; "))
+        };
+        let Some(machine) = self.machines.get_mut(id) else { return };
+        let told = format!("{reason} {cause}");
+        if machine.parting.told != told {
+            machine.parting.told = told;
+            self.note_leave(now, name, id, severity, reason, &cause);
+        }
+    }
+
+    fn note_leave(
+        &mut self,
+        now: Now,
+        name: &ClusterName,
+        id: &MachineId,
+        severity: Severity,
+        reason: &str,
+        cause: &str,
+    ) {
+        let outcome = match reason {
+            "NodeDraining" => "its pods are asked to go, within their disruption budgets".to_owned(),
+            "NodeDrained" => "the node is removed next".to_owned(),
+            "NodeRemoved" => "Kubernetes has forgotten the node".to_owned(),
+            _ => self.deadline_text(now, name, id),
+        };
+        let event = self.event(now, severity, reason);
+        self.note(FleetEvent {
+            cluster: Some(name.clone()),
+            machine: Some(id.clone()),
+            cause: cause.to_owned(),
+            outcome,
+            ..event
+        });
+    }
+
+    fn deadline_text(&self, now: Now, name: &ClusterName, id: &MachineId) -> String {
+        let Some(cluster) = self.clusters.get(name) else { return String::new() };
+        let since = self.machines.get(id).and_then(|machine| machine.row.leaving_since).unwrap_or(now.wall);
+        let left = cluster.row.spec.drain.timeout().saturating_sub(now.wall.since(since)).as_secs();
+        match cluster.row.spec.drain.then {
+            DrainThen::Force => format!("asked again; in {left} s they are deleted all the same"),
+            DrainThen::Wait => "asked again until it is allowed".to_owned(),
+        }
+    }
+
+    /// Writes down since when machines leave, so that the time limit of a drain outlives the coordinator.
+    pub(crate) fn note_leaving(&mut self, now: Now, name: &ClusterName) {
+        let leaving: Vec<MachineId> = self
+            .machines_of(name)
+            .filter(|machine| machine.row.leaving_since.is_none())
+            .filter(|machine| self.planned(name, &machine.row.id).is_some_and(|planned| planned.leaving))
+            .map(|machine| machine.row.id.clone())
+            .collect();
+        for id in leaving {
+            if let Some(machine) = self.machines.get_mut(&id) {
+                machine.row.leaving_since = Some(now.wall);
+                self.save_machine(&id);
+            }
+        }
     }
 }

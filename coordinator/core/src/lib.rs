@@ -18,6 +18,7 @@ mod leave;
 mod limits;
 mod machine;
 mod metrics;
+mod nodes;
 mod progress;
 mod provider;
 mod replan;
@@ -33,8 +34,10 @@ pub use effect::{
     SessionId,
 };
 pub use etcd::EtcdWatch;
+pub use leave::Parting;
 pub use limits::*;
 pub use metrics::Metrics;
+pub use nodes::{KubeWatch, NodeWatch};
 pub use progress::ClusterState;
 pub use row::{ClusterRow, Counter, IdempotencyRow, MachineRow, Row, Saved, SentConfig};
 pub use scale::ScalePool;

@@ -40,3 +40,13 @@ pub const OPERATION_LIFE: Duration = Duration::from_secs(90 * 24 * 3600);
 pub const ETCD_LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// Calls to clusters' etcd under way at once, over the fleet.
 pub const ETCD_CALLS_MAX: usize = 64;
+/// How often a cluster's nodes are looked at when nothing happens: to find labels and nodes that somebody has changed.
+pub const KUBE_LOOK_INTERVAL: Duration = Duration::from_secs(30);
+/// The same while a node comes, goes or is silent: its lease is evidence that is needed soon.
+pub const KUBE_LOOK_INTERVAL_BUSY: Duration = Duration::from_secs(2);
+/// How long after a call about a node the next one may be made: pods need seconds to end.
+pub const KUBE_RETRY: Duration = Duration::from_secs(1);
+/// Calls to API servers under way at once, over the fleet.
+pub const KUBE_CALLS_MAX: usize = 128;
+/// Part of a cluster's nodes that are drained at the same time, in percent; at least one.
+pub const DRAINS_AT_ONCE_PERCENT: usize = 25;

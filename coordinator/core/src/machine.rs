@@ -31,6 +31,7 @@ impl CoordinatorCore {
                 enrolled_key: None,
                 agent_events: 0,
                 sent: None,
+                leaving_since: None,
             })
             .collect();
         for row in missing {
@@ -54,6 +55,8 @@ impl CoordinatorCore {
                 MachinePhase::Refused { .. } | MachinePhase::Booting { .. } | MachinePhase::Enrolled { .. },
                 Some(_),
             ) => {}
+            // It goes anyway, and without power its pods can be moved at once.
+            (MachinePhase::Off { .. }, Some(planned)) if planned.leaving => {}
             (
                 MachinePhase::Planned
                 | MachinePhase::Creating { .. }

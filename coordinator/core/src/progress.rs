@@ -278,6 +278,7 @@ fn reason(wait: &WaitingOn) -> &'static str {
         WaitingOn::Turn { .. } => "Turn",
         WaitingOn::EtcdJoin { .. } => "EtcdJoin",
         WaitingOn::EtcdSize { .. } => "EtcdSize",
+        WaitingOn::Leave { .. } => "Leave",
         WaitingOn::Unit { .. } => "Unit",
         WaitingOn::Silent { .. } => "Silent",
         WaitingOn::Off { .. } => "Off",

@@ -43,6 +43,9 @@ pub struct MachineRow {
     /// The newest config that it was sent.
     #[serde(default)]
     pub sent: Option<SentConfig>,
+    /// Since when it is on its way out.
+    #[serde(default)]
+    pub leaving_since: Option<WallTime>,
 }
 
 /// A config that a machine was sent.

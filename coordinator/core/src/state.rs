@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use keelson_model::etcd::EtcdCall;
 use keelson_model::{
-    ClusterMaterial, EtcdHold, FleetEvent, LinkState, Observed, ObservedMachine, Operation, OperationId,
-    Plan, ReleaseCatalog, Severity,
+    ClusterMaterial, EtcdHold, FleetEvent, LeaveStep, LinkState, Observed, ObservedMachine, Operation,
+    OperationId, Plan, ReleaseCatalog, Severity,
 };
 use keelson_planner::{Addresses, Place};
 use keelson_protocol::health::{Facts, HealthReport, Heartbeat, NodeState};
@@ -16,8 +16,10 @@ use keelson_protocol::{ClusterName, Generation, InstallId, MachineId, MonoTime, 
 
 use crate::effect::{CallId, Effect, Input, SessionId};
 use crate::etcd::EtcdWatch;
+use crate::leave::Parting;
 use crate::limits::{RETURN_PAUSE_MAX, WARM_UP, WARM_UP_MAX};
 use crate::metrics::Metrics;
+use crate::nodes::{KubeFor, KubeWatch};
 use crate::row::{ClusterRow, Counter, IdempotencyRow, MachineRow, Row, Saved};
 
 /// The two clocks, read by the shell at the same moment.
@@ -61,6 +63,8 @@ pub struct Cluster {
     pub(crate) unexpose_after: Option<MonoTime>,
     /// What is known of its etcd.
     pub etcd: EtcdWatch,
+    /// What is known of its nodes.
+    pub kube: KubeWatch,
     /// Why its etcd does not yet get the size that the spec wants.
     pub held: Option<EtcdHold>,
     /// Whether the blueprint in force may not be the last step on the way to the spec.
@@ -112,6 +116,12 @@ pub struct Machine {
     pub facts: Option<Facts>,
     /// Generation of the config that its agent holds or was sent in this session.
     pub(crate) told: Option<Generation>,
+    /// The call about its node that is under way.
+    pub(crate) kube_call: Option<CallId>,
+    /// When the next one may be made.
+    pub(crate) kube_after: Option<MonoTime>,
+    /// How far its node is on its way out.
+    pub parting: Parting,
 }
 
 impl Machine {
@@ -130,6 +140,9 @@ impl Machine {
             health: None,
             facts: None,
             told: None,
+            kube_call: None,
+            kube_after: None,
+            parting: Parting::default(),
         }
     }
 
@@ -192,6 +205,8 @@ pub struct CoordinatorCore {
     pub(crate) calls: BTreeMap<CallId, CallFor>,
     /// Questions to clusters' etcd that are under way.
     pub(crate) etcd_calls: BTreeMap<CallId, (ClusterName, EtcdCall)>,
+    /// Questions to clusters' API servers that are under way.
+    pub(crate) kube_calls: BTreeMap<CallId, (ClusterName, KubeFor)>,
     pub(crate) next_call: u64,
     pub(crate) next_list: MonoTime,
     /// When the list under way, or the last one, was begun.
@@ -236,6 +251,7 @@ impl CoordinatorCore {
             counters: saved.counters.into_iter().collect(),
             calls: BTreeMap::new(),
             etcd_calls: BTreeMap::new(),
+            kube_calls: BTreeMap::new(),
             next_call: 0,
             next_list: now.mono,
             list_begun: now.mono,
@@ -289,6 +305,7 @@ impl CoordinatorCore {
             Input::Closed { session, why } => self.on_closed(now, session, why),
             Input::Provider { id, result } => self.on_provider(now, id, result),
             Input::Etcd { id, result } => self.on_etcd(now, id, result),
+            Input::Kube { id, result } => self.on_kube(now, id, result),
         }
     }
 
@@ -304,7 +321,9 @@ impl CoordinatorCore {
             self.reconcile_plan(now, &name);
             self.reconcile_etcd(now, &name);
             self.reconcile_configs(&name);
+            self.reconcile_nodes(now, &name);
             self.reconcile_machines(now, &name);
+            self.note_leaving(now, &name);
             self.reconcile_exposures(now, &name);
             self.reconcile_progress(now, &name);
             self.note_busy(&name);
@@ -314,7 +333,10 @@ impl CoordinatorCore {
 
     fn note_busy(&mut self, name: &ClusterName) {
         let Some(cluster) = self.clusters.get(name) else { return };
-        let busy = cluster.plan_due || self.etcd_matters(cluster) || self.has_stale_configs(name);
+        let busy = cluster.plan_due
+            || self.etcd_matters(cluster)
+            || self.has_stale_configs(name)
+            || self.nodes_matter(cluster);
         if let Some(cluster) = self.clusters.get_mut(name) {
             cluster.busy = busy;
         }
@@ -457,7 +479,15 @@ impl CoordinatorCore {
             etcd: self.standings(name),
             etcd_hold: cluster.and_then(|cluster| cluster.held.clone()),
             turns: self.turns(name),
+            leaving: self.leave_steps(name),
         }
+    }
+
+    fn leave_steps(&self, name: &ClusterName) -> BTreeMap<MachineId, LeaveStep> {
+        let cluster = self.clusters.get(name);
+        let leaving =
+            cluster.into_iter().flat_map(|c| c.row.blueprint.machines.values()).filter(|m| m.leaving);
+        leaving.filter_map(|planned| Some((planned.id.clone(), self.leave_step(name, planned)?))).collect()
     }
 
     /// Everything that was seen of a machine.
@@ -554,6 +584,7 @@ impl Cluster {
             unexpose_call: None,
             unexpose_after: None,
             etcd: EtcdWatch::default(),
+            kube: KubeWatch::default(),
             held: None,
             plan_due: true,
             busy: true,

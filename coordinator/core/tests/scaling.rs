@@ -48,6 +48,62 @@ fn etcd_and_masters_grow_to_five_and_shrink_to_one() {
 }
 
 #[test]
+fn workers_leave_when_their_pods_have_gone() {
+    let mut world = ready();
+    world.run(10);
+    assert_eq!(world.nodes[&"demo".parse().unwrap()].len(), 3);
+    world.scale("demo", "worker", 1);
+    world.run(2);
+    // Its first pass has left a pod.
+    assert_eq!(pool(&world, "worker").len(), 2);
+    world.run(20);
+    assert_eq!(world.state("demo"), Some(ClusterState::Ready));
+    assert_eq!(pool(&world, "worker"), ["demo-worker-1"]);
+    assert_eq!(world.nodes[&"demo".parse().unwrap()].len(), 2);
+    let reasons = world.reasons();
+    for reason in ["NodeDraining", "NodeDrained", "NodeRemoved", "MachineDeleted"] {
+        assert!(reasons.contains(&reason), "{reason} is not among {reasons:?}");
+    }
+}
+
+#[test]
+fn a_budget_that_never_allows_a_pod_to_go_is_named_and_ends_with_the_time_of_the_drain() {
+    let mut world = ready();
+    world.run(10);
+    world.budgets.insert("demo-worker-2".to_owned());
+    world.scale("demo", "worker", 1);
+    world.run(60);
+    assert_eq!(pool(&world, "worker").len(), 2);
+    let waits: Vec<String> =
+        world.core.waiting(&"demo".parse().unwrap(), world.now()).iter().map(ToString::to_string).collect();
+    assert!(
+        waits[0].starts_with("leaving: 2 pods") && waits[0].contains("may not be evicted: a budget"),
+        "{waits:?}"
+    );
+    let told = world.events.iter().filter(|event| event.reason == "DrainBlocked").count();
+    assert_eq!(told, 1, "the same thing is told once");
+    // A restart does not begin the time anew.
+    world.restart();
+    world.run(2 * 590);
+    assert_eq!(pool(&world, "worker").len(), 1);
+    assert_eq!(world.state("demo"), Some(ClusterState::Ready));
+}
+
+#[test]
+fn a_machine_without_power_is_evacuated_and_not_drained() {
+    let mut world = ready();
+    world.run(10);
+    world.budgets.insert("demo-worker-2".to_owned());
+    world.scale("demo", "worker", 1);
+    world.run(4);
+    let id = "demo-worker-2".parse().unwrap();
+    world.machines.get_mut(&id).unwrap().on = false;
+    world.run(90);
+    assert_eq!(pool(&world, "worker"), ["demo-worker-1"]);
+    assert_eq!(world.state("demo"), Some(ClusterState::Ready));
+}
+
+#[test]
 fn sizes_that_make_no_sense_are_refused_with_the_reason() {
     let mut world = ready();
     let mut check = |pool: &str, count, expected: &str| {

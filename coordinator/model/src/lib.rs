@@ -10,6 +10,7 @@
 pub mod blueprint;
 pub mod etcd;
 pub mod event;
+pub mod kubernetes;
 pub mod material;
 pub mod observed;
 pub mod operation;
@@ -29,5 +30,5 @@ pub use operation::{Operation, OperationId, OperationKind, OperationState};
 pub use plan::{Plan, PlanName, PoolName, PoolPlan, Role, Size, Taint, TaintEffect};
 pub use progress::{Progress, Standing};
 pub use release::{Release, ReleaseCatalog};
-pub use report::{Condition, ConditionStatus, EtcdHold, PlanReport, WaitingOn};
-pub use spec::{ClusterSpec, ExposeSpec, SpecError};
+pub use report::{Condition, ConditionStatus, EtcdHold, LeaveStep, PlanReport, WaitingOn};
+pub use spec::{ClusterSpec, DrainSpec, DrainThen, ExposeSpec, SpecError};

@@ -7,7 +7,7 @@ use keelson_protocol::{BootId, Generation, MachineId, WallTime};
 use serde::{Deserialize, Serialize};
 
 use crate::progress::Standing;
-use crate::report::EtcdHold;
+use crate::report::{EtcdHold, LeaveStep};
 
 /// Something that was looked for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -132,4 +132,6 @@ pub struct Observed {
     pub etcd_hold: Option<EtcdHold>,
     /// Machines that wait to get the newest config, and which other machine must be ready first.
     pub turns: BTreeMap<MachineId, MachineId>,
+    /// Machines on their way out, and what still depends on them.
+    pub leaving: BTreeMap<MachineId, LeaveStep>,
 }

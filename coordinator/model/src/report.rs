@@ -69,6 +69,13 @@ pub enum WaitingOn {
         /// Why not.
         hold: EtcdHold,
     },
+    /// It leaves the cluster, and something still depends on it.
+    Leave {
+        /// The machine.
+        machine: MachineId,
+        /// What.
+        step: LeaveStep,
+    },
     /// A unit waits, starts or fails.
     Unit {
         /// The machine.
@@ -115,6 +122,7 @@ impl WaitingOn {
             | Self::Config { machine }
             | Self::Turn { machine, .. }
             | Self::EtcdJoin { machine, .. }
+            | Self::Leave { machine, .. }
             | Self::Unit { machine, .. }
             | Self::Silent { machine }
             | Self::Off { machine }
@@ -148,6 +156,7 @@ impl WaitingOn {
             Self::Turn { .. } => "the machine before it is ready with the same config",
             Self::EtcdJoin { .. } => "its member has caught up with the others and votes",
             Self::EtcdSize { .. } => "all members vote and work",
+            Self::Leave { step, .. } => step.ends_when(),
             Self::Unit { .. } => "the unit answers its health probe",
             Self::Off { .. } => "the provider reports the machine as running",
             Self::ProviderDelete { .. } => "the provider no longer lists the machine",
@@ -174,6 +183,7 @@ impl fmt::Display for WaitingOn {
                 f.write_str("its etcd member catches up")
             }
             Self::EtcdJoin { .. } => f.write_str("its etcd member is being added"),
+            Self::Leave { step, .. } => write!(f, "leaving: {step}"),
             Self::EtcdSize { hold } => write!(f, "the next etcd member comes or goes later: {hold}"),
             Self::Unit { unit, state, .. } => write!(f, "{unit} {state}"),
             Self::Silent { .. } => f.write_str("no heartbeat"),
@@ -225,6 +235,54 @@ impl fmt::Display for EtcdHold {
             Self::Joining { machine } => write!(f, "{machine} is not a voting member yet"),
             Self::Leaving { machine } => write!(f, "{machine} is leaving the etcd cluster"),
             Self::Unready { machine } => write!(f, "{machine} does not work as it should"),
+        }
+    }
+}
+
+/// What still depends on a machine that leaves.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(tag = "step", rename_all = "camelCase", rename_all_fields = "camelCase")]
+pub enum LeaveStep {
+    /// Other nodes are drained first.
+    Queued,
+    /// Pods and volumes are left on it.
+    Draining {
+        /// Which, and what keeps them, in words.
+        left: String,
+    },
+    /// The API server could not be asked.
+    Kubernetes {
+        /// Why.
+        why: String,
+    },
+    /// Kubernetes still knows the node.
+    Node,
+    /// Its etcd member is still one.
+    EtcdMember,
+}
+
+impl LeaveStep {
+    fn ends_when(&self) -> &'static str {
+        match self {
+            Self::Queued => "other nodes are drained",
+            Self::Draining { .. } => {
+                "its pods run elsewhere and its volumes are detached, or its time is over and its pods are deleted"
+            }
+            Self::Kubernetes { .. } => "the API server answers",
+            Self::Node => "Kubernetes has forgotten the node",
+            Self::EtcdMember => "the other members have taken it out",
+        }
+    }
+}
+
+impl fmt::Display for LeaveStep {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Queued => f.write_str("its drain waits for that of others"),
+            Self::Draining { left } => f.write_str(left),
+            Self::Kubernetes { why } => f.write_str(why),
+            Self::Node => f.write_str("the node is being removed"),
+            Self::EtcdMember => f.write_str("its etcd member is being taken out"),
         }
     }
 }

@@ -54,10 +54,57 @@ pub struct ClusterSpec {
     /// Whether deletion is refused until this is switched off.
     #[serde(default)]
     pub deletion_protection: bool,
+    /// How pods leave machines that go.
+    #[serde(default, skip_serializing_if = "DrainSpec::is_default")]
+    pub drain: DrainSpec,
     /// What its owner says of it, to select by: syntax of Kubernetes' labels. No blueprint holds them, so changing them
     /// reaches no machine.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
+}
+
+/// Longest time that a drain may be given, in seconds: a day.
+pub const DRAIN_TIMEOUT_S_MAX: u32 = 24 * 3600;
+
+/// How pods leave a machine that goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct DrainSpec {
+    /// How long disruption budgets are heeded, in seconds.
+    pub timeout_s: u32,
+    /// What happens then.
+    pub then: DrainThen,
+}
+
+/// What happens when pods may still not be evicted at the end of a drain's time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum DrainThen {
+    /// They are deleted, with their own grace period: the machine goes.
+    Force,
+    /// They are asked again until it is allowed: the machine stays.
+    Wait,
+}
+
+impl Default for DrainSpec {
+    /// Ten minutes, then by force: most budgets allow a pod to go once its replacement is up elsewhere, and a budget that
+    /// never allows it must not keep a machine for ever.
+    fn default() -> Self {
+        Self { timeout_s: 600, then: DrainThen::Force }
+    }
+}
+
+impl DrainSpec {
+    /// How long disruption budgets are heeded.
+    #[must_use]
+    pub fn timeout(self) -> std::time::Duration {
+        std::time::Duration::from_secs(u64::from(self.timeout_s))
+    }
+
+    #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// A NodePort service that is reachable from outside.

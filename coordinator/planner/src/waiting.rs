@@ -1,7 +1,7 @@
 //! Why a cluster is not yet as its blueprint says.
 
 use keelson_model::{
-    Blueprint, LinkState, MachinePhase, Observed, ObservedMachine, SeatBegins, Standing, WaitingOn,
+    Blueprint, LeaveStep, LinkState, MachinePhase, Observed, ObservedMachine, SeatBegins, Standing, WaitingOn,
 };
 use keelson_protocol::MachineId;
 use keelson_protocol::health::{HealthReport, NodeState, UnitState};
@@ -10,7 +10,12 @@ use keelson_protocol::health::{HealthReport, NodeState, UnitState};
 #[must_use]
 pub fn waiting(blueprint: &Blueprint, observed: &Observed) -> Vec<WaitingOn> {
     let mut waits = Vec::new();
-    for id in blueprint.machines.keys() {
+    for (id, planned) in &blueprint.machines {
+        if planned.leaving {
+            let step = observed.leaving.get(id).cloned().unwrap_or(LeaveStep::Node);
+            waits.push(WaitingOn::Leave { machine: id.clone(), step });
+            continue;
+        }
         match observed.machines.get(id) {
             None => waits.push(WaitingOn::ProviderCreate { machine: id.clone() }),
             Some(machine) => waits.extend(machine_waits(blueprint, observed, id, machine)),

@@ -65,6 +65,7 @@ fn machine() -> MachineRow {
         enrolled_key: None,
         agent_events: 4,
         sent: None,
+        leaving_since: None,
     }
 }
 

@@ -119,6 +119,7 @@ impl FakeFleet {
             release: ReleaseName::new("1.37.2").expect("it is valid"),
             workers: None,
             pools: BTreeMap::new(),
+            drain: keelson_model::DrainSpec::default(),
             expose: Vec::new(),
             pod_network: keelson_model::spec::default_pod_network(),
             service_network: keelson_model::spec::default_service_network(),

@@ -11,6 +11,10 @@ use keelson_coordinator_core::{
     Settings,
 };
 use keelson_model::etcd::{EtcdAnswer, EtcdCall, EtcdMember, MemberId};
+use keelson_model::kubernetes::{
+    Cordon, DrainForce, DrainState, KubeAnswer, KubeCall, KubeFailure, NodeReady, NodeSeen, NodeTaint,
+    PodLeft, PodWait, TaintWish,
+};
 use keelson_model::material::Authority;
 use keelson_model::{
     BlueprintMachine, ClusterMaterial, ClusterSpec, FleetEvent, Plan, PoolName, Release, ReleaseCatalog,
@@ -67,6 +71,11 @@ pub(crate) struct World {
     /// Members of each cluster's etcd, once it was founded.
     pub(crate) members: BTreeMap<ClusterName, Vec<EtcdMember>>,
     etcd_answers: VecDeque<(CallId, Result<EtcdAnswer, String>)>,
+    /// Nodes of each cluster, and how many pods each runs.
+    pub(crate) nodes: BTreeMap<ClusterName, BTreeMap<String, (NodeSeen, usize)>>,
+    /// Nodes whose pods a disruption budget keeps.
+    pub(crate) budgets: BTreeSet<String>,
+    kube_answers: VecDeque<(CallId, Result<KubeAnswer, KubeFailure>)>,
     pub(crate) ms: u64,
     next_session: u64,
     next_boot: u128,
@@ -90,6 +99,9 @@ impl World {
             answers: VecDeque::new(),
             members: BTreeMap::new(),
             etcd_answers: VecDeque::new(),
+            nodes: BTreeMap::new(),
+            budgets: BTreeSet::new(),
+            kube_answers: VecDeque::new(),
             ms: 0,
             next_session: 0,
             next_boot: 1,
@@ -137,6 +149,9 @@ impl World {
         while let Some((id, result)) = self.etcd_answers.pop_front() {
             self.input(Input::Etcd { id, result });
         }
+        while let Some((id, result)) = self.kube_answers.pop_front() {
+            self.input(Input::Kube { id, result });
+        }
         let ids: Vec<MachineId> = self.machines.keys().cloned().collect();
         for id in ids {
             self.agent(&id);
@@ -164,6 +179,10 @@ impl World {
             match effect {
                 Effect::Persist(rows) => rows.into_iter().for_each(|row| self.disk.write(row)),
                 Effect::Provider { id, call } => self.provider(id, call),
+                Effect::Kube { id, cluster, call } => {
+                    let result = self.kube(&cluster, call);
+                    self.kube_answers.push_back((id, result));
+                }
                 Effect::Etcd { id, cluster, call, .. } => {
                     let result = self.etcd(&cluster, call);
                     self.etcd_answers.push_back((id, result));
@@ -186,6 +205,7 @@ impl World {
         self.die_before = None;
         self.answers.clear();
         self.etcd_answers.clear();
+        self.kube_answers.clear();
         self.machines.values_mut().for_each(|machine| machine.session = None);
         self.core = CoordinatorCore::restore(settings(), self.disk.saved.clone(), self.now());
     }
@@ -219,6 +239,78 @@ impl World {
         self.lose_answers = self.lose_answers.saturating_sub(1);
         let unknown = ProviderFailure { remedy: Remedy::Retry, text: "timed out".to_owned() };
         self.answers.push_back((id, if lost { Err(unknown) } else { answer }));
+    }
+
+    /// What Kubernetes does: machines with a config register, one pod goes with each pass of a drain.
+    fn kube(&mut self, cluster: &ClusterName, call: KubeCall) -> Result<KubeAnswer, KubeFailure> {
+        let blueprint = self.core.cluster(cluster).unwrap().row.blueprint.clone();
+        let nodes = self.nodes.entry(cluster.clone()).or_default();
+        let lives =
+            |id: &MachineId| self.machines.get(id).is_some_and(|fake| fake.on && fake.generation.is_some());
+        for machine in blueprint.machines.values().filter(|machine| machine.is_node() && lives(&machine.id)) {
+            if !machine.leaving {
+                nodes.entry(machine.id.to_string()).or_insert_with(|| (node(&machine.id), 2));
+            }
+        }
+        let find = |nodes: &mut BTreeMap<String, (NodeSeen, usize)>, id: &MachineId| {
+            nodes.get(id.as_str()).cloned().ok_or(KubeFailure::NoNode { node: id.clone() })
+        };
+        match call {
+            KubeCall::Nodes => {
+                for (id, (node, _)) in nodes.iter_mut() {
+                    if lives(&id.parse().unwrap()) {
+                        node.lease = Some(self.ms.to_string());
+                    }
+                }
+                Ok(KubeAnswer::Nodes(nodes.values().map(|(node, _)| node.clone()).collect()))
+            }
+            KubeCall::SetNode { node, wish } => {
+                let (mut seen, pods) = find(nodes, &node)?;
+                for (key, value) in wish.labels {
+                    match value {
+                        Some(value) => seen.labels.insert(key, value),
+                        None => seen.labels.remove(&key),
+                    };
+                }
+                seen.taints.retain(|taint| {
+                    !wish
+                        .taints
+                        .iter()
+                        .any(|wish| matches!(wish, TaintWish::Absent { key, .. } if *key == taint.key))
+                });
+                nodes.insert(node.to_string(), (seen, pods));
+                Ok(KubeAnswer::Done)
+            }
+            KubeCall::Drain { node, force } => {
+                let (seen, pods) = find(nodes, &node)?;
+                let kept = self.budgets.contains(node.as_str()) && force == DrainForce::Never;
+                let pods = if kept { pods } else { pods.saturating_sub(1) };
+                nodes.insert(node.to_string(), (seen, pods));
+                let why = if kept {
+                    PodWait::Refused { why: "a budget".to_owned() }
+                } else {
+                    PodWait::Ending { finalizers: Vec::new() }
+                };
+                let left = |number| PodLeft {
+                    namespace: "default".to_owned(),
+                    pod: format!("web-{number}"),
+                    owner: None,
+                    why: why.clone(),
+                };
+                Ok(KubeAnswer::Drained(DrainState::new((0..pods).map(left).collect(), 0)))
+            }
+            KubeCall::Evacuate { node } => {
+                assert!(!self.machines.get(&node).is_some_and(|machine| machine.on), "{node} has power");
+                let (mut seen, _) = find(nodes, &node)?;
+                seen.taints = vec![NodeTaint::out_of_service()];
+                nodes.insert(node.to_string(), (seen, 0));
+                Ok(KubeAnswer::Drained(DrainState::default()))
+            }
+            KubeCall::DeleteNode { node } => {
+                nodes.remove(node.as_str());
+                Ok(KubeAnswer::Done)
+            }
+        }
     }
 
     /// What etcd does: the founding members are those of the first seat, whoever joins starts as a learner.
@@ -380,6 +472,22 @@ impl World {
         let mut reasons: Vec<&str> = self.events.iter().map(|event| event.reason.as_str()).collect();
         reasons.dedup();
         reasons
+    }
+}
+
+fn node(id: &MachineId) -> NodeSeen {
+    NodeSeen {
+        name: id.to_string(),
+        uid: id.to_string(),
+        ready: NodeReady::True,
+        why: None,
+        lease: None,
+        cordon: Cordon::Open,
+        labels: BTreeMap::new(),
+        taints: Vec::new(),
+        boot: None,
+        kubelet: None,
+        created: String::new(),
     }
 }
 

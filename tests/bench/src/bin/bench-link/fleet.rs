@@ -94,6 +94,7 @@ pub(crate) fn saved(count: usize) -> Result<(Settings, Saved)> {
             enrolled_key: Some("bench".to_owned()),
             agent_events: 0,
             sent: None,
+            leaving_since: None,
         }));
         saved.material.push((spec.name.clone(), material()));
         let (created, first_ready) = (WallTime(0), Some(WallTime(0)));

@@ -1,0 +1,204 @@
+//! Nodes as Kubernetes sees them: looked at, labelled, and taken back into service.
+
+use std::collections::BTreeMap;
+
+use keelson_model::kubernetes::{KubeAnswer, KubeCall, KubeFailure, NodeSeen, NodeWish};
+use keelson_model::{BlueprintMachine, Role};
+use keelson_protocol::{ClusterName, MachineId, MonoTime};
+
+use crate::effect::{CallId, Effect};
+use crate::limits::{KUBE_CALLS_MAX, KUBE_LOOK_INTERVAL, KUBE_LOOK_INTERVAL_BUSY, KUBE_RETRY};
+use crate::state::{Cluster, CoordinatorCore, Now};
+
+/// Label of a node that says to which pool its machine belongs; kubelets set it themselves.
+const POOL_LABEL: &str = "keelson.dev/pool";
+
+/// What is known of a cluster's nodes.
+#[derive(Debug, Clone, Default)]
+pub struct KubeWatch {
+    /// By name.
+    pub nodes: BTreeMap<String, NodeWatch>,
+    /// When they were last seen.
+    pub looked: Option<MonoTime>,
+    /// Why the last look failed.
+    pub error: Option<KubeFailure>,
+    call: Option<CallId>,
+    after: Option<MonoTime>,
+}
+
+impl KubeWatch {
+    /// Whether it is time to look again.
+    pub(crate) fn is_due(&self, now: Now) -> bool {
+        self.call.is_none() && self.after.is_none_or(|after| after <= now.mono)
+    }
+}
+
+/// A node, and when its kubelet gave a sign of life.
+#[derive(Debug, Clone)]
+pub struct NodeWatch {
+    /// As it was seen last.
+    pub seen: NodeSeen,
+    /// When its lease was first seen as it is now. Clocks of machines may be wrong, so only the change counts.
+    pub renewed: MonoTime,
+    /// Whether the lease has changed since the first look: before that nothing is known of it.
+    pub beats: bool,
+}
+
+/// What a call to an API server is for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum KubeFor {
+    Look,
+    Node(KubeCall),
+}
+
+impl CoordinatorCore {
+    /// Looks at a cluster's nodes and brings them to what the blueprint says.
+    pub(crate) fn reconcile_nodes(&mut self, now: Now, name: &ClusterName) {
+        let reachable = self.endpoint(name).is_some();
+        let Some(cluster) = self.clusters.get(name).filter(|cluster| cluster.row.wanted && reachable) else {
+            return;
+        };
+        if cluster.kube.is_due(now)
+            && let Some(id) = self.call_kube(name, KubeFor::Look, KubeCall::Nodes)
+            && let Some(cluster) = self.clusters.get_mut(name)
+        {
+            cluster.kube.call = Some(id);
+        }
+        let ids: Vec<MachineId> = self.node_ids(name);
+        for id in ids {
+            self.reconcile_node(now, name, &id);
+        }
+    }
+
+    fn node_ids(&self, name: &ClusterName) -> Vec<MachineId> {
+        let Some(cluster) = self.clusters.get(name) else { return Vec::new() };
+        let nodes = cluster.row.blueprint.machines.values().filter(|machine| machine.is_node());
+        nodes.map(|machine| machine.id.clone()).collect()
+    }
+
+    fn reconcile_node(&mut self, now: Now, name: &ClusterName, id: &MachineId) {
+        let Some(machine) = self.machines.get(id) else { return };
+        if machine.kube_call.is_some() || machine.kube_after.is_some_and(|after| after > now.mono) {
+            return;
+        }
+        let Some(planned) = self.planned(name, id) else { return };
+        let call = if planned.leaving {
+            self.next_parting_call(now, name, planned)
+        } else {
+            self.next_wish(name, planned)
+        };
+        let Some(call) = call else { return };
+        let call = self.call_kube(name, KubeFor::Node(call.clone()), call);
+        if let Some(machine) = self.machines.get_mut(id) {
+            machine.kube_call = call;
+        }
+    }
+
+    /// What separates a node that stays from what it shall be.
+    fn next_wish(&self, name: &ClusterName, planned: &BlueprintMachine) -> Option<KubeCall> {
+        let seen = &self.clusters.get(name)?.kube.nodes.get(planned.id.as_str())?.seen;
+        let mut wish = NodeWish::default();
+        let ready = self
+            .machines
+            .get(&planned.id)
+            .is_some_and(|machine| machine.is_heard() && machine.row.incarnation == planned.incarnation);
+        if seen.is_out_of_service() && ready {
+            wish = NodeWish::in_service();
+        }
+        let missing =
+            node_labels(planned).into_iter().filter(|(key, value)| seen.labels.get(key) != Some(value));
+        wish.labels = missing.map(|(key, value)| (key, Some(value))).collect();
+        (wish != NodeWish::default()).then(|| KubeCall::SetNode { node: planned.id.clone(), wish })
+    }
+
+    fn call_kube(&mut self, name: &ClusterName, purpose: KubeFor, call: KubeCall) -> Option<CallId> {
+        if self.kube_calls.len() >= KUBE_CALLS_MAX {
+            return None;
+        }
+        let id = CallId(self.next_call);
+        self.next_call += 1;
+        self.kube_calls.insert(id, (name.clone(), purpose));
+        self.effects.push(Effect::Kube { id, cluster: name.clone(), call });
+        Some(id)
+    }
+
+    pub(crate) fn on_kube(&mut self, now: Now, id: CallId, result: Result<KubeAnswer, KubeFailure>) {
+        let Some((name, purpose)) = self.kube_calls.remove(&id) else { return };
+        self.touched.insert(name.clone());
+        match purpose {
+            KubeFor::Look => self.nodes_seen(now, &name, result),
+            KubeFor::Node(call) => {
+                let node = node_of(&call).cloned();
+                let machine = node.as_ref().and_then(|node| self.machines.get_mut(node));
+                let Some(machine) = machine.filter(|machine| machine.kube_call == Some(id)) else { return };
+                machine.kube_call = None;
+                machine.kube_after = Some(now.mono.plus(KUBE_RETRY));
+                self.node_answered(now, &name, &call, result);
+            }
+        }
+    }
+
+    fn nodes_seen(&mut self, now: Now, name: &ClusterName, result: Result<KubeAnswer, KubeFailure>) {
+        let busy = self.clusters.get(name).is_some_and(|cluster| self.nodes_matter(cluster));
+        let Some(cluster) = self.clusters.get_mut(name) else { return };
+        let kube = &mut cluster.kube;
+        kube.call = None;
+        kube.after = Some(now.mono.plus(if busy { KUBE_LOOK_INTERVAL_BUSY } else { KUBE_LOOK_INTERVAL }));
+        kube.error = result.as_ref().err().cloned();
+        let Ok(KubeAnswer::Nodes(nodes)) = result else { return };
+        let mut before = std::mem::take(&mut kube.nodes);
+        for seen in nodes {
+            let old = before.remove(&seen.name).filter(|old| old.seen.uid == seen.uid);
+            let watch = match old {
+                Some(old) if old.seen.lease == seen.lease => NodeWatch { seen, ..old },
+                Some(_) => NodeWatch { seen, renewed: now.mono, beats: true },
+                None => NodeWatch { seen, renewed: now.mono, beats: false },
+            };
+            kube.nodes.insert(watch.seen.name.clone(), watch);
+        }
+        kube.looked = Some(now.mono);
+    }
+
+    /// Whether something about a cluster's nodes changes, so that they are looked at often.
+    pub(crate) fn nodes_matter(&self, cluster: &Cluster) -> bool {
+        let name = &cluster.row.spec.name;
+        cluster.row.blueprint.machines.values().filter(|planned| planned.is_node()).any(|planned| {
+            let machine = self.machines.get(&planned.id);
+            planned.leaving
+                || !machine.is_some_and(crate::state::Machine::is_heard)
+                || !cluster.kube.nodes.contains_key(planned.id.as_str())
+                || self.next_wish(name, planned).is_some()
+        })
+    }
+
+    /// Asks for a cluster's nodes at the next tick.
+    pub(crate) fn look_at_nodes_soon(&mut self, name: &ClusterName) {
+        if let Some(cluster) = self.clusters.get_mut(name) {
+            cluster.kube.after = None;
+        }
+    }
+}
+
+/// The node that a call is about.
+pub(crate) fn node_of(call: &KubeCall) -> Option<&MachineId> {
+    match call {
+        KubeCall::Nodes => None,
+        KubeCall::SetNode { node, .. }
+        | KubeCall::Drain { node, .. }
+        | KubeCall::Evacuate { node }
+        | KubeCall::DeleteNode { node } => Some(node),
+    }
+}
+
+/// Labels that a node shall have. Kubelets may not give roles to themselves (Kubernetes "NodeRestriction"), so the
+/// coordinator does.
+fn node_labels(planned: &BlueprintMachine) -> BTreeMap<String, String> {
+    let mut labels = planned.labels.clone();
+    labels.insert(POOL_LABEL.to_owned(), planned.pool.to_string());
+    for (role, word) in [(Role::Master, "control-plane"), (Role::Worker, "worker")] {
+        if planned.roles.contains(&role) {
+            labels.insert(format!("node-role.kubernetes.io/{word}"), String::new());
+        }
+    }
+    labels
+}
