@@ -19,7 +19,7 @@ use keelson_protocol::health::{CgroupVersion, Facts};
 
 pub use addons::ADMIN_GROUP;
 pub use kube::admin_kubeconfig;
-pub use paths::API_PORT;
+pub use paths::{API_PORT, API_READY_PATH};
 
 /// Life of a certificate inside a cluster, in seconds: 30 days, renewed after 20, so that a machine may be away from
 /// its coordinator for ten days before anything expires.
@@ -161,7 +161,8 @@ impl Node<'_> {
     fn balancer(&mut self) {
         let masters = self.input.blueprint.with_role(Role::Master);
         let backends = masters.map(|master| (master.address, API_PORT).into()).collect();
-        self.config.balancer = Some(BalancerSpec { listen: paths::BALANCER, backends });
+        let check = Some(kube::api_check());
+        self.config.balancer = Some(BalancerSpec { listen: paths::BALANCER, backends, check });
     }
 
     fn routes(&mut self) {
