@@ -24,8 +24,8 @@ mod state;
 
 pub use command::{Accepted, CommandError, CreateCluster, Preview, Protection};
 pub use effect::{
-    CallId, Effect, EnrolId, Input, ProviderAnswer, ProviderCall, ProviderFailure, Remedy, SeenMachine,
-    SessionId,
+    CallId, Effect, EnrolId, HealthCheck, Input, ProviderAnswer, ProviderCall, ProviderFailure, Remedy,
+    SeenMachine, SessionId,
 };
 pub use limits::*;
 pub use metrics::Metrics;

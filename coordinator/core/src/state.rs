@@ -13,7 +13,7 @@ use keelson_planner::{Addresses, Place, PlanInput, Wanted, lint, plan};
 use keelson_protocol::health::{Facts, HealthReport, Heartbeat};
 use keelson_protocol::{ClusterName, Incarnation, InstallId, MachineId, MonoTime, SecretBytes, WallTime};
 
-use crate::effect::{CallId, Effect, Input, SessionId};
+use crate::effect::{CallId, Effect, HealthCheck, Input, SessionId};
 use crate::limits::{RETURN_PAUSE_MAX, WARM_UP, WARM_UP_MAX};
 use crate::metrics::Metrics;
 use crate::row::{ClusterRow, Counter, IdempotencyRow, MachineRow, Row, Saved};
@@ -64,6 +64,8 @@ pub struct Cluster {
 pub struct Exposure {
     /// Where it leads.
     pub targets: Vec<SocketAddr>,
+    /// How the provider shall see that a target works.
+    pub check: HealthCheck,
     /// Where users reach it, once the provider said so for these targets.
     pub address: Option<SocketAddr>,
     /// What the provider said last.
