@@ -28,12 +28,12 @@ pub(crate) struct Steps {
 impl Steps {
     pub(crate) fn new(host: Arc<Host>, link: PathBuf, machine: MachineId, incarnation: Incarnation) -> Self {
         Self {
+            balancer: Arc::new(tokio::sync::Mutex::new(Balancer::new(Arc::clone(&host)))),
             host,
             files: IdentityFiles::new(link),
             machine,
             incarnation,
             link_key: Arc::default(),
-            balancer: Arc::default(),
         }
     }
 

@@ -8,7 +8,8 @@ use keelson_coordinator_core::{ProviderAnswer, ProviderCall, ProviderFailure, Re
 use keelson_protocol::InstallId;
 use keelson_providers::call::{Metadata, SecretText};
 use keelson_providers::{
-    Answer, Call, ExposeRequest, MachineRequest, MachineState, ObjectKey, Provider, ProviderError,
+    Answer, Call, ExposeRequest, HealthCheck, MachineRequest, MachineState, ObjectKey, Provider,
+    ProviderError,
 };
 
 /// How long a provider call may take. Clouds need a minute to make a machine; the local provider needs a second.
@@ -66,11 +67,19 @@ impl Infrastructure {
                 Call::DeleteMachine(ObjectKey { install, cluster, machine, incarnation })
             }
             ProviderCall::List => Call::ListMachines(install),
-            ProviderCall::Expose { cluster, name, targets } => {
-                Call::Expose(ExposeRequest { install, cluster, name, targets, port: None })
+            ProviderCall::Expose { cluster, name, targets, check } => {
+                let check = translate_check(check);
+                Call::Expose(ExposeRequest { install, cluster, name, targets, check, port: None })
             }
             ProviderCall::Unexpose { cluster } => Call::Unexpose(install, cluster),
         }
+    }
+}
+
+fn translate_check(check: keelson_coordinator_core::HealthCheck) -> HealthCheck {
+    match check {
+        keelson_coordinator_core::HealthCheck::Tcp => HealthCheck::Tcp,
+        keelson_coordinator_core::HealthCheck::Https { path } => HealthCheck::Https { path },
     }
 }
 

@@ -353,4 +353,18 @@ pub struct BalancerSpec {
     pub listen: SocketAddr,
     /// The API servers.
     pub backends: Vec<SocketAddr>,
+    /// How it sees that one works. Without it only a server that takes no connection is passed over.
+    pub check: Option<BalancerCheck>,
+}
+
+/// The health check of each backend of a balancer: an HTTPS endpoint beside what the backend serves, with the same
+/// address. How often it is asked is for the agent to know.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BalancerCheck {
+    /// Path and query; a status of 2xx is good.
+    pub path: String,
+    /// Name that the backend's certificate must carry.
+    pub server_name: String,
+    /// CA bundle that must have signed it (PEM file).
+    pub ca_path: String,
 }

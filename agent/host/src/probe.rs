@@ -26,7 +26,7 @@ use crate::tls;
 const BODY_BYTES_MAX: usize = 1024 * 1024;
 /// So much of an answer that is not the expected one goes into its error, in characters.
 const QUOTE_MAX: usize = 200;
-/// Most connections kept open: those of one machine's probes, and some room.
+/// Most connections kept open: those of one machine's probes and of the checks of its balancer, and some room.
 const KEPT_MAX: usize = 32;
 
 type Sender = SendRequest<Empty<Bytes>>;

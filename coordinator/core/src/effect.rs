@@ -214,11 +214,25 @@ pub enum ProviderCall {
         name: String,
         /// Where it leads.
         targets: Vec<SocketAddr>,
+        /// How the provider shall see that a target works.
+        check: HealthCheck,
     },
     /// Remove all exposed services of a cluster.
     Unexpose {
         /// The cluster.
         cluster: ClusterName,
+    },
+}
+
+/// How a provider shall see that a target of an exposed service works.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HealthCheck {
+    /// It takes a connection.
+    Tcp,
+    /// It answers an HTTPS request with a status of 2xx.
+    Https {
+        /// Path and query.
+        path: String,
     },
 }
 

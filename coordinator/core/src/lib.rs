@@ -30,8 +30,8 @@ mod state;
 
 pub use command::{Accepted, CommandError, CreateCluster, Preview, Protection};
 pub use effect::{
-    CallId, Effect, EnrolId, Input, ProviderAnswer, ProviderCall, ProviderFailure, Remedy, SeenMachine,
-    SessionId,
+    CallId, Effect, EnrolId, HealthCheck, Input, ProviderAnswer, ProviderCall, ProviderFailure, Remedy,
+    SeenMachine, SessionId,
 };
 pub use etcd::EtcdWatch;
 pub use leave::Parting;

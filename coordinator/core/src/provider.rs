@@ -5,10 +5,12 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use keelson_model::{FleetEvent, MachinePhase, Role, Severity};
-use keelson_planner::node::API_PORT;
+use keelson_planner::node::{API_PORT, API_READY_PATH};
 use keelson_protocol::{ClusterName, MachineId};
 
-use crate::effect::{CallId, Effect, ProviderAnswer, ProviderCall, ProviderFailure, Remedy, SeenMachine};
+use crate::effect::{
+    CallId, Effect, HealthCheck, ProviderAnswer, ProviderCall, ProviderFailure, Remedy, SeenMachine,
+};
 use crate::limits::{
     LIST_INTERVAL, LIST_INTERVAL_SILENT, PROVIDER_CALLS_MAX, PROVIDER_RETRY_MAX, PROVIDER_RETRY_MIN,
 };
@@ -236,15 +238,15 @@ impl CoordinatorCore {
 
     fn call_exposures(&mut self, now: Now, name: &ClusterName) {
         let Some(cluster) = self.clusters.get(name) else { return };
-        let due: Vec<(String, Vec<SocketAddr>)> = cluster
+        let due: Vec<(String, Exposure)> = cluster
             .exposures
             .iter()
             .filter(|(_, exposure)| exposure.address.is_none() && exposure.call.is_none())
             .filter(|(_, exposure)| exposure.after.is_none_or(|after| after <= now.mono))
-            .map(|(service, exposure)| (service.clone(), exposure.targets.clone()))
+            .map(|(service, exposure)| (service.clone(), exposure.clone()))
             .collect();
-        for (service, targets) in due {
-            let call = ProviderCall::Expose { cluster: name.clone(), name: service.clone(), targets };
+        for (service, Exposure { targets, check, .. }) in due {
+            let call = ProviderCall::Expose { cluster: name.clone(), name: service.clone(), targets, check };
             let call = self.call(CallFor::Expose(name.clone(), service.clone()), call);
             let exposure =
                 self.clusters.get_mut(name).and_then(|cluster| cluster.exposures.get_mut(&service));
@@ -289,21 +291,32 @@ impl CoordinatorCore {
 }
 
 impl crate::state::Cluster {
-    /// Brings the list of exposures in line with the blueprint; a changed target is asked for again.
+    /// Brings the list of exposures in line with the blueprint; what changed is asked for again. API servers say for
+    /// themselves whether they work; of users' services nothing is known but the port.
     fn want_exposures(&mut self) {
         let blueprint = &self.row.blueprint;
         let addresses = |role: Role, port: u16| -> Vec<SocketAddr> {
             blueprint.staying(role).map(|machine| (machine.address, port).into()).collect()
         };
-        let mut wanted = vec![(API_EXPOSURE.to_owned(), addresses(Role::Master, API_PORT))];
+        let ready = HealthCheck::Https { path: API_READY_PATH.to_owned() };
+        let mut wanted = vec![(API_EXPOSURE.to_owned(), addresses(Role::Master, API_PORT), ready)];
         for expose in &blueprint.expose {
-            wanted.push((expose.name.clone(), addresses(Role::Worker, expose.node_port)));
+            let targets = addresses(Role::Worker, expose.node_port);
+            wanted.push((expose.name.clone(), targets, HealthCheck::Tcp));
         }
-        self.exposures.retain(|name, _| wanted.iter().any(|(other, _)| other == name));
-        for (name, targets) in wanted {
-            if self.exposures.get(&name).is_none_or(|exposure| exposure.targets != targets) {
-                let exposure =
-                    Exposure { targets, address: None, error: None, call: None, attempts: 0, after: None };
+        self.exposures.retain(|name, _| wanted.iter().any(|(other, ..)| other == name));
+        for (name, targets, check) in wanted {
+            let same = |exposure: &Exposure| exposure.targets == targets && exposure.check == check;
+            if !self.exposures.get(&name).is_some_and(same) {
+                let exposure = Exposure {
+                    targets,
+                    check,
+                    address: None,
+                    error: None,
+                    call: None,
+                    attempts: 0,
+                    after: None,
+                };
                 self.exposures.insert(name, exposure);
             }
         }

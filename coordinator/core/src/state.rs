@@ -14,7 +14,7 @@ use keelson_planner::{Addresses, Place};
 use keelson_protocol::health::{Facts, HealthReport, Heartbeat, NodeState};
 use keelson_protocol::{ClusterName, Generation, InstallId, MachineId, MonoTime, SecretBytes, WallTime};
 
-use crate::effect::{CallId, Effect, Input, SessionId};
+use crate::effect::{CallId, Effect, HealthCheck, Input, SessionId};
 use crate::etcd::EtcdWatch;
 use crate::leave::Parting;
 use crate::limits::{RETURN_PAUSE_MAX, WARM_UP, WARM_UP_MAX};
@@ -78,6 +78,8 @@ pub struct Cluster {
 pub struct Exposure {
     /// Where it leads.
     pub targets: Vec<SocketAddr>,
+    /// How the provider shall see that a target works.
+    pub check: HealthCheck,
     /// Where users reach it, once the provider said so for these targets.
     pub address: Option<SocketAddr>,
     /// What the provider said last.

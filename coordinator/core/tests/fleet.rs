@@ -6,10 +6,10 @@ mod common;
 
 use common::{World, hello, small};
 use keelson_coordinator_core::{
-    ClusterState, CommandError, CreateCluster, Effect, EnrolId, Input, Protection, ProviderAnswer,
-    ProviderCall, ProviderFailure, Remedy, Row, SessionId,
+    ClusterState, CommandError, CreateCluster, Effect, EnrolId, HealthCheck, Input, Protection,
+    ProviderAnswer, ProviderCall, ProviderFailure, Remedy, Row, SessionId,
 };
-use keelson_model::{FleetEvent, MachinePhase, OperationState, Severity};
+use keelson_model::{ClusterSpec, FleetEvent, MachinePhase, OperationState, Severity};
 use keelson_protocol::message::{EnrolRequest, RefusalCode, ToAgent};
 use keelson_protocol::{BootId, Generation, Incarnation, SecretBytes};
 
@@ -393,6 +393,18 @@ fn a_list_that_was_begun_before_a_machine_was_made_says_nothing_about_it() {
     let answer = Ok(ProviderAnswer::Machines(Vec::new()));
     world.input(Input::Provider { id: list.unwrap(), result: answer });
     assert!(!world.reasons().contains(&"MachineOff"), "{:?}", world.reasons());
+}
+
+#[test]
+fn api_servers_are_asked_whether_they_are_ready_and_services_of_users_for_their_port() {
+    let mut world = World::new();
+    let expose = serde_json::from_value(serde_json::json!([{ "name": "web", "nodePort": 30_080 }])).unwrap();
+    world.create(&ClusterSpec { expose, ..small("demo") });
+    world.run(CONVERGED);
+    let cluster = world.core.cluster(&"demo".parse().unwrap()).unwrap();
+    let checks: Vec<_> = cluster.exposures.iter().map(|(name, it)| (name.as_str(), &it.check)).collect();
+    let ready = HealthCheck::Https { path: "/readyz".to_owned() };
+    assert_eq!(checks, [("api", &ready), ("web", &HealthCheck::Tcp)]);
 }
 
 #[test]

@@ -94,8 +94,46 @@ pub struct ExposeRequest {
     pub name: String,
     /// Where to send connections, tried in turn.
     pub targets: Vec<SocketAddr>,
+    /// How to see that a target works. One that does not gets no connections while another one works, and loses those
+    /// that it has.
+    pub check: HealthCheck,
     /// The outside port that is wanted; `None` lets the provider choose a free one (and keep it).
     pub port: Option<u16>,
+}
+
+/// How a provider sees that a target of an exposed service works. Both kinds are what load balancers of clouds know, and
+/// as little: no provider needs to know what the service is.
+#[derive(Debug, Default, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum HealthCheck {
+    /// It takes a connection. That tells a machine that lives from one that is off, not from one that is frozen: its
+    /// kernel takes connections all the same.
+    #[default]
+    Tcp,
+    /// It answers an HTTPS request at the target's own port with a status of 2xx. The certificate is not verified, as
+    /// load balancers of clouds do not verify it either: the check gives nothing away, and clients verify for
+    /// themselves whom they speak to.
+    Https {
+        /// Path and query, beginning with `/`.
+        path: String,
+    },
+}
+
+/// Longest path of a health check, in bytes: far more than any health endpoint has.
+const CHECK_PATH_BYTES_MAX: usize = 256;
+
+impl HealthCheck {
+    /// Refuses what can never be asked.
+    pub(crate) fn validate(&self) -> Result<(), ProviderError> {
+        let Self::Https { path } = self else { return Ok(()) };
+        let plain = path.starts_with('/') && path.bytes().all(|byte| byte.is_ascii_graphic());
+        if plain && path.len() <= CHECK_PATH_BYTES_MAX {
+            return Ok(());
+        }
+        let detail =
+            format!("`{path}` is no path of at most {CHECK_PATH_BYTES_MAX} characters that begins with /");
+        Err(ProviderError::Invalid { field: "check", detail })
+    }
 }
 
 /// A service that is reachable from outside.

@@ -333,6 +333,7 @@ impl State {
     }
 
     fn expose(&mut self, request: &ExposeRequest) -> Result<Exposed, ProviderError> {
+        request.check.validate()?;
         let key = (request.install.clone(), request.cluster.clone(), request.name.clone());
         let own = self.exposed.get(&key).map(|(port, _)| *port);
         let holder = |port| self.exposed.iter().find(|(other, (held, _))| **other != key && *held == port);

@@ -13,8 +13,9 @@ pub mod fake;
 pub mod local;
 
 pub use call::{
-    Answer, Call, Capabilities, ExposeRequest, Exposed, Fenced, ImageLayers, ImageResolver, MachineRequest,
-    MachineState, MachineView, Metadata, ObjectKey, PowerOff, ProviderError, Remedy, SecretText,
+    Answer, Call, Capabilities, ExposeRequest, Exposed, Fenced, HealthCheck, ImageLayers, ImageResolver,
+    MachineRequest, MachineState, MachineView, Metadata, ObjectKey, PowerOff, ProviderError, Remedy,
+    SecretText,
 };
 
 use std::future::Future;

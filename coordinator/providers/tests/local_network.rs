@@ -6,10 +6,10 @@ mod host;
 mod suite;
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use host::{Host, eventually};
 use keelson_protocol::MachineId;
@@ -137,6 +137,52 @@ async fn forwards_reach_machines_and_survive_what_dies() {
     assert!(talk(address).is_err(), "an unexposed port is closed");
     host.destroy();
     eventually("the forwarder to end", || kill(before, None).is_err().then_some(()));
+}
+
+/// From the moment a machine has no power any more until users are served by another one.
+const OVER_WITHIN: Duration = Duration::from_secs(2);
+
+#[tokio::test]
+async fn forwards_leave_a_machine_that_lost_power() {
+    let host = Host::new().await;
+    let made = machines(&host, 2).await;
+    let targets = vec![serve(&host, &made[0]), serve(&host, &made[1])];
+    let wanted = ExposeRequest { targets, ..expose_request(&host, "api") };
+    let Exposed { address, .. } = expose(&host, &wanted).await.unwrap();
+    let mut standing: Vec<_> = (0..2).map(|_| greeted(address)).collect();
+    standing.sort_by(|a, b| a.0.cmp(&b.0));
+    let [(_, mut at_dead), (_, mut at_other)] = <[_; 2]>::try_from(standing).unwrap();
+
+    let begun = Instant::now();
+    done(&host, Call::PowerOff(made[0].key.clone(), PowerOff::Hard)).await;
+    let off = Instant::now();
+    let mut bytes = [0; 16];
+    let end = at_dead.read(&mut bytes).unwrap_err();
+    let ended = off.elapsed();
+    assert_eq!(end.kind(), ErrorKind::ConnectionReset);
+    for _ in 0..4 {
+        assert_eq!(talk(address).unwrap(), "demo-worker-1 hello bye");
+    }
+    let over = off.elapsed();
+    println!(
+        "switched off in {} ms; ended after {} ms, served again after {} ms",
+        (off - begun).as_millis(),
+        ended.as_millis(),
+        over.as_millis()
+    );
+    assert!(over < OVER_WITHIN, "{over:?}");
+    at_other.shutdown(Shutdown::Write).unwrap();
+    let length = at_other.read(&mut bytes).unwrap();
+    assert_eq!(&bytes[..length], b" bye", "the other's connection stands");
+}
+
+/// A connection that stands, and who greeted it.
+fn greeted(address: SocketAddr) -> (String, TcpStream) {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    let mut name = [0; "demo-worker-0".len()];
+    stream.read_exact(&mut name).unwrap();
+    (String::from_utf8_lossy(&name).into_owned(), stream)
 }
 
 fn forwarder_pid(host: &Host) -> Pid {

@@ -5,8 +5,8 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use keelson_protocol::config::{
-    BalancerSpec, CertificateSpec, ClientFiles, Expect, FileContent, FileSpec, Hardening, Issuer, Need,
-    NodeConfig, ProbeSpec, ProbeTarget, RouteSpec, UnitKind, UnitSpec, Usage,
+    BalancerCheck, BalancerSpec, CertificateSpec, ClientFiles, Expect, FileContent, FileSpec, Hardening,
+    Issuer, Need, NodeConfig, ProbeSpec, ProbeTarget, RouteSpec, UnitKind, UnitSpec, Usage,
 };
 use keelson_protocol::health::{
     AgentEvent, CertificateHealth, CgroupVersion, DiskFact, EventKind, Facts, HealthReport, Heartbeat,
@@ -289,6 +289,11 @@ pub(crate) fn config() -> NodeConfig {
         balancer: Some(BalancerSpec {
             listen: "127.0.0.1:7443".parse().unwrap(),
             backends: vec!["10.0.0.11:6443".parse().unwrap(), "[fd00::11]:6443".parse().unwrap()],
+            check: Some(BalancerCheck {
+                path: "/readyz".to_owned(),
+                server_name: "kubernetes".to_owned(),
+                ca_path: "/var/lib/kubernetes/ca.crt".to_owned(),
+            }),
         }),
     }
 }

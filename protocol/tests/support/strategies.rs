@@ -3,8 +3,8 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use keelson_protocol::config::{
-    BalancerSpec, CertificateSpec, ClientFiles, Expect, FileContent, FileSpec, Hardening, Issuer, Need,
-    NodeConfig, ProbeSpec, ProbeTarget, RouteSpec, UnitKind, UnitSpec, Usage,
+    BalancerCheck, BalancerSpec, CertificateSpec, ClientFiles, Expect, FileContent, FileSpec, Hardening,
+    Issuer, Need, NodeConfig, ProbeSpec, ProbeTarget, RouteSpec, UnitKind, UnitSpec, Usage,
 };
 use keelson_protocol::health::{
     AgentEvent, CertificateHealth, CgroupVersion, DiskFact, EventKind, Facts, HealthReport, Heartbeat,
@@ -341,7 +341,13 @@ fn tcp_probe() -> ProbeSpec {
 
 fn balancer() -> impl Strategy<Value = BalancerSpec> {
     let address = any::<SocketAddr>().prop_map(without_flow);
-    (address.clone(), vec(address, 0..4)).prop_map(|(listen, backends)| BalancerSpec { listen, backends })
+    let check = (text(), text(), text()).prop_map(|(path, server_name, ca_path)| BalancerCheck {
+        path,
+        server_name,
+        ca_path,
+    });
+    (address.clone(), vec(address, 0..4), option::of(check))
+        .prop_map(|(listen, backends, check)| BalancerSpec { listen, backends, check })
 }
 
 fn route() -> impl Strategy<Value = RouteSpec> {

@@ -7,18 +7,22 @@ use anyhow::{Context, Result};
 use cargo_metadata::{DependencyKind, MetadataCommand, Package};
 
 /// Crates of this workspace that each may use, without tests.
-const ARROWS: [(&str, &[&str]); 19] = [
+const ARROWS: [(&str, &[&str]); 20] = [
     ("keelson-protocol", &[]),
     ("keelson-transport", &["keelson-protocol"]),
+    ("keelson-balancer", &[]),
     ("keelson-agent-core", &["keelson-protocol"]),
     ("keelson-host", &["keelson-protocol", "keelson-transport", "keelson-agent-core"]),
-    ("keelson-agent", &["keelson-protocol", "keelson-transport", "keelson-agent-core", "keelson-host"]),
+    (
+        "keelson-agent",
+        &["keelson-protocol", "keelson-transport", "keelson-balancer", "keelson-agent-core", "keelson-host"],
+    ),
     ("keelson-model", &["keelson-protocol"]),
     ("keelson-planner", &["keelson-protocol", "keelson-model"]),
     ("keelson-coordinator-core", &["keelson-protocol", "keelson-model", "keelson-planner"]),
     ("keelson-pki", &["keelson-protocol", "keelson-model", "keelson-transport"]),
     ("keelson-store", &["keelson-protocol", "keelson-model", "keelson-coordinator-core", "keelson-pki"]),
-    ("keelson-providers", &["keelson-protocol"]),
+    ("keelson-providers", &["keelson-protocol", "keelson-balancer"]),
     ("keelson-api", &["keelson-protocol", "keelson-model"]),
     ("keelson-check", &[]),
     ("keelson-cli", &["keelson-protocol", "keelson-model", "keelson-api", "keelson-check"]),

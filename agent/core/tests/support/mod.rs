@@ -693,6 +693,7 @@ pub fn worker(generation: u64) -> NodeConfig {
         balancer: Some(BalancerSpec {
             listen: "127.0.0.1:6443".parse().unwrap(),
             backends: vec!["10.0.0.2:6443".parse().unwrap()],
+            check: None,
         }),
     }
 }

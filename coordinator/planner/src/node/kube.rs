@@ -1,7 +1,7 @@
 //! What the Kubernetes programs share: kubeconfigs, probes of the API server, units of servers.
 
 use keelson_protocol::config::{
-    ClientFiles, Expect, Hardening, Need, ProbeSpec, ProbeTarget, UnitKind, UnitSpec,
+    BalancerCheck, ClientFiles, Expect, Hardening, Need, ProbeSpec, ProbeTarget, UnitKind, UnitSpec,
 };
 use serde_json::{Value, json};
 
@@ -63,7 +63,7 @@ pub(crate) fn api_probe(name: impl Into<String>, path: impl Into<String>, user: 
         target: ProbeTarget::Https {
             address: paths::BALANCER,
             path: path.into(),
-            server_name: "kubernetes".to_owned(),
+            server_name: paths::API_SERVER_NAME.to_owned(),
             ca_path: paths::KUBERNETES_CA.to_owned(),
             client: user.map(|user| ClientFiles {
                 certificate_path: paths::certificate(user),
@@ -77,7 +77,16 @@ pub(crate) fn api_probe(name: impl Into<String>, path: impl Into<String>, user: 
 
 /// The API server answers, wherever it is.
 pub(crate) fn api_ready() -> Need {
-    Need::Probe(api_probe("the API server", "/readyz", None))
+    Need::Probe(api_probe("the API server", paths::API_READY_PATH, None))
+}
+
+/// Asks each API server behind the balancer.
+pub(crate) fn api_check() -> BalancerCheck {
+    BalancerCheck {
+        path: paths::API_READY_PATH.to_owned(),
+        server_name: paths::API_SERVER_NAME.to_owned(),
+        ca_path: paths::KUBERNETES_CA.to_owned(),
+    }
 }
 
 /// Asks a server on this machine over plain HTTP.

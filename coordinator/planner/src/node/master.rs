@@ -156,7 +156,12 @@ fn api_server(node: &mut Node) {
     node.unit(UnitSpec {
         state_directories: vec![paths::AUDIT_DIRECTORY.to_owned()],
         needs,
-        health: Some(https_probe("kube-apiserver", paths::API_PORT, "/readyz", "kubernetes")),
+        health: Some(https_probe(
+            "kube-apiserver",
+            paths::API_PORT,
+            paths::API_READY_PATH,
+            paths::API_SERVER_NAME,
+        )),
         restart_on: [
             paths::ETCD_CA,
             paths::CLIENT_CA,

@@ -22,7 +22,7 @@ pub use addons::ADMIN_GROUP;
 pub use etcd::{member_name, member_url};
 pub use etcdctl::{etcd_answer, etcd_commands};
 pub use kube::admin_kubeconfig;
-pub use paths::API_PORT;
+pub use paths::{API_PORT, API_READY_PATH};
 
 /// Life of a certificate inside a cluster, in seconds: 30 days, renewed after 20, so that a machine may be away from
 /// its coordinator for ten days before anything expires.
@@ -164,7 +164,8 @@ impl Node<'_> {
     fn balancer(&mut self) {
         let masters = self.input.blueprint.staying(Role::Master);
         let backends = masters.map(|master| (master.address, API_PORT).into()).collect();
-        self.config.balancer = Some(BalancerSpec { listen: paths::BALANCER, backends });
+        let check = Some(kube::api_check());
+        self.config.balancer = Some(BalancerSpec { listen: paths::BALANCER, backends, check });
     }
 
     fn routes(&mut self) {

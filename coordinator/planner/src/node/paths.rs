@@ -6,6 +6,11 @@ use keelson_protocol::ReleaseName;
 
 /// Port of the API servers.
 pub const API_PORT: u16 = 6443;
+/// Where an API server says whether it can serve. Anybody may ask, and it turns bad as soon as the server begins to shut
+/// down (<https://kubernetes.io/docs/reference/using-api/health-checks/>).
+pub const API_READY_PATH: &str = "/readyz";
+/// A name that the certificates of all API servers carry.
+pub(crate) const API_SERVER_NAME: &str = "kubernetes";
 /// Port of etcd for clients.
 pub(crate) const ETCD_CLIENT_PORT: u16 = 2379;
 /// Port of etcd for its peers.

@@ -3,6 +3,7 @@
 //!
 //! It reads the whole list of forwards whenever that changes, says in a status file what it has carried out, and ends
 //! when the installation's directory is gone. Sockets towards machines are made by a thread inside the LAN's namespace.
+//! Which target a connection goes to, and when it leaves one, is for `keelson-balancer`.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -11,46 +12,34 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use keelson_balancer::{Checks, Targets, carry};
 use nix::fcntl::{FcntlArg, fcntl};
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socket, sockopt};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::{JoinHandle, JoinSet};
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 
+use super::checks::Asker;
 use super::error::{LocalError, chain};
 use super::files;
-use super::forwards::{ForwarderStatus, Forwards, whole_file_lock};
+use super::forwards::{Forward, ForwarderStatus, Forwards, whole_file_lock};
 use super::netns;
 use super::paths::Paths;
 
 /// How often the list and the LAN are looked at without being woken.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
-/// How long a machine may take to accept a connection before the next target is tried.
-const CONNECT_WAIT: Duration = Duration::from_secs(2);
-
 /// Most connections at a time, over all forwards. Each holds two descriptors (the hard limit is 20,000 on small hosts)
 /// and 16 KiB of buffers; more clients wait in the listeners' queues.
 const CONNECTIONS_MAX: usize = 2048;
 
-/// Bytes buffered for each direction of a connection.
-const BUFFER_BYTES: usize = 8 * 1024;
-
 /// Pause after accepting failed (out of descriptors), so that the failure does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-
-/// When an idle peer is first asked whether it lives, in seconds, how often then, and how many answers may be missing:
-/// a machine that lost power is noticed within 75 s.
-const KEEPALIVE: (u32, u32, u32) = (30, 15, 3);
-
-/// How long sent bytes may stay unacknowledged before the connection is given up, in milliseconds.
-const UNACKNOWLEDGED_MS_MAX: u32 = 30_000;
 
 /// Requests for sockets that wait for the thread inside the LAN. Each waits microseconds.
 const SOCKET_QUEUE: usize = 64;
@@ -136,36 +125,42 @@ impl Default for Permits {
 
 /// A port that is listened on.
 struct Port {
+    leads_to: Forward,
     targets: Arc<Targets>,
+    sockets: Sockets,
     task: JoinHandle<()>,
+    /// They end with the port.
+    checks: Checks,
+}
+
+impl Port {
+    fn open(listener: TcpListener, forward: &Forward, sockets: &Sockets, permits: &Arc<Semaphore>) -> Self {
+        let targets = Arc::new(Targets::default());
+        targets.replace(&forward.targets);
+        let serving = serve(listener, Arc::clone(&targets), sockets.clone(), Arc::clone(permits));
+        let checks = checks(&targets, forward, sockets);
+        let task = tokio::spawn(serving);
+        Self { leads_to: forward.clone(), targets, sockets: sockets.clone(), task, checks }
+    }
+
+    /// Leads new connections there; those that stand are left alone.
+    fn lead_to(&mut self, forward: &Forward) {
+        if self.leads_to != *forward {
+            self.targets.replace(&forward.targets);
+            self.checks = checks(&self.targets, forward, &self.sockets);
+            self.leads_to = forward.clone();
+        }
+    }
+}
+
+fn checks(targets: &Arc<Targets>, forward: &Forward, sockets: &Sockets) -> Checks {
+    Checks::start(targets, |target| Asker::new(target, forward.check.clone(), sockets.clone()))
 }
 
 impl Drop for Port {
     fn drop(&mut self) {
         // Ends the listener and every connection that came through it.
         self.task.abort();
-    }
-}
-
-/// Where a port leads: tried in turn, beginning with another one each time.
-#[derive(Default)]
-struct Targets {
-    addresses: Mutex<Vec<SocketAddr>>,
-    next: AtomicUsize,
-}
-
-impl Targets {
-    fn set(&self, addresses: &[SocketAddr]) {
-        addresses.clone_into(&mut self.addresses.lock().unwrap_or_else(PoisonError::into_inner));
-    }
-
-    fn in_turn(&self) -> Vec<SocketAddr> {
-        let mut addresses = self.addresses.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if !addresses.is_empty() {
-            let first = self.next.fetch_add(1, Ordering::Relaxed) % addresses.len();
-            addresses.rotate_left(first);
-        }
-        addresses
     }
 }
 
@@ -198,12 +193,13 @@ impl Forwarder {
 
     /// Listens where it should and nowhere else. Gives the ports that it could not have.
     async fn bring_about(&mut self) -> Vec<(u16, String)> {
-        let wanted: BTreeMap<_, _> = self.list.forwards.iter().map(|f| (f.port, &f.targets)).collect();
+        let wanted: BTreeMap<_, _> =
+            self.list.forwards.iter().map(|forward| (forward.port, forward)).collect();
         self.ports.retain(|port, _| wanted.contains_key(port));
         let mut failed = Vec::new();
-        for (number, addresses) in wanted {
-            if let Some(port) = self.ports.get(&number) {
-                port.targets.set(addresses);
+        for (number, forward) in wanted {
+            if let Some(port) = self.ports.get_mut(&number) {
+                port.lead_to(forward);
                 continue;
             }
             let Some(lan) = &self.lan else {
@@ -212,11 +208,8 @@ impl Forwarder {
             };
             match TcpListener::bind((Ipv4Addr::LOCALHOST, number)).await {
                 Ok(listener) => {
-                    let targets = Arc::new(Targets::default());
-                    targets.set(addresses);
-                    let permits = Arc::clone(&self.permits.0);
-                    let serving = serve(listener, Arc::clone(&targets), lan.sockets.clone(), permits);
-                    self.ports.insert(number, Port { targets, task: tokio::spawn(serving) });
+                    let port = Port::open(listener, forward, &lan.sockets, &self.permits.0);
+                    self.ports.insert(number, port);
                 }
                 Err(error) => failed.push((number, error.to_string())),
             }
@@ -240,7 +233,7 @@ async fn serve(listener: TcpListener, targets: Arc<Targets>, sockets: Sockets, p
             Ok((client, _)) => {
                 let (targets, sockets) = (Arc::clone(&targets), sockets.clone());
                 connections.spawn(async move {
-                    carry(client, &targets, &sockets).await;
+                    carry(client, &targets, |target| dial(&sockets, target)).await;
                     drop(permit);
                 });
             }
@@ -252,45 +245,8 @@ async fn serve(listener: TcpListener, targets: Arc<Targets>, sockets: Sockets, p
     }
 }
 
-/// Carries one connection until both sides have ended it. A side that ends its own half only is passed on as that.
-async fn carry(mut client: TcpStream, targets: &Targets, sockets: &Sockets) {
-    let Some(mut machine) = connect(targets, sockets).await else {
-        // No target answers: closing tells the client at once.
-        return;
-    };
-    for stream in [&client, &machine] {
-        if let Err(error) = notice_death(stream) {
-            tracing::debug!(%error, "cannot set keep-alive");
-        }
-    }
-    // A broken connection ends for both sides by dropping them; there is nobody to tell.
-    let _ =
-        tokio::io::copy_bidirectional_with_sizes(&mut client, &mut machine, BUFFER_BYTES, BUFFER_BYTES).await;
-}
-
-async fn connect(targets: &Targets, sockets: &Sockets) -> Option<TcpStream> {
-    for target in targets.in_turn() {
-        let attempt = async { make_socket(sockets, target).await?.connect(target).await };
-        match timeout(CONNECT_WAIT, attempt).await {
-            Ok(Ok(stream)) => return Some(stream),
-            Ok(Err(error)) => tracing::debug!(%target, %error, "target does not accept"),
-            Err(_) => tracing::debug!(%target, "target does not answer"),
-        }
-    }
-    None
-}
-
-fn notice_death(stream: &TcpStream) -> nix::Result<()> {
-    let (idle_s, every_s, missing_max) = KEEPALIVE;
-    setsockopt(stream, sockopt::KeepAlive, &true)?;
-    setsockopt(stream, sockopt::TcpKeepIdle, &idle_s)?;
-    setsockopt(stream, sockopt::TcpKeepInterval, &every_s)?;
-    setsockopt(stream, sockopt::TcpKeepCount, &missing_max)?;
-    setsockopt(stream, sockopt::TcpUserTimeout, &UNACKNOWLEDGED_MS_MAX)
-}
-
 /// The way to the thread inside the LAN.
-type Sockets = mpsc::Sender<(AddressFamily, oneshot::Sender<nix::Result<OwnedFd>>)>;
+pub(super) type Sockets = mpsc::Sender<(AddressFamily, oneshot::Sender<nix::Result<OwnedFd>>)>;
 
 /// A thread inside the LAN's namespace that makes sockets there. It ends when nobody can ask it any more.
 struct Lan {
@@ -321,6 +277,11 @@ impl Lan {
     }
 }
 
+/// Connects to a target inside the LAN.
+pub(super) async fn dial(sockets: &Sockets, target: SocketAddr) -> io::Result<TcpStream> {
+    make_socket(sockets, target).await?.connect(target).await
+}
+
 async fn make_socket(sockets: &Sockets, target: SocketAddr) -> io::Result<TcpSocket> {
     let family = if target.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
     let (answer, made) = oneshot::channel();
@@ -328,19 +289,4 @@ async fn make_socket(sockets: &Sockets, target: SocketAddr) -> io::Result<TcpSoc
     sockets.send((family, answer)).await.map_err(|_| gone())?;
     let socket = made.await.map_err(|_| gone())??;
     Ok(TcpSocket::from_std_stream(std::net::TcpStream::from(socket)))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn targets_take_turns() {
-        let targets = Targets::default();
-        assert!(targets.in_turn().is_empty());
-        let addresses = ["10.0.0.1:1", "10.0.0.2:1"].map(|text| text.parse::<SocketAddr>().unwrap());
-        targets.set(&addresses);
-        assert_eq!(targets.in_turn(), [addresses[0], addresses[1]]);
-        assert_eq!(targets.in_turn(), [addresses[1], addresses[0]]);
-    }
 }

@@ -21,7 +21,7 @@ use super::error::LocalError;
 use super::files::{self, FileLock, wait_until};
 use super::paths::Paths;
 use super::site::Site;
-use crate::{ExposeRequest, Exposed, ProviderError};
+use crate::{ExposeRequest, Exposed, HealthCheck, ProviderError};
 
 /// Ports that are given out when none is asked for. 16443 reminds of the API server's 6443.
 const PORTS: RangeInclusive<u16> = 16_443..=17_442;
@@ -59,6 +59,9 @@ pub(crate) struct Forward {
     /// The port on the host's loopback.
     pub(crate) port: u16,
     pub(crate) targets: Vec<SocketAddr>,
+    /// Lists from before there were checks have none.
+    #[serde(default)]
+    pub(crate) check: HealthCheck,
 }
 
 impl Forward {
@@ -171,6 +174,7 @@ fn check_request(request: &ExposeRequest) -> Result<(), LocalError> {
     if request.port == Some(0) {
         return invalid("port", "0 is no port; leave it out to get a free one".to_owned());
     }
+    request.check.validate()?;
     Ok(())
 }
 
@@ -205,7 +209,7 @@ fn choose(
         }
     };
     let (cluster, name, targets) = (request.cluster.clone(), request.name.clone(), request.targets.clone());
-    Ok(Forward { cluster, name, port, targets })
+    Ok(Forward { cluster, name, port, targets, check: request.check.clone() })
 }
 
 fn taken(port: u16, holder: &str) -> ProviderError {
@@ -346,8 +350,20 @@ mod tests {
             cluster: ClusterName::new("demo").unwrap(),
             name: name.to_owned(),
             targets: Vec::new(),
+            check: HealthCheck::Tcp,
             port,
         }
+    }
+
+    #[test]
+    fn a_list_from_before_there_were_checks_is_read() {
+        let text = r#"{"generation":7,"forwards":[
+            {"cluster":"demo","name":"api","port":16443,"targets":["10.210.0.10:6443"]},
+            {"cluster":"demo","name":"web","port":16444,"targets":[],"check":{"https":{"path":"/readyz"}}}
+        ]}"#;
+        let all: Forwards = serde_json::from_str(text).unwrap();
+        let checks: Vec<&HealthCheck> = all.forwards.iter().map(|forward| &forward.check).collect();
+        assert_eq!(checks, [&HealthCheck::Tcp, &HealthCheck::Https { path: "/readyz".to_owned() }]);
     }
 
     #[test]

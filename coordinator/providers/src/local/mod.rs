@@ -15,6 +15,7 @@
 
 mod bundle;
 mod cgroups;
+mod checks;
 mod destroy;
 mod error;
 pub mod faults;

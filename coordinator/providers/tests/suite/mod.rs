@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use keelson_protocol::{ClusterName, Incarnation, InstallId, MachineId};
 use keelson_providers::{
-    Answer, Call, ExposeRequest, Exposed, MachineRequest, MachineState, MachineView, Metadata, ObjectKey,
-    PowerOff, Provider, ProviderError, SecretText,
+    Answer, Call, ExposeRequest, Exposed, HealthCheck, MachineRequest, MachineState, MachineView, Metadata,
+    ObjectKey, PowerOff, Provider, ProviderError, SecretText,
 };
 
 /// More than any call needs on a loaded machine; a call that takes this long hangs.
@@ -246,6 +246,7 @@ pub(crate) fn expose_request(subject: &dyn Subject, name: &str) -> ExposeRequest
         cluster: ClusterName::new("demo").unwrap(),
         name: name.to_owned(),
         targets: Vec::new(),
+        check: HealthCheck::Tcp,
         port: None,
     }
 }
@@ -266,6 +267,11 @@ pub(crate) async fn exposing_is_idempotent_and_keeps_its_port(subject: &dyn Subj
     let web = expose(subject, &expose_request(subject, "web")).await.unwrap();
     assert_ne!(web.address, first.address);
     assert_eq!(exposed(subject).await, [first.clone(), web]);
+    for path in ["readyz", "/a b", ""] {
+        let check = HealthCheck::Https { path: path.to_owned() };
+        let refused = expose(subject, &ExposeRequest { check, ..api.clone() }).await;
+        assert!(matches!(refused, Err(ProviderError::Invalid { field: "check", .. })), "{refused:?}");
+    }
     let greedy = ExposeRequest { port: Some(first.address.port()), ..expose_request(subject, "other") };
     let refused = expose(subject, &greedy).await;
     assert!(matches!(refused, Err(ProviderError::Conflict { .. })), "{refused:?}");
