@@ -16,6 +16,7 @@ use keelson_protocol::message::{
     BulkReply, BulkRequest, EnrolReply, EnrolRequest, Refusal, RefusalCode, ShellFrame, ToAgent,
     ToCoordinator,
 };
+use keelson_protocol::peer::{DATAGRAM_BYTES_MAX, DATAGRAM_BYTES_MIN, Datagram, DatagramKind, PeerKey};
 use keelson_protocol::wire::{Message, ProtocolVersion, encode};
 use keelson_protocol::{
     BootId, ClusterName, Generation, Incarnation, MachineId, ReleaseName, SecretBytes, WallTime,
@@ -52,6 +53,8 @@ pub(crate) fn all() -> Vec<Golden> {
             ("end-of-input".into(), ShellFrame::EndOfInput),
         ],
     );
+    let probes = peer_datagrams();
+    all.extend(probes.into_iter().map(|(name, probe)| ("peer_datagram", name, probe.encode(&peer_key()))));
     all
 }
 
@@ -173,6 +176,35 @@ pub(crate) fn bulk_requests() -> Vec<(String, BulkRequest)> {
         ("journal-all".into(), journal(None, false)),
         ("status".into(), BulkRequest::Status),
         ("shell".into(), shell),
+    ]
+}
+
+/// The key of all peer probes in tests.
+pub(crate) fn peer_key() -> PeerKey {
+    PeerKey::new(&SecretBytes::new(vec![7; 32])).unwrap()
+}
+
+/// A ping and its pong, and the two that are as short and as long as they may be.
+pub(crate) fn peer_datagrams() -> Vec<(String, Datagram)> {
+    let ping = Datagram {
+        kind: DatagramKind::Ping,
+        nonce: 0x0123_4567_89ab_cdef,
+        asker: machine(),
+        asked: MachineId::new("demo-master-1").unwrap(),
+        incarnation: Incarnation(0x0102_0304),
+    };
+    let of_length = |bytes| {
+        let id = MachineId::new("x".repeat(bytes)).unwrap();
+        Datagram { asker: id.clone(), asked: id, ..ping.clone() }
+    };
+    let (shortest, longest) = (of_length(1), of_length(63));
+    assert_eq!(shortest.encode(&peer_key()).len(), DATAGRAM_BYTES_MIN);
+    assert_eq!(longest.encode(&peer_key()).len(), DATAGRAM_BYTES_MAX);
+    vec![
+        ("pong".into(), ping.pong()),
+        ("ping".into(), ping),
+        ("shortest".into(), shortest),
+        ("longest".into(), longest),
     ]
 }
 

@@ -14,6 +14,7 @@ use keelson_protocol::message::{
     BulkReply, BulkRequest, EnrolReply, EnrolRequest, Refusal, RefusalCode, ShellFrame, ToAgent,
     ToCoordinator,
 };
+use keelson_protocol::peer::{Datagram, DatagramKind};
 use keelson_protocol::wire::ProtocolVersion;
 use keelson_protocol::{
     BootId, ClusterName, Generation, Incarnation, MachineId, ReleaseName, SecretBytes, WallTime,
@@ -420,4 +421,18 @@ pub(crate) fn shell_frame() -> impl Strategy<Value = ShellFrame> {
         bytes().prop_map(ShellFrame::Error),
         Just(ShellFrame::EndOfInput),
     ]
+}
+
+/// Any peer probe.
+pub(crate) fn peer_datagram() -> impl Strategy<Value = Datagram> {
+    let kind = select(vec![DatagramKind::Ping, DatagramKind::Pong]);
+    (kind, any::<u64>(), machine(), machine(), any::<u32>()).prop_map(
+        |(kind, nonce, asker, asked, incarnation)| Datagram {
+            kind,
+            nonce,
+            asker,
+            asked,
+            incarnation: Incarnation(incarnation),
+        },
+    )
 }
