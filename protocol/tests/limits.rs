@@ -16,7 +16,7 @@ use keelson_protocol::wire::{
     DecodeError, EncodeError, Message, NoCommonVersion, ProtocolVersion, VERSION_MAX, VERSION_MIN, decode,
     encode, frame_length, negotiate,
 };
-use keelson_protocol::{BootId, Generation};
+use keelson_protocol::{BootId, Generation, SecretBytes};
 use support::samples;
 
 #[test]
@@ -135,6 +135,20 @@ fn counts_of_a_config_are_limited() {
     check(|c| c.units[0].name = "../x.service".into(), "unit name `../x.service` is not a plain name");
     check(|c| c.units[0].name = "x".into(), "unit name `x` does not end with .service");
     check(|c| c.units[0].kind = UnitKind::Check, "check containerd.service must have a probe and no program");
+    let neighbour = |c: &NodeConfig| c.peers.as_ref().unwrap().neighbours[0].clone();
+    check(
+        |c| c.peers.as_mut().unwrap().neighbours = vec![neighbour(c); 9],
+        "neighbours: 9, at most 8 are allowed",
+    );
+    check(
+        |c| c.peers.as_mut().unwrap().neighbours[0].machine = c.machine.clone(),
+        "demo-worker-1 is its own neighbour",
+    );
+    check(|c| c.peers.as_mut().unwrap().listen.set_port(0), "peers cannot ask at port 0");
+    check(
+        |c| c.peers.as_mut().unwrap().key = SecretBytes::new(vec![7; 31]),
+        "the key of peer probes has 31 bytes, it must have 32",
+    );
     check(
         |c| c.units[0].command = vec!["sh".into()],
         "unit containerd.service: the program must be an absolute path",

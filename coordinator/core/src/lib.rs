@@ -16,6 +16,7 @@ mod enrol;
 mod limits;
 mod machine;
 mod metrics;
+mod peers;
 mod progress;
 mod provider;
 mod row;

@@ -38,7 +38,7 @@ pub struct Settings {
     pub plans: Vec<Plan>,
     /// The releases that users may choose.
     pub releases: ReleaseCatalog,
-    /// Key that enrolment tokens are derived from.
+    /// Key that enrolment tokens and the keys of peer probes are derived from.
     pub token_key: SecretBytes,
 }
 

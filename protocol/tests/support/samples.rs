@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use keelson_protocol::config::{
     BalancerSpec, CertificateSpec, ClientFiles, Expect, FileContent, FileSpec, Hardening, Issuer, Need,
-    NodeConfig, ProbeSpec, ProbeTarget, RouteSpec, UnitKind, UnitSpec, Usage,
+    NodeConfig, PeerSpec, ProbeSpec, ProbeTarget, RouteSpec, UnitKind, UnitSpec, Usage,
 };
 use keelson_protocol::health::{
     AgentEvent, CertificateHealth, CgroupVersion, DiskFact, EventKind, Facts, HealthReport, Heartbeat,
@@ -16,7 +16,9 @@ use keelson_protocol::message::{
     BulkReply, BulkRequest, EnrolReply, EnrolRequest, Refusal, RefusalCode, ShellFrame, ToAgent,
     ToCoordinator,
 };
-use keelson_protocol::peer::{DATAGRAM_BYTES_MAX, DATAGRAM_BYTES_MIN, Datagram, DatagramKind, PeerKey};
+use keelson_protocol::peer::{
+    DATAGRAM_BYTES_MAX, DATAGRAM_BYTES_MIN, Datagram, DatagramKind, PeerKey, PeerTarget,
+};
 use keelson_protocol::wire::{Message, ProtocolVersion, encode};
 use keelson_protocol::{
     BootId, ClusterName, Generation, Incarnation, MachineId, ReleaseName, SecretBytes, WallTime,
@@ -208,6 +210,15 @@ pub(crate) fn peer_datagrams() -> Vec<(String, Datagram)> {
     ]
 }
 
+fn peer_targets() -> Vec<PeerTarget> {
+    let target = |name: &str, incarnation, last| PeerTarget {
+        machine: MachineId::new(name).unwrap(),
+        incarnation: Incarnation(incarnation),
+        address: Ipv4Addr::new(10, 0, 0, last),
+    };
+    vec![target("demo-worker-2", 1, 13), target("demo-master-1", 300, 11)]
+}
+
 fn machine() -> MachineId {
     MachineId::new("demo-worker-1").unwrap()
 }
@@ -321,6 +332,11 @@ pub(crate) fn config() -> NodeConfig {
         balancer: Some(BalancerSpec {
             listen: "127.0.0.1:7443".parse().unwrap(),
             backends: vec!["10.0.0.11:6443".parse().unwrap(), "[fd00::11]:6443".parse().unwrap()],
+        }),
+        peers: Some(PeerSpec {
+            listen: "10.0.0.12:7447".parse().unwrap(),
+            key: SecretBytes::new(vec![7; 32]),
+            neighbours: peer_targets(),
         }),
     }
 }

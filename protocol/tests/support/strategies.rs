@@ -1,20 +1,21 @@
 //! Arbitrary messages: every one that [`keelson_protocol::wire::encode`] accepts can come out.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 
 use keelson_protocol::config::{
     BalancerSpec, CertificateSpec, ClientFiles, Expect, FileContent, FileSpec, Hardening, Issuer, Need,
-    NodeConfig, ProbeSpec, ProbeTarget, RouteSpec, UnitKind, UnitSpec, Usage,
+    NodeConfig, PeerSpec, ProbeSpec, ProbeTarget, RouteSpec, UnitKind, UnitSpec, Usage,
 };
 use keelson_protocol::health::{
     AgentEvent, CertificateHealth, CgroupVersion, DiskFact, EventKind, Facts, HealthReport, Heartbeat,
     NodeState, Pressure, ReleaseFact, UnitHealth, UnitState,
 };
+use keelson_protocol::limits::NEIGHBOURS_MAX;
 use keelson_protocol::message::{
     BulkReply, BulkRequest, EnrolReply, EnrolRequest, Refusal, RefusalCode, ShellFrame, ToAgent,
     ToCoordinator,
 };
-use keelson_protocol::peer::{Datagram, DatagramKind};
+use keelson_protocol::peer::{Datagram, DatagramKind, PeerTarget};
 use keelson_protocol::wire::ProtocolVersion;
 use keelson_protocol::{
     BootId, ClusterName, Generation, Incarnation, MachineId, ReleaseName, SecretBytes, WallTime,
@@ -351,13 +352,32 @@ fn route() -> impl Strategy<Value = RouteSpec> {
     })
 }
 
+fn peer_target() -> impl Strategy<Value = PeerTarget> {
+    (machine(), any::<u32>(), any::<Ipv4Addr>()).prop_map(|(machine, incarnation, address)| PeerTarget {
+        machine,
+        incarnation: Incarnation(incarnation),
+        address,
+    })
+}
+
+fn peers() -> impl Strategy<Value = PeerSpec> {
+    let listen =
+        (any::<Ipv4Addr>(), 1..=u16::MAX).prop_map(|(address, port)| SocketAddrV4::new(address, port));
+    (listen, vec(any::<u8>(), 32), vec(peer_target(), 0..=NEIGHBOURS_MAX))
+        .prop_map(|(listen, key, neighbours)| PeerSpec { listen, key: SecretBytes::new(key), neighbours })
+}
+
 /// Any config that passes its own check.
 pub(crate) fn config() -> impl Strategy<Value = NodeConfig> {
     let ids = (generation(), machine(), any::<u32>(), cluster(), release());
     let parts = (vec(file(), 0..5), vec(certificate(), 0..4), vec(unit(), 0..5));
-    (ids, parts, vec(route(), 0..5), option::of(balancer())).prop_map(|(ids, parts, routes, balancer)| {
+    let network = (vec(route(), 0..5), option::of(balancer()), option::of(peers()));
+    (ids, parts, network).prop_map(|(ids, parts, (routes, balancer, mut peers))| {
         let (generation, machine, incarnation, cluster, release) = ids;
         let (files, certificates, mut units) = parts;
+        if let Some(peers) = &mut peers {
+            peers.neighbours.retain(|neighbour| neighbour.machine != machine);
+        }
         let names: Vec<String> = units.iter().map(|unit| unit.name.clone()).collect();
         let inputs = files.iter().map(|file| file.path.clone());
         let inputs: Vec<String> = inputs.chain(certificates.iter().map(|c| c.name.clone())).collect();
@@ -376,6 +396,7 @@ pub(crate) fn config() -> impl Strategy<Value = NodeConfig> {
             units,
             routes,
             balancer,
+            peers,
         }
     })
 }

@@ -694,6 +694,7 @@ pub fn worker(generation: u64) -> NodeConfig {
             listen: "127.0.0.1:6443".parse().unwrap(),
             backends: vec!["10.0.0.2:6443".parse().unwrap()],
         }),
+        peers: None,
     }
 }
 

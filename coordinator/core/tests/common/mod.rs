@@ -1,6 +1,7 @@
 //! A world around the core: a provider, agents and a disk, all in memory and in virtual time.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
+#![allow(dead_code, reason = "each test file uses its own part of this one")]
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 

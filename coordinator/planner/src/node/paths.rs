@@ -6,6 +6,8 @@ use keelson_protocol::ReleaseName;
 
 /// Port of the API servers.
 pub const API_PORT: u16 = 6443;
+/// Port (UDP) where agents answer their peers, beside those of link and balancer.
+pub const PEER_PORT: u16 = 7447;
 /// Port of etcd for clients.
 pub(crate) const ETCD_CLIENT_PORT: u16 = 2379;
 /// Port of etcd for its peers.
