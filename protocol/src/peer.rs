@@ -32,7 +32,7 @@ use ring::hmac;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{Incarnation, LABEL_BYTES_MAX, MachineId};
-use crate::limits::PEER_KEY_BYTES;
+use crate::limits::{PEER_KEY_BYTES, PEER_WHY_BYTES_MAX};
 use crate::secret::SecretBytes;
 
 /// First bytes of every datagram: what is not ours is told apart before anything is computed.
@@ -71,6 +71,19 @@ pub struct PeerAnswer {
     pub said: PeerSaid,
 }
 
+impl PeerAnswer {
+    pub(crate) fn check(&self) -> Result<(), String> {
+        match &self.said {
+            PeerSaid::Failed { why } if why.len() > PEER_WHY_BYTES_MAX => Err(format!(
+                "a reason of {} bytes why {} could not be asked, at most {PEER_WHY_BYTES_MAX} are allowed",
+                why.len(),
+                self.machine
+            )),
+            _ => Ok(()),
+        }
+    }
+}
+
 /// What came of asking a machine. Append-only.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum PeerSaid {
@@ -86,7 +99,7 @@ pub enum PeerSaid {
     Silent,
     /// It could not be asked. Says nothing about the machine.
     Failed {
-        /// Why, in words; at most [`crate::limits::PEER_WHY_BYTES_MAX`] bytes.
+        /// Why, in words; at most [`PEER_WHY_BYTES_MAX`] bytes.
         why: String,
     },
 }

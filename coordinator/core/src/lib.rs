@@ -30,6 +30,7 @@ pub use effect::{
 };
 pub use limits::*;
 pub use metrics::Metrics;
+pub use peers::PeerWord;
 pub use progress::ClusterState;
 pub use row::{ClusterRow, Counter, IdempotencyRow, MachineRow, Row, Saved};
 pub use state::{Cluster, CoordinatorCore, Exposure, Machine, Now, Settings};

@@ -17,7 +17,7 @@ use keelson_protocol::message::{
     ToCoordinator,
 };
 use keelson_protocol::peer::{
-    DATAGRAM_BYTES_MAX, DATAGRAM_BYTES_MIN, Datagram, DatagramKind, PeerKey, PeerTarget,
+    DATAGRAM_BYTES_MAX, DATAGRAM_BYTES_MIN, Datagram, DatagramKind, PeerAnswer, PeerKey, PeerSaid, PeerTarget,
 };
 use keelson_protocol::wire::{Message, ProtocolVersion, encode};
 use keelson_protocol::{
@@ -135,6 +135,7 @@ pub(crate) fn to_coordinator() -> Vec<(String, ToCoordinator)> {
         ),
         ("renew_link".into(), ToCoordinator::RenewLink { signing_request: vec![0x30, 0x01, 0x05] }),
         ("time_request".into(), ToCoordinator::TimeRequest { asked_at: WallTime(1_767_225_600_123) }),
+        ("peers_probed".into(), ToCoordinator::PeersProbed { id: 300, answers: peer_answers() }),
     ]
 }
 
@@ -157,6 +158,7 @@ pub(crate) fn to_agent() -> Vec<(String, ToAgent)> {
         ("link_renewed".into(), ToAgent::LinkRenewed { chain }),
         ("events_stored".into(), ToAgent::EventsStored { through: 128 }),
         ("time".into(), ToAgent::Time { asked_at: WallTime(5), now: WallTime(6) }),
+        ("probe_peers".into(), ToAgent::ProbePeers { id: 300, targets: peer_targets() }),
     ]
 }
 
@@ -208,6 +210,21 @@ pub(crate) fn peer_datagrams() -> Vec<(String, Datagram)> {
         ("shortest".into(), shortest),
         ("longest".into(), longest),
     ]
+}
+
+/// One answer of every kind.
+fn peer_answers() -> Vec<PeerAnswer> {
+    let said = [
+        PeerSaid::Answered { round_trip_us: 212 },
+        PeerSaid::Refused,
+        PeerSaid::Silent,
+        PeerSaid::Failed { why: "no buffer space".into() },
+    ];
+    let answer = |(number, said)| PeerAnswer {
+        machine: MachineId::new(format!("demo-worker-{number}")).unwrap(),
+        said,
+    };
+    (2..).zip(said).map(answer).collect()
 }
 
 fn peer_targets() -> Vec<PeerTarget> {
@@ -287,6 +304,8 @@ fn events() -> Vec<AgentEvent> {
         EventKind::Pressure,
         EventKind::ActionFailed,
         EventKind::EventsDropped,
+        EventKind::PeersLost,
+        EventKind::PeersBack,
     ];
     let event = |(sequence, kind)| AgentEvent {
         sequence,
@@ -429,7 +448,8 @@ const _: fn(&ToCoordinator) = |message| match message {
     | ToCoordinator::Events(_)
     | ToCoordinator::SignCertificate { .. }
     | ToCoordinator::RenewLink { .. }
-    | ToCoordinator::TimeRequest { .. } => {}
+    | ToCoordinator::TimeRequest { .. }
+    | ToCoordinator::PeersProbed { .. } => {}
 };
 const _: fn(&ToAgent) = |message| match message {
     ToAgent::Welcome { .. }
@@ -439,7 +459,8 @@ const _: fn(&ToAgent) = |message| match message {
     | ToAgent::CertificateRefused { .. }
     | ToAgent::LinkRenewed { .. }
     | ToAgent::EventsStored { .. }
-    | ToAgent::Time { .. } => {}
+    | ToAgent::Time { .. }
+    | ToAgent::ProbePeers { .. } => {}
 };
 const _: fn(&BulkRequest) = |message| match message {
     BulkRequest::Journal { .. } | BulkRequest::Status | BulkRequest::Shell { .. } => {}
@@ -464,7 +485,9 @@ const _: fn(&EventKind) = |kind| match kind {
     | EventKind::CertificateRefused
     | EventKind::Pressure
     | EventKind::ActionFailed
-    | EventKind::EventsDropped => {}
+    | EventKind::EventsDropped
+    | EventKind::PeersLost
+    | EventKind::PeersBack => {}
 };
 const _: fn(&UnitKind) = |kind| match kind {
     UnitKind::Exec | UnitKind::Notify | UnitKind::Oneshot | UnitKind::Check => {}
@@ -479,4 +502,7 @@ const _: fn(&RefusalCode) = |code| match code {
     | RefusalCode::Version
     | RefusalCode::BadSigningRequest
     | RefusalCode::Busy => {}
+};
+const _: fn(&PeerSaid) = |said| match said {
+    PeerSaid::Answered { .. } | PeerSaid::Refused | PeerSaid::Silent | PeerSaid::Failed { .. } => {}
 };

@@ -10,12 +10,12 @@ use keelson_protocol::health::{
     AgentEvent, CertificateHealth, CgroupVersion, DiskFact, EventKind, Facts, HealthReport, Heartbeat,
     NodeState, Pressure, ReleaseFact, UnitHealth, UnitState,
 };
-use keelson_protocol::limits::NEIGHBOURS_MAX;
+use keelson_protocol::limits::{NEIGHBOURS_MAX, PEER_TARGETS_MAX};
 use keelson_protocol::message::{
     BulkReply, BulkRequest, EnrolReply, EnrolRequest, Refusal, RefusalCode, ShellFrame, ToAgent,
     ToCoordinator,
 };
-use keelson_protocol::peer::{Datagram, DatagramKind, PeerTarget};
+use keelson_protocol::peer::{Datagram, DatagramKind, PeerAnswer, PeerSaid, PeerTarget};
 use keelson_protocol::wire::ProtocolVersion;
 use keelson_protocol::{
     BootId, ClusterName, Generation, Incarnation, MachineId, ReleaseName, SecretBytes, WallTime,
@@ -196,6 +196,8 @@ fn event() -> impl Strategy<Value = AgentEvent> {
         EventKind::Pressure,
         EventKind::ActionFailed,
         EventKind::EventsDropped,
+        EventKind::PeersLost,
+        EventKind::PeersBack,
     ];
     (any::<u64>(), wall(), select(kinds), text(), text(), text()).prop_map(
         |(sequence, at, kind, subject, cause, outcome)| AgentEvent {
@@ -229,6 +231,8 @@ pub(crate) fn to_coordinator() -> impl Strategy<Value = ToCoordinator> {
         }),
         bytes().prop_map(|signing_request| ToCoordinator::RenewLink { signing_request }),
         wall().prop_map(|asked_at| ToCoordinator::TimeRequest { asked_at }),
+        (any::<u64>(), vec(peer_answer(), 0..=PEER_TARGETS_MAX))
+            .prop_map(|(id, answers)| ToCoordinator::PeersProbed { id, answers }),
     ]
 }
 
@@ -360,6 +364,16 @@ fn peer_target() -> impl Strategy<Value = PeerTarget> {
     })
 }
 
+fn peer_answer() -> impl Strategy<Value = PeerAnswer> {
+    let said = prop_oneof![
+        any::<u32>().prop_map(|round_trip_us| PeerSaid::Answered { round_trip_us }),
+        Just(PeerSaid::Refused),
+        Just(PeerSaid::Silent),
+        text().prop_map(|why| PeerSaid::Failed { why }),
+    ];
+    (machine(), said).prop_map(|(machine, said)| PeerAnswer { machine, said })
+}
+
 fn peers() -> impl Strategy<Value = PeerSpec> {
     let listen =
         (any::<Ipv4Addr>(), 1..=u16::MAX).prop_map(|(address, port)| SocketAddrV4::new(address, port));
@@ -413,6 +427,8 @@ pub(crate) fn to_agent() -> impl Strategy<Value = ToAgent> {
         chain().prop_map(|chain| ToAgent::LinkRenewed { chain }),
         any::<u64>().prop_map(|through| ToAgent::EventsStored { through }),
         (wall(), wall()).prop_map(|(asked_at, now)| ToAgent::Time { asked_at, now }),
+        (any::<u64>(), vec(peer_target(), 0..=PEER_TARGETS_MAX))
+            .prop_map(|(id, targets)| ToAgent::ProbePeers { id, targets }),
     ]
 }
 
