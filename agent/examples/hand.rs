@@ -168,6 +168,10 @@ fn answer(
             say(&format!("health {} {}: {}", report.sequence, report.state, units.join(", ")));
             return Ok(());
         }
+        ToCoordinator::PeersProbed { answers, .. } => {
+            say(&format!("peers {answers:?}"));
+            return Ok(());
+        }
         ToCoordinator::Hello { .. } => return Ok(()),
     };
     session.send(reply)?;

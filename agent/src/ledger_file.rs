@@ -61,4 +61,23 @@ mod tests {
         assert!(matches!(read(&path), LedgerFound::Absent));
         assert!(root.path().join("ledger.unusable").exists());
     }
+
+    #[test]
+    fn a_ledger_of_an_older_agent_is_kept_aside_and_the_reason_says_what_comes() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("ledger");
+        let fresh = Ledger::empty(MachineId::new("m").unwrap(), Incarnation(1)).encode();
+        let mut old = fresh.expose_secret().to_vec();
+        // The version, after eight bytes of magic.
+        old[8..10].copy_from_slice(&1_u16.to_be_bytes());
+        let bytes = SecretBytes::new(old);
+        write(&path, &bytes).unwrap();
+        let LedgerFound::SetAside { why } = read(&path) else { panic!("it was taken") };
+        let reason = "the ledger has version 1, this agent reads only 2: \
+                      it waits for the coordinator to send the config again";
+        let kept = root.path().join("ledger.unusable");
+        assert_eq!(why, format!("{reason}; it is kept as {}", kept.display()));
+        assert_eq!(fs::read(kept).unwrap(), bytes.expose_secret());
+        assert!(matches!(read(&path), LedgerFound::Absent));
+    }
 }

@@ -12,6 +12,7 @@ mod identity;
 mod ledger_file;
 mod metadata;
 mod paths;
+mod peers;
 mod shell;
 mod status;
 mod steps;

@@ -27,6 +27,7 @@ use crate::enrol::{LinkTask, SharedGeneration, wait_for_metadata};
 use crate::ledger_file;
 use crate::metadata::Metadata;
 use crate::paths::Paths;
+use crate::peers::{self, Prober};
 use crate::status;
 use crate::steps::Steps;
 
@@ -145,6 +146,7 @@ fn notify_ready() {
 struct Shell {
     core: AgentCore,
     steps: Steps,
+    prober: Prober,
     link: Option<LinkClient>,
     generation: SharedGeneration,
     ledger: PathBuf,
@@ -162,7 +164,7 @@ impl Shell {
         ledger: LedgerFound,
     ) -> anyhow::Result<(Self, mpsc::Receiver<Input>)> {
         let boot = keelson_host::boot_id().context("this boot has no id")?;
-        let seed = Seed(keelson_host::random_seed().context("there is no randomness")?);
+        let seed = Seed(keelson_host::random_number().context("there is no randomness")?);
         let version = env!("CARGO_PKG_VERSION");
         let start = Start {
             me: Me { machine: machine.clone(), incarnation, boot },
@@ -186,10 +188,12 @@ impl Shell {
             inputs: sender.clone(),
         };
         tokio::spawn(link.run());
+        let prober = Prober::new(peers::Me { machine: machine.clone(), incarnation });
         let steps = Steps::new(Arc::new(Host::default()), paths.link(), machine, incarnation);
         let shell = Self {
             core,
             steps,
+            prober,
             link: None,
             generation,
             ledger: paths.ledger(),
@@ -280,6 +284,12 @@ impl Shell {
             Action::Probe { id, probe } => {
                 let host = self.steps.host();
                 self.spawn(async move { Event::Probed { id, result: host.probe(&probe).await } });
+            }
+            Action::ProbePeers { id, channel, targets } => {
+                let prober = self.prober.clone();
+                self.spawn(async move {
+                    Event::PeersProbed { id, answers: prober.probe(&channel, targets).await }
+                });
             }
             Action::Send(message) => self.send(message),
             Action::Heartbeat(_) => unreachable!("heartbeats do not queue"),

@@ -1,4 +1,4 @@
-//! Carries out steps: those of the machine by the host, those of link and balancer here.
+//! Carries out steps: those of the machine by the host, those of link, balancer and peers here.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 use crate::balancer::Balancer;
 use crate::errors::chain;
 use crate::identity::IdentityFiles;
+use crate::peers::{Me, Responder};
 use crate::shell::Input;
 
 /// The hands of the shell.
@@ -23,10 +24,12 @@ pub(crate) struct Steps {
     /// Key of the next link certificate, while it is asked for. In memory only: the old certificate still holds.
     link_key: Arc<Mutex<Option<SecretBytes>>>,
     balancer: Arc<tokio::sync::Mutex<Balancer>>,
+    responder: Arc<tokio::sync::Mutex<Responder>>,
 }
 
 impl Steps {
     pub(crate) fn new(host: Arc<Host>, link: PathBuf, machine: MachineId, incarnation: Incarnation) -> Self {
+        let responder = Responder::new(Me { machine: machine.clone(), incarnation });
         Self {
             balancer: Arc::new(tokio::sync::Mutex::new(Balancer::new(Arc::clone(&host)))),
             host,
@@ -34,6 +37,7 @@ impl Steps {
             machine,
             incarnation,
             link_key: Arc::default(),
+            responder: Arc::new(tokio::sync::Mutex::new(responder)),
         }
     }
 
@@ -66,6 +70,7 @@ impl Steps {
     ) -> impl Future<Output = Result<(StepOutput, Option<Identity>), String>> + Send + 'static {
         let host = Arc::clone(&self.host);
         let balancer = Arc::clone(&self.balancer);
+        let responder = Arc::clone(&self.responder);
         let link_key = Arc::clone(&self.link_key);
         let files = self.files.clone();
         let (machine, incarnation) = (self.machine.clone(), self.incarnation);
@@ -73,6 +78,10 @@ impl Steps {
             match step {
                 Step::Balance(spec) => {
                     balancer.lock().await.apply(spec).await.map_err(|error| chain(&error))?;
+                    Ok((StepOutput::Done, None))
+                }
+                Step::AnswerPeers(channel) => {
+                    responder.lock().await.apply(channel).await.map_err(|error| chain(&error))?;
                     Ok((StepOutput::Done, None))
                 }
                 Step::MakeLinkKey => {

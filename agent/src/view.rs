@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use keelson_agent_core::{AgentStatus, LinkStatus, UnitStatus};
+use keelson_agent_core::{AgentStatus, IsolationStatus, LinkStatus, UnitStatus};
 use keelson_protocol::WallTime;
 use keelson_protocol::health::UnitState;
 
@@ -85,6 +85,9 @@ fn render(status: &AgentStatus, now: WallTime) -> String {
     let why = status.why.as_ref().map(|why| format!(": {why}")).unwrap_or_default();
     line("state", format!("{}{why}", status.state));
     line("coordinator", link(&status.link, now));
+    if let Some(peers) = peers(&status.isolation, now) {
+        line("peers", peers);
+    }
     if let Some(room) = status.pressure {
         line(
             "room",
@@ -116,6 +119,24 @@ fn link(link: &LinkStatus, now: WallTime) -> String {
             let next = next.map(|seconds| format!("; next try in {seconds} s")).unwrap_or_default();
             format!("not connected for {}: {why}{next}", age(*since_ms, now))
         }
+    }
+}
+
+/// What the neighbours say; nothing while the coordinator is there, because nobody asks them then.
+fn peers(isolation: &IsolationStatus, now: WallTime) -> Option<String> {
+    match isolation {
+        IsolationStatus::Connected => None,
+        IsolationStatus::Unknown { .. } => {
+            Some("not known yet whether this machine can reach its neighbours".to_owned())
+        }
+        IsolationStatus::LinkOnly { since_ms } => Some(format!(
+            "neighbours can be reached for {}: only the coordinator is lost",
+            age(*since_ms, now)
+        )),
+        IsolationStatus::Alone { since_ms } => Some(format!(
+            "no neighbour can be reached for {}: this machine is cut off; look at its network",
+            age(*since_ms, now)
+        )),
     }
 }
 
@@ -234,6 +255,7 @@ mod tests {
         let json = r#"{"machine":"demo-worker-1","incarnation":1,"boot":"00ff","cluster":"demo","release":"1.37.2",
             "generation":3,"state":"degraded","why":"kubelet.service is not healthy yet",
             "link":{"state":"disconnected","sinceMs":0,"why":"10.0.0.1:7443: no answer within 3s","retryAtMs":104000},
+            "isolation":{"state":"alone","sinceMs":10000},
             "units":[{"name":"kubelet.service","state":{"down":{"why":"it was killed by signal 9"}},"sinceMs":98000,
             "restarts":2}],"certificates":[{"name":"link","notAfterMs":7300000,"renewAtMs":50000,"refused":null}],
             "pressure":{"diskUsedPercent":40,"inodesUsedPercent":3,"memoryAvailablePercent":60},"clockOffsetMs":-4,
@@ -246,6 +268,7 @@ boot         00ff
 cluster      demo, release 1.37.2, generation 3
 state        degraded: kubelet.service is not healthy yet
 coordinator  not connected for 100s: 10.0.0.1:7443: no answer within 3s; next try in 4 s
+peers        no neighbour can be reached for 90s: this machine is cut off; look at its network
 room         disk 40 % used, inodes 3 % used, memory 60 % available
 clock        -4 ms against the coordinator
 events       1 wait for the coordinator

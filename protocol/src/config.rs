@@ -4,13 +4,14 @@
 //! older one is refused. It speaks of files, certificates, units, routes and probes, never of Kubernetes, so that an
 //! agent can run a release that did not exist when the agent was built.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{ClusterName, Generation, Incarnation, MachineId, ReleaseName};
 use crate::limits;
+use crate::peer::{PeerKey, PeerTarget};
 use crate::secret::SecretBytes;
 
 /// Everything that a machine shall be.
@@ -36,6 +37,8 @@ pub struct NodeConfig {
     pub routes: Vec<RouteSpec>,
     /// The balancer in front of the API servers, where the machine needs one.
     pub balancer: Option<BalancerSpec>,
+    /// How its agent asks its peers whether they live, and answers them.
+    pub peers: Option<PeerSpec>,
 }
 
 impl NodeConfig {
@@ -59,7 +62,7 @@ impl NodeConfig {
         for unit in &self.units {
             unit.check(self)?;
         }
-        Ok(())
+        self.peers.as_ref().map_or(Ok(()), |peers| peers.check(&self.machine))
     }
 
     /// The unit of that name.
@@ -367,4 +370,32 @@ pub struct BalancerCheck {
     pub server_name: String,
     /// CA bundle that must have signed it (PEM file).
     pub ca_path: String,
+}
+
+/// How an agent asks its peers whether they live, and answers them ([`crate::peer`]). All machines of a cluster have the
+/// same key and the same port.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerSpec {
+    /// Where it answers (UDP): an address of the machine, because a pong counts only when it comes from where its ping
+    /// went. Peers are asked at the same port.
+    pub listen: SocketAddrV4,
+    /// The cluster's key, of [`limits::PEER_KEY_BYTES`].
+    pub key: SecretBytes,
+    /// Whom the agent asks when it has lost the coordinator, to know whether it is cut off; at most
+    /// [`limits::NEIGHBOURS_MAX`].
+    pub neighbours: Vec<PeerTarget>,
+}
+
+impl PeerSpec {
+    fn check(&self, me: &MachineId) -> Result<(), String> {
+        at_most("neighbours", self.neighbours.len(), limits::NEIGHBOURS_MAX)?;
+        PeerKey::new(&self.key).map_err(|error| error.to_string())?;
+        if self.listen.port() == 0 {
+            return Err("peers cannot ask at port 0".to_owned());
+        }
+        if self.neighbours.iter().any(|neighbour| neighbour.machine == *me) {
+            return Err(format!("{me} is its own neighbour"));
+        }
+        Ok(())
+    }
 }

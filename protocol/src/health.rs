@@ -218,6 +218,10 @@ pub enum EventKind {
     ActionFailed,
     /// Events were dropped because the coordinator was away for too long.
     EventsDropped,
+    /// The coordinator is lost and no neighbour can be reached: the machine is cut off.
+    PeersLost,
+    /// A machine that was cut off can reach a neighbour or the coordinator again.
+    PeersBack,
 }
 
 /// Something that happened on a machine: what was seen, what was done, what came of it.

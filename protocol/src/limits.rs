@@ -47,3 +47,15 @@ pub const TEXT_BYTES_MAX: usize = 4 * 1024;
 
 /// Most events that an agent keeps for a coordinator that is away; then the oldest are dropped and counted.
 pub const EVENTS_BUFFERED_MAX: usize = 1_000;
+
+/// Key of a cluster's peer probes, in bytes: as long as the hash that it is for (RFC 2104, section 3).
+pub const PEER_KEY_BYTES: usize = 32;
+
+/// Most machines that one question to an agent names: a zone's worth of suspects, in a message of two kilobytes.
+pub const PEER_TARGETS_MAX: usize = 16;
+
+/// Most neighbours that an agent asks by itself: enough that their failing together is the machine's own failure.
+pub const NEIGHBOURS_MAX: usize = 8;
+
+/// Longest reason why a peer could not be asked, in bytes: the text of a system error.
+pub const PEER_WHY_BYTES_MAX: usize = 256;

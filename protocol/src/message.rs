@@ -8,6 +8,7 @@ use crate::config::NodeConfig;
 use crate::health::{AgentEvent, Facts, HealthReport, Heartbeat};
 use crate::ids::{BootId, Generation, Incarnation, MachineId};
 use crate::limits;
+use crate::peer::{PeerAnswer, PeerTarget};
 use crate::secret::SecretBytes;
 use crate::time::WallTime;
 use crate::wire::{Message, ProtocolVersion};
@@ -114,6 +115,13 @@ pub enum ToCoordinator {
         /// The agent's wall clock when it asked.
         asked_at: WallTime,
     },
+    /// Answer to `ProbePeers`.
+    PeersProbed {
+        /// Number of the question.
+        id: u64,
+        /// What came of each target, at most [`limits::PEER_TARGETS_MAX`].
+        answers: Vec<PeerAnswer>,
+    },
 }
 
 /// From coordinator to agent, on the control stream.
@@ -160,6 +168,13 @@ pub enum ToAgent {
         asked_at: WallTime,
         /// The coordinator's wall clock when it answered.
         now: WallTime,
+    },
+    /// Asks whether the machine can reach others of its cluster.
+    ProbePeers {
+        /// Comes back with the answers; means nothing in another session.
+        id: u64,
+        /// Whom to ask, at most [`limits::PEER_TARGETS_MAX`].
+        targets: Vec<PeerTarget>,
     },
 }
 
@@ -258,9 +273,18 @@ impl Message for ToCoordinator {
             Self::Events(events) if events.len() > limits::EVENTS_BUFFERED_MAX => {
                 Err(format!("{} events, at most {} are allowed", events.len(), limits::EVENTS_BUFFERED_MAX))
             }
+            Self::PeersProbed { answers, .. } => check_answers(answers),
             _ => Ok(()),
         }
     }
+}
+
+fn check_answers(answers: &[PeerAnswer]) -> Result<(), String> {
+    let count = answers.len();
+    if count > limits::PEER_TARGETS_MAX {
+        return Err(format!("answers of {count} peers, at most {} are allowed", limits::PEER_TARGETS_MAX));
+    }
+    answers.iter().try_for_each(PeerAnswer::check)
 }
 
 impl Message for ToAgent {
@@ -271,6 +295,11 @@ impl Message for ToAgent {
     fn check(&self) -> Result<(), String> {
         match self {
             Self::Config(config) => config.check(),
+            Self::ProbePeers { targets, .. } if targets.len() > limits::PEER_TARGETS_MAX => Err(format!(
+                "{} peers to ask, at most {} are allowed",
+                targets.len(),
+                limits::PEER_TARGETS_MAX
+            )),
             _ => Ok(()),
         }
     }

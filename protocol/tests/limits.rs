@@ -12,11 +12,12 @@ use keelson_protocol::limits;
 use keelson_protocol::message::{
     BulkReply, BulkRequest, EnrolReply, EnrolRequest, ShellFrame, ToAgent, ToCoordinator,
 };
+use keelson_protocol::peer::PeerSaid;
 use keelson_protocol::wire::{
     DecodeError, EncodeError, Message, NoCommonVersion, ProtocolVersion, VERSION_MAX, VERSION_MIN, decode,
     encode, frame_length, negotiate,
 };
-use keelson_protocol::{BootId, Generation};
+use keelson_protocol::{BootId, Generation, SecretBytes};
 use support::samples;
 
 #[test]
@@ -135,6 +136,20 @@ fn counts_of_a_config_are_limited() {
     check(|c| c.units[0].name = "../x.service".into(), "unit name `../x.service` is not a plain name");
     check(|c| c.units[0].name = "x".into(), "unit name `x` does not end with .service");
     check(|c| c.units[0].kind = UnitKind::Check, "check containerd.service must have a probe and no program");
+    let neighbour = |c: &NodeConfig| c.peers.as_ref().unwrap().neighbours[0].clone();
+    check(
+        |c| c.peers.as_mut().unwrap().neighbours = vec![neighbour(c); 9],
+        "neighbours: 9, at most 8 are allowed",
+    );
+    check(
+        |c| c.peers.as_mut().unwrap().neighbours[0].machine = c.machine.clone(),
+        "demo-worker-1 is its own neighbour",
+    );
+    check(|c| c.peers.as_mut().unwrap().listen.set_port(0), "peers cannot ask at port 0");
+    check(
+        |c| c.peers.as_mut().unwrap().key = SecretBytes::new(vec![7; 31]),
+        "the key of peer probes has 31 bytes, it must have 32",
+    );
     check(
         |c| c.units[0].command = vec!["sh".into()],
         "unit containerd.service: the program must be an absolute path",
@@ -157,6 +172,30 @@ fn counts_of_reports_are_limited() {
     assert!(encode(&many(limits::EVENTS_BUFFERED_MAX)).is_ok());
     let error = encode(&many(limits::EVENTS_BUFFERED_MAX + 1)).unwrap_err();
     assert!(error.to_string().contains("1001 events, at most 1000"), "{error}");
+}
+
+#[test]
+fn counts_and_reasons_of_peer_probes_are_limited() {
+    let (_, probe) = samples::to_agent().pop().unwrap();
+    let ToAgent::ProbePeers { id, targets } = probe else { panic!("{probe:?}") };
+    let many = |count| ToAgent::ProbePeers { id, targets: vec![targets[0].clone(); count] };
+    assert!(encode(&many(limits::PEER_TARGETS_MAX)).is_ok());
+    let error = encode(&many(limits::PEER_TARGETS_MAX + 1)).unwrap_err();
+    assert!(error.to_string().contains("17 peers to ask, at most 16"), "{error}");
+
+    let (_, probed) = samples::to_coordinator().pop().unwrap();
+    let ToCoordinator::PeersProbed { id, mut answers } = probed else { panic!("{probed:?}") };
+    let failed = |bytes| PeerSaid::Failed { why: "x".repeat(bytes) };
+    answers = vec![answers[0].clone(); limits::PEER_TARGETS_MAX];
+    answers[0].said = failed(limits::PEER_WHY_BYTES_MAX);
+    assert!(encode(&ToCoordinator::PeersProbed { id, answers: answers.clone() }).is_ok());
+    answers[0].said = failed(limits::PEER_WHY_BYTES_MAX + 1);
+    let error = encode(&ToCoordinator::PeersProbed { id, answers: answers.clone() }).unwrap_err();
+    assert!(error.to_string().contains("a reason of 257 bytes why demo-worker-2"), "{error}");
+    answers[0].said = PeerSaid::Silent;
+    answers.push(answers[0].clone());
+    let error = encode(&ToCoordinator::PeersProbed { id, answers }).unwrap_err();
+    assert!(error.to_string().contains("answers of 17 peers, at most 16"), "{error}");
 }
 
 #[test]

@@ -1,11 +1,13 @@
 //! What the core asks the shell to do.
 
+use std::net::SocketAddrV4;
 use std::time::Duration;
 
 use keelson_protocol::SecretBytes;
-use keelson_protocol::config::{BalancerSpec, ProbeSpec, RouteSpec};
+use keelson_protocol::config::{BalancerSpec, PeerSpec, ProbeSpec, RouteSpec};
 use keelson_protocol::health::Heartbeat;
 use keelson_protocol::message::ToCoordinator;
+use keelson_protocol::peer::PeerTarget;
 
 use crate::digest::Digest;
 
@@ -26,10 +28,34 @@ pub enum Action {
         /// What to ask.
         probe: ProbeSpec,
     },
+    /// Ask peers whether they live, all at once. The answer comes back as [`crate::Event::PeersProbed`].
+    ProbePeers {
+        /// Comes back with the answers.
+        id: u64,
+        /// How they are asked.
+        channel: PeerChannel,
+        /// Whom to ask.
+        targets: Vec<PeerTarget>,
+    },
     /// Send a message to the coordinator. Lost when there is none; the core notices by the missing answer.
     Send(ToCoordinator),
     /// Send a heartbeat. Lost when there is no coordinator.
     Heartbeat(Heartbeat),
+}
+
+/// How the machines of a cluster ask each other ([`keelson_protocol::peer`]).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeerChannel {
+    /// Where this machine answers; the others answer at the same port.
+    pub listen: SocketAddrV4,
+    /// The cluster's key.
+    pub key: SecretBytes,
+}
+
+impl PeerChannel {
+    pub(crate) fn of(spec: &PeerSpec) -> Self {
+        Self { listen: spec.listen, key: spec.key.clone() }
+    }
 }
 
 /// One look at one class of things.
@@ -123,6 +149,8 @@ pub enum Step {
     },
     /// Run the balancer so, or not at all.
     Balance(Option<BalancerSpec>),
+    /// Answer peers so, or not at all.
+    AnswerPeers(Option<PeerChannel>),
 }
 
 impl Step {
@@ -140,6 +168,7 @@ impl Step {
             Self::MakeLinkKey | Self::InstallLink { .. } => StepKey::Link,
             Self::ChangeRoutes { .. } => StepKey::Routes,
             Self::Balance(_) => StepKey::Balancer,
+            Self::AnswerPeers(_) => StepKey::Peers,
         }
     }
 
@@ -184,6 +213,8 @@ pub enum StepKey {
     Routes,
     /// The balancer.
     Balancer,
+    /// The answering of peers.
+    Peers,
 }
 
 impl std::fmt::Display for StepKey {
@@ -196,6 +227,7 @@ impl std::fmt::Display for StepKey {
             Self::Link => f.write_str("link certificate"),
             Self::Routes => f.write_str("routes"),
             Self::Balancer => f.write_str("balancer"),
+            Self::Peers => f.write_str("answering of peers"),
         }
     }
 }

@@ -18,6 +18,7 @@ use crate::journal::Journal;
 use crate::ledger::Ledger;
 use crate::looks::{Class, Looks};
 use crate::network::Network;
+use crate::peers::Peers;
 use crate::probes::Probes;
 use crate::report::Reporter;
 use crate::retry::{Backoff, Seed};
@@ -99,6 +100,7 @@ pub struct AgentCore {
     pub(crate) link: LinkRun,
     pub(crate) link_view: LinkView,
     pub(crate) network: Network,
+    pub(crate) peers: Peers,
     pub(crate) probes: Probes,
     pub(crate) looks: Looks,
     pub(crate) reporter: Reporter,
@@ -167,6 +169,7 @@ impl AgentCore {
             link: LinkRun::default(),
             link_view: LinkView::new(wall),
             network: Network::default(),
+            peers: Peers::new(now),
             probes: Probes::default(),
             looks: Looks::default(),
             reporter: Reporter::new(now),
@@ -223,6 +226,7 @@ impl AgentCore {
             Event::StepDone { key, result } => self.step_done(key, result),
             Event::Observed { id, observation } => self.observed(id, observation),
             Event::Probed { id, result } => self.probes.answered(id, self.now.mono, result),
+            Event::PeersProbed { id, answers } => self.peers_probed(id, answers),
             Event::Link(news) => self.link_news(news),
             Event::Message(message) => self.message(*message),
         }
@@ -233,6 +237,7 @@ impl AgentCore {
             self.reconcile_files(&config, &desired);
             self.reconcile_certificates(&config, &desired);
             self.reconcile_network(&config);
+            self.reconcile_peers(&config);
             self.reconcile_units(&config, &desired);
             self.reconcile_looks(&config, &desired);
             self.ledger.config = Some(config);
@@ -299,6 +304,7 @@ impl AgentCore {
             StepKey::Link => self.link_done(result),
             StepKey::Routes => self.routes_done(result.map(|_| ())),
             StepKey::Balancer => self.balancer_done(result.is_ok()),
+            StepKey::Peers => self.responder_done(result.is_ok()),
         }
     }
 
@@ -345,6 +351,7 @@ impl AgentCore {
             return;
         }
         self.link_view.take(&news, self.now.wall);
+        self.link_changed();
         if matches!(news, LinkNews::Connected { .. }) {
             self.journal.session_began();
             self.reporter.session_began();
@@ -374,6 +381,7 @@ impl AgentCore {
                 }
             }
             ToAgent::Time { asked_at, now } => self.time_came(asked_at, now),
+            ToAgent::ProbePeers { id, targets } => self.coordinator_asks(id, targets),
         }
     }
 

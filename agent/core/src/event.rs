@@ -7,6 +7,7 @@ use keelson_protocol::WallTime;
 use keelson_protocol::config::RouteSpec;
 use keelson_protocol::health::Pressure;
 use keelson_protocol::message::ToAgent;
+use keelson_protocol::peer::PeerAnswer;
 use serde::{Deserialize, Serialize};
 
 use crate::action::StepKey;
@@ -39,6 +40,13 @@ pub enum Event {
         id: u64,
         /// `Ok` when the answer was the expected one; else what came instead.
         result: Result<(), String>,
+    },
+    /// The answer to [`crate::Action::ProbePeers`].
+    PeersProbed {
+        /// Of which question.
+        id: u64,
+        /// What came of each target.
+        answers: Vec<PeerAnswer>,
     },
     /// News of the link.
     Link(LinkNews),

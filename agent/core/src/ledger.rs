@@ -1,8 +1,9 @@
 //! What the agent must not forget: its config, what it owns, what it started, and events nobody has stored yet.
 //!
-//! On disk: magic (8 bytes), version (u16, big endian), SHA-256 of the payload, payload (postcard). A ledger of a newer
+//! On disk: magic (8 bytes), version (u16, big endian), SHA-256 of the payload, payload (postcard). A ledger of another
 //! version or with a wrong checksum is refused whole: half a memory is worse than none, and the coordinator sends the
-//! config again. Golden bytes of every released version stay in `golden/`.
+//! config again. The config is part of it, so that a field more in a config is a version more here. Golden bytes of
+//! every version stay in `golden/`.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -15,7 +16,8 @@ use crate::digest::Digest;
 use crate::event::Invocation;
 
 const MAGIC: &[u8; 8] = b"KEELSONL";
-const VERSION: u16 = 1;
+/// 2: configs name peers. Version 1 was never released, so nothing reads it.
+const VERSION: u16 = 2;
 const HEAD_BYTES: usize = 8 + 2 + 32;
 /// Largest ledger, in bytes: the largest config and a full buffer of long events, twice.
 const LEDGER_BYTES_MAX: usize = 32 * 1024 * 1024;
@@ -85,6 +87,16 @@ pub enum LedgerError {
         /// Newest version understood.
         known: u16,
     },
+    /// Written by an older agent, in a form that is no longer read.
+    #[error(
+        "the ledger has version {got}, this agent reads only {known}: it waits for the coordinator to send the config again"
+    )]
+    Older {
+        /// Version in the file.
+        got: u16,
+        /// The version understood.
+        known: u16,
+    },
     /// The content is not what was written.
     #[error("the ledger's checksum is wrong: the file was damaged")]
     Checksum,
@@ -139,6 +151,9 @@ impl Ledger {
         if got > VERSION {
             return Err(LedgerError::Newer { got, known: VERSION });
         }
+        if got < VERSION {
+            return Err(LedgerError::Older { got, known: VERSION });
+        }
         if Digest::of(payload).as_bytes() != &head[10..] {
             return Err(LedgerError::Checksum);
         }
@@ -155,8 +170,9 @@ impl Ledger {
 #[allow(clippy::disallowed_methods, reason = "tests rewrite golden files")]
 mod tests {
     use super::*;
-    use keelson_protocol::WallTime;
+    use keelson_protocol::config::PeerSpec;
     use keelson_protocol::health::EventKind;
+    use keelson_protocol::{Generation, WallTime};
 
     fn sample() -> Ledger {
         let mut ledger = Ledger::empty(MachineId::new("demo-worker-1").unwrap(), Incarnation(3));
@@ -178,7 +194,29 @@ mod tests {
             outcome: "ok".to_owned(),
         });
         ledger.event_next = 2;
+        ledger.config = Some(config());
         ledger
+    }
+
+    /// A config with nothing in it but what a later field would move.
+    fn config() -> NodeConfig {
+        NodeConfig {
+            generation: Generation(4),
+            machine: MachineId::new("demo-worker-1").unwrap(),
+            incarnation: Incarnation(3),
+            cluster: "demo".parse().unwrap(),
+            release: "1.37.2".parse().unwrap(),
+            files: Vec::new(),
+            certificates: Vec::new(),
+            units: Vec::new(),
+            routes: Vec::new(),
+            balancer: None,
+            peers: Some(PeerSpec {
+                listen: "10.0.0.12:7447".parse().unwrap(),
+                key: SecretBytes::new(vec![7; 32]),
+                neighbours: Vec::new(),
+            }),
+        }
     }
 
     #[test]
@@ -196,13 +234,24 @@ mod tests {
             assert!(Ledger::decode(&good[..position]).is_err(), "cut at {position}");
         }
         let mut newer = good;
-        newer[9] = 2;
-        assert_eq!(Ledger::decode(&newer), Err(LedgerError::Newer { got: 2, known: 1 }));
+        newer[9] = 3;
+        assert_eq!(Ledger::decode(&newer), Err(LedgerError::Newer { got: 3, known: 2 }));
     }
 
     #[test]
-    fn bytes_of_version_1_stay_readable() {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/golden/ledger-v1.hex");
+    fn bytes_of_version_1_are_refused_with_what_comes_next() {
+        let hex = include_str!("../golden/ledger-v1.hex").trim();
+        let pair = |at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap();
+        let bytes: Vec<u8> = (0..hex.len()).step_by(2).map(pair).collect();
+        let error = Ledger::decode(&bytes).unwrap_err();
+        assert_eq!(error, LedgerError::Older { got: 1, known: 2 });
+        let text = "the ledger has version 1, this agent reads only 2: it waits for the coordinator to send the config again";
+        assert_eq!(error.to_string(), text);
+    }
+
+    #[test]
+    fn bytes_of_version_2_stay_readable() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/golden/ledger-v2.hex");
         let hex: String =
             sample().encode().expose_secret().iter().map(|byte| format!("{byte:02x}")).collect();
         if std::env::var_os("KEELSON_GOLDEN_WRITE").is_some() {

@@ -27,6 +27,7 @@ mod journal;
 mod ledger;
 mod looks;
 mod network;
+mod peers;
 mod probes;
 mod report;
 mod retry;
@@ -35,13 +36,14 @@ mod unit_text;
 mod units;
 
 pub use crate::core::{AgentCore, LedgerFound, Me, Start};
-pub use action::{Action, CertificateFiles, FileWrite, Look, Query, Step, StepKey};
+pub use action::{Action, CertificateFiles, FileWrite, Look, PeerChannel, Query, Step, StepKey};
 pub use digest::Digest;
 pub use event::{
     Active, CertificateSeen, Event, FileSeen, Invocation, LinkNews, Observation, StepOutput, UnitSeen,
     Validity,
 };
 pub use ledger::{Ledger, LedgerError, UnitRecord};
+pub use peers::Isolation;
 pub use retry::{Backoff, Seed, enrol_retry_delay};
-pub use status::{AgentStatus, CertificateStatus, EventStatus, LinkStatus, UnitStatus};
+pub use status::{AgentStatus, CertificateStatus, EventStatus, IsolationStatus, LinkStatus, UnitStatus};
 pub use unit_text::{UNIT_DIRECTORY, render as render_unit};

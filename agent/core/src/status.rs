@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
-use keelson_protocol::WallTime;
 use keelson_protocol::health::{AgentEvent, EventKind, NodeState, Pressure, UnitState};
+use keelson_protocol::{MonoTime, WallTime};
 use serde::{Deserialize, Serialize};
 
 use crate::core::AgentCore;
 use crate::event::LinkNews;
+use crate::peers::Isolation;
 
 /// Everything that the agent knows about its machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,6 +32,8 @@ pub struct AgentStatus {
     pub why: Option<String>,
     /// The link to the coordinator.
     pub link: LinkStatus,
+    /// Whether the machine is cut off.
+    pub isolation: IsolationStatus,
     /// Units, in the config's order.
     pub units: Vec<UnitStatus>,
     /// Certificates, the link's first.
@@ -66,6 +69,32 @@ pub enum LinkStatus {
         why: String,
         /// When the next try comes, when that is known.
         retry_at_ms: Option<i64>,
+    },
+}
+
+/// Whether the machine is cut off, as far as it can know. Times in milliseconds since 1970.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", tag = "state")]
+pub enum IsolationStatus {
+    /// A session with the coordinator stands.
+    Connected,
+    /// None stands, and the neighbours have not said enough, or there are none to ask.
+    #[serde(rename_all = "camelCase")]
+    Unknown {
+        /// Since when.
+        since_ms: i64,
+    },
+    /// None stands, but neighbours can be reached.
+    #[serde(rename_all = "camelCase")]
+    LinkOnly {
+        /// Since when.
+        since_ms: i64,
+    },
+    /// None stands, and no neighbour can be reached.
+    #[serde(rename_all = "camelCase")]
+    Alone {
+        /// Since when.
+        since_ms: i64,
     },
 }
 
@@ -185,12 +214,24 @@ impl AgentCore {
             state,
             why: self.unsettled().filter(|_| state != NodeState::Ready),
             link: self.link_view.status.clone(),
+            isolation: self.isolation_status(),
             units: self.unit_statuses(),
             certificates: self.certificate_statuses(),
             pressure: self.reporter.pressure.map(pressure_status),
             clock_offset_ms: self.reporter.clock_offset_ms,
             events_waiting: self.ledger.events.len(),
             events: self.journal.recent.iter().map(event_status).collect(),
+        }
+    }
+
+    fn isolation_status(&self) -> IsolationStatus {
+        let ago = |at: MonoTime| i64::try_from(self.now.mono.since(at).as_millis()).unwrap_or(i64::MAX);
+        let since_ms = |at| self.now.wall.0.saturating_sub(ago(at));
+        match self.isolation() {
+            Isolation::Connected => IsolationStatus::Connected,
+            Isolation::Unknown { since } => IsolationStatus::Unknown { since_ms: since_ms(since) },
+            Isolation::LinkOnly { since } => IsolationStatus::LinkOnly { since_ms: since_ms(since) },
+            Isolation::Alone { since } => IsolationStatus::Alone { since_ms: since_ms(since) },
         }
     }
 

@@ -92,6 +92,12 @@ fn varied(generation: Generation) -> keelson_protocol::config::NodeConfig {
     }
     if n.is_multiple_of(5) {
         config.balancer = None;
+        config.peers = None;
+    }
+    if n.is_multiple_of(7)
+        && let Some(peers) = &mut config.peers
+    {
+        peers.key = keelson_protocol::SecretBytes::new(vec![8; 32]);
     }
     config
 }

@@ -4,6 +4,7 @@
 
 mod support;
 
+use keelson_agent_core::LedgerFound;
 use keelson_protocol::Generation;
 use keelson_protocol::health::{EventKind, NodeState, UnitState};
 use support::*;
@@ -262,9 +263,34 @@ fn an_agent_restart_touches_nothing() {
         world.run_for(120_000);
         world.assert_converged(&config);
         assert_eq!(world.starts(), starts);
-        assert_eq!(world.log, ["-- the agent is killed", "balance", "reload"].map(str::to_owned));
+        assert_eq!(
+            world.log,
+            ["-- the agent is killed", "balance", "answer peers", "reload"].map(str::to_owned)
+        );
         assert_eq!(world.events_of(EventKind::UnitHealthy).len(), events, "what is healthy is no news");
     }
+}
+
+#[test]
+fn an_agent_that_cannot_read_its_ledger_takes_the_same_config_again() {
+    let (mut world, config) = ready();
+    world.run_for(5_000);
+    let starts = world.starts();
+    let why = "the ledger has version 1, this agent reads only 2".to_owned();
+    // Numbers of events go on further ahead, which this world's coordinator would call a loss.
+    world.stores_events = false;
+    world.start_agent(LedgerFound::SetAside { why: why.clone() });
+    world.run_for(5_000);
+    assert_eq!((world.core.state(), world.core.generation()), (NodeState::Idle, None));
+    assert_eq!(world.starts(), starts, "nothing is touched before the config comes");
+    world.offer(&config);
+    world.run_until_ready(30_000);
+    world.run_for(5_000);
+    world.assert_converged(&config);
+    // What it had started is not known any more, so it starts everything once with what it knows.
+    assert_eq!(world.starts(), starts + 3);
+    let started = world.events_of(EventKind::AgentStarted);
+    assert_eq!(started.last().unwrap(), &format!("keelson-agent 0.1.0: {why} -> waits for a config"));
 }
 
 #[test]

@@ -70,11 +70,11 @@ pub fn boot_id() -> Result<BootId, HostError> {
     Ok(id)
 }
 
-/// A seed for jitter.
+/// A number that nobody can guess: a seed for jitter, or a nonce.
 ///
 /// # Errors
 /// [`HostError::Meter`] when there is no randomness.
-pub fn random_seed() -> Result<u64, HostError> {
+pub fn random_number() -> Result<u64, HostError> {
     let mut bytes = [0; 8];
     random(&mut bytes)?;
     Ok(u64::from_be_bytes(bytes))

@@ -30,7 +30,7 @@ pub use certificates::{
     PemError, chain_from_pem, chain_to_pem, key_from_pem, key_to_pem, matches_key, validity,
 };
 pub use error::HostError;
-pub use facts::{boot_id, facts, random_seed};
+pub use facts::{boot_id, facts, random_number};
 pub use files::{Durability, write_atomically};
 pub use journal::{JournalRequest, journal};
 pub use terminal::{Terminal, TerminalError, kill_group, start_piped};
@@ -110,7 +110,9 @@ impl Host {
             Step::ChangeRoutes { add, remove } => {
                 self.routes.change(&add, &remove).await.map(|()| StepOutput::Done)
             }
-            Step::MakeLinkKey | Step::InstallLink { .. } | Step::Balance(_) => Err(HostError::NotMine),
+            Step::MakeLinkKey | Step::InstallLink { .. } | Step::Balance(_) | Step::AnswerPeers(_) => {
+                Err(HostError::NotMine)
+            }
         }
     }
 

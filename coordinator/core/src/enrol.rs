@@ -21,7 +21,7 @@ impl CoordinatorCore {
         SecretBytes::new(hex::encode(tag).into_bytes())
     }
 
-    fn token_key(&self) -> hmac::Key {
+    pub(crate) fn token_key(&self) -> hmac::Key {
         hmac::Key::new(hmac::HMAC_SHA256, self.settings.token_key.expose_secret())
     }
 

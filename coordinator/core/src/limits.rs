@@ -29,6 +29,14 @@ pub const FIRST_HEARTBEAT_MAX: Duration = Duration::from_secs(10);
 pub const TICK_GAP_MAX: Duration = Duration::from_secs(2);
 /// A session whose heartbeats stopped for this long may be replaced by one of another boot of the same machine.
 pub const SECOND_HOLDER_AFTER: Duration = Duration::from_secs(3);
+/// Peers that are asked about one machine at a time: two of its zone and one of another, so that one that fails itself, or
+/// a zone that is cut off, does not decide alone.
+pub const PEERS_ASKED_MAX: usize = 3;
+/// Answers of peers that come later are not taken: they take less than half a second on the machine, so that one which was
+/// held up for longer tells of a time that is over.
+pub const PEER_ANSWER_WITHIN: Duration = Duration::from_secs(2);
+/// Peers whose last word about a machine is kept: those of two questions, and some whose sessions came and went between.
+pub const PEER_ANSWERS_MAX: usize = 8;
 /// Provider calls under way at once: enough to make machines in parallel, few enough not to be throttled.
 pub const PROVIDER_CALLS_MAX: usize = 16;
 /// How long an idempotency key is remembered.

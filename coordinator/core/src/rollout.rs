@@ -58,7 +58,8 @@ impl CoordinatorCore {
         let blueprint = &cluster.row.blueprint;
         let release = self.settings.releases.releases.get(&blueprint.release)?;
         let traits = HostTraits::from(facts);
-        node_config(&NodeInput { blueprint, release, material: &cluster.material, traits }, id)
+        let peer_key = &self.peer_key(&blueprint.cluster);
+        node_config(&NodeInput { blueprint, release, material: &cluster.material, peer_key, traits }, id)
     }
 
     /// Whether a machine may start its etcd member: one that joins must have been added first, or it would end at once.

@@ -172,6 +172,9 @@ impl CoordinatorCore {
             ToCoordinator::TimeRequest { asked_at } => {
                 self.send(session, ToAgent::Time { asked_at, now: now.wall });
             }
+            ToCoordinator::PeersProbed { id: question, answers } => {
+                self.on_peers_probed(now, session, &id, question, answers);
+            }
         }
     }
 
@@ -373,14 +376,16 @@ fn severity(kind: EventKind) -> Severity {
         | EventKind::ConfigAccepted
         | EventKind::UnitStarted
         | EventKind::UnitHealthy
-        | EventKind::CertificateIssued => Severity::Info,
+        | EventKind::CertificateIssued
+        | EventKind::PeersBack => Severity::Info,
         EventKind::ConfigRefused
         | EventKind::UnitFailed
         | EventKind::Repaired
         | EventKind::CertificateRefused
         | EventKind::Pressure
         | EventKind::ActionFailed
-        | EventKind::EventsDropped => Severity::Warning,
+        | EventKind::EventsDropped
+        | EventKind::PeersLost => Severity::Warning,
         EventKind::RepairWithheld => Severity::Alarm,
     }
 }

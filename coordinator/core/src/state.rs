@@ -20,6 +20,7 @@ use crate::leave::Parting;
 use crate::limits::{RETURN_PAUSE_MAX, WARM_UP, WARM_UP_MAX};
 use crate::metrics::Metrics;
 use crate::nodes::{KubeFor, KubeWatch};
+use crate::peers::{PeerQuestion, PeerWord};
 use crate::row::{ClusterRow, Counter, IdempotencyRow, MachineRow, Row, Saved};
 
 /// The two clocks, read by the shell at the same moment.
@@ -42,7 +43,7 @@ pub struct Settings {
     pub plans: Vec<Plan>,
     /// The releases that users may choose.
     pub releases: ReleaseCatalog,
-    /// Key that enrolment tokens are derived from.
+    /// Key that enrolment tokens and the keys of peer probes are derived from.
     pub token_key: SecretBytes,
 }
 
@@ -219,6 +220,11 @@ pub struct CoordinatorCore {
     /// Since when the coordinator has been listening without a gap. Before that it may have missed heartbeats.
     pub(crate) listening_since: MonoTime,
     pub(crate) last_tick: MonoTime,
+    /// The last question to peers about each machine that was asked about.
+    pub(crate) peer_questions: BTreeMap<MachineId, PeerQuestion>,
+    /// What peers said about machines.
+    pub(crate) peer_answers: BTreeMap<MachineId, Vec<PeerWord>>,
+    pub(crate) next_peer_question: u64,
     pub(crate) metrics: Metrics,
     /// Clusters that something happened to since they were last compared with their blueprints. Keeps the work of an
     /// input in proportion to one cluster, not to the fleet.
@@ -261,6 +267,9 @@ impl CoordinatorCore {
             returning_until: now.mono.plus(WARM_UP),
             listening_since: now.mono,
             last_tick: now.mono,
+            peer_questions: BTreeMap::new(),
+            peer_answers: BTreeMap::new(),
+            next_peer_question: 0,
             metrics: Metrics::default(),
             touched: BTreeSet::new(),
             rows: Vec::new(),
@@ -351,6 +360,7 @@ impl CoordinatorCore {
 
     pub(crate) fn remove_machine(&mut self, id: &MachineId) -> Option<Machine> {
         let machine = self.machines.remove(id)?;
+        self.forget_peer_answers(id);
         if let Some(members) = self.members.get_mut(&machine.row.cluster) {
             members.remove(id);
             if members.is_empty() {

@@ -5,15 +5,17 @@
 
 mod common;
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use common::{World, material, spec};
-use keelson_model::Blueprint;
+use keelson_model::{Blueprint, BlueprintMachine};
 use keelson_planner::Wanted;
-use keelson_planner::node::{HostTraits, NodeInput, node_config};
+use keelson_planner::node::{HostTraits, NodeInput, nearest, node_config};
 use keelson_protocol::config::{FileContent, Need, NodeConfig};
 use keelson_protocol::health::CgroupVersion;
-use keelson_protocol::wire;
+use keelson_protocol::limits::NEIGHBOURS_MAX;
+use keelson_protocol::{MachineId, SecretBytes, wire};
 use serde_json::json;
 
 /// Set to write the golden files anew.
@@ -22,7 +24,9 @@ const UPDATE: &str = "KEELSON_UPDATE_GOLDEN";
 fn config(blueprint: &Blueprint, machine: &str, cgroup: CgroupVersion) -> NodeConfig {
     let (world, material) = (World::new(), material());
     let traits = HostTraits { cgroup, may_raise_limits: cgroup == CgroupVersion::V2 };
-    let input = NodeInput { blueprint, release: &world.release, material: &material, traits };
+    let (release, peer_key) =
+        (&world.release, &SecretBytes::new(b"(key of the peer probes, 32 by.)".to_vec()));
+    let input = NodeInput { blueprint, release, material: &material, peer_key, traits };
     node_config(&input, &machine.parse().unwrap()).unwrap()
 }
 
@@ -46,6 +50,7 @@ fn text(config: &NodeConfig) -> String {
         writeln!(text, "==== unit {}\n{unit:#?}", unit.name).unwrap();
     }
     writeln!(text, "==== routes\n{:#?}\n==== balancer\n{:#?}", config.routes, config.balancer).unwrap();
+    writeln!(text, "==== peers\n{:#?}", config.peers).unwrap();
     text
 }
 
@@ -105,7 +110,13 @@ fn secrets_stay_out_of_texts_and_command_lines() {
     let blueprint = small();
     for id in blueprint.machines.keys() {
         let shown = text(&config(&blueprint, id.as_str(), CgroupVersion::V1));
-        for secret in ["(service account key)", "(encryption key)", "(signer key)", "(Kubernetes key)"] {
+        for secret in [
+            "(service account key)",
+            "(encryption key)",
+            "(signer key)",
+            "(Kubernetes key)",
+            "key of the peer",
+        ] {
             assert!(!shown.contains(secret), "{id} shows {secret}");
         }
     }
@@ -123,4 +134,64 @@ fn keys_of_authorities_never_leave_the_coordinator() {
             }
         }
     }
+}
+
+/// A blueprint with these machines: name and zone of each.
+fn placed(machines: &[(&str, &str)]) -> Blueprint {
+    let mut blueprint = small();
+    let like = blueprint.machines.values().next().unwrap().clone();
+    blueprint.machines = machines
+        .iter()
+        .map(|(id, zone)| {
+            let id: MachineId = id.parse().unwrap();
+            (id.clone(), BlueprintMachine { id, zone: (*zone).to_owned(), ..like.clone() })
+        })
+        .collect();
+    blueprint
+}
+
+#[test]
+fn neighbours_are_two_of_the_zone_then_all_zones_in_turn() {
+    let blueprint = placed(&[
+        ("m1", "a"),
+        ("m2", "b"),
+        ("m3", "c"),
+        ("m4", "a"),
+        ("m5", "b"),
+        ("m6", "c"),
+        ("m7", "a"),
+        ("m8", "a"),
+        ("m9", "b"),
+    ]);
+    let check = |id: &str, count_max: usize, expected: &[&str]| {
+        let machine = &blueprint.machines[&id.parse().unwrap()];
+        let near = nearest(&blueprint, machine, count_max, |_| true);
+        assert_eq!(near.iter().map(|other| other.id.as_str()).collect::<Vec<_>>(), expected, "{id}");
+    };
+    check("m1", 8, &["m4", "m7", "m2", "m3", "m5", "m6", "m9", "m8"]);
+    check("m2", 8, &["m5", "m9", "m3", "m4", "m6", "m7", "m8", "m1"]);
+    check("m8", 8, &["m1", "m4", "m9", "m3", "m2", "m6", "m5", "m7"]);
+    check("m6", 3, &["m3", "m7", "m9"]);
+    check("m6", 0, &[]);
+    let even = |machine: &BlueprintMachine| machine.id.as_str().ends_with(['2', '4', '6', '8']);
+    let fit = nearest(&blueprint, &blueprint.machines[&"m1".parse().unwrap()], 3, even);
+    assert_eq!(fit.iter().map(|other| other.id.as_str()).collect::<Vec<_>>(), ["m4", "m8", "m2"]);
+}
+
+#[test]
+fn no_machine_is_everybodys_neighbour() {
+    let names: Vec<String> = (100..400).map(|number| format!("m{number}")).collect();
+    let zones = ["a", "b", "c"];
+    let machines: Vec<(&str, &str)> =
+        names.iter().enumerate().map(|(index, name)| (name.as_str(), zones[index % 3])).collect();
+    let blueprint = placed(&machines);
+    let mut asked_by: BTreeMap<&MachineId, usize> = BTreeMap::new();
+    for machine in blueprint.machines.values() {
+        let near = nearest(&blueprint, machine, NEIGHBOURS_MAX, |_| true);
+        assert_eq!(near.len(), NEIGHBOURS_MAX);
+        assert!(near.iter().all(|other| other.id != machine.id));
+        near.iter().for_each(|other| *asked_by.entry(&other.id).or_default() += 1);
+    }
+    assert_eq!(asked_by.len(), 300, "everybody is somebody's neighbour");
+    assert!(asked_by.values().all(|count| *count <= 2 * NEIGHBOURS_MAX), "{asked_by:?}");
 }

@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use keelson_protocol::config::{
     BalancerCheck, BalancerSpec, CertificateSpec, ClientFiles, Expect, FileContent, FileSpec, Hardening,
-    Issuer, Need, NodeConfig, ProbeSpec, ProbeTarget, RouteSpec, UnitKind, UnitSpec, Usage,
+    Issuer, Need, NodeConfig, PeerSpec, ProbeSpec, ProbeTarget, RouteSpec, UnitKind, UnitSpec, Usage,
 };
 use keelson_protocol::health::{
     AgentEvent, CertificateHealth, CgroupVersion, DiskFact, EventKind, Facts, HealthReport, Heartbeat,
@@ -15,6 +15,9 @@ use keelson_protocol::health::{
 use keelson_protocol::message::{
     BulkReply, BulkRequest, EnrolReply, EnrolRequest, Refusal, RefusalCode, ShellFrame, ToAgent,
     ToCoordinator,
+};
+use keelson_protocol::peer::{
+    DATAGRAM_BYTES_MAX, DATAGRAM_BYTES_MIN, Datagram, DatagramKind, PeerAnswer, PeerKey, PeerSaid, PeerTarget,
 };
 use keelson_protocol::wire::{Message, ProtocolVersion, encode};
 use keelson_protocol::{
@@ -52,6 +55,8 @@ pub(crate) fn all() -> Vec<Golden> {
             ("end-of-input".into(), ShellFrame::EndOfInput),
         ],
     );
+    let probes = peer_datagrams();
+    all.extend(probes.into_iter().map(|(name, probe)| ("peer_datagram", name, probe.encode(&peer_key()))));
     all
 }
 
@@ -130,6 +135,7 @@ pub(crate) fn to_coordinator() -> Vec<(String, ToCoordinator)> {
         ),
         ("renew_link".into(), ToCoordinator::RenewLink { signing_request: vec![0x30, 0x01, 0x05] }),
         ("time_request".into(), ToCoordinator::TimeRequest { asked_at: WallTime(1_767_225_600_123) }),
+        ("peers_probed".into(), ToCoordinator::PeersProbed { id: 300, answers: peer_answers() }),
     ]
 }
 
@@ -152,6 +158,7 @@ pub(crate) fn to_agent() -> Vec<(String, ToAgent)> {
         ("link_renewed".into(), ToAgent::LinkRenewed { chain }),
         ("events_stored".into(), ToAgent::EventsStored { through: 128 }),
         ("time".into(), ToAgent::Time { asked_at: WallTime(5), now: WallTime(6) }),
+        ("probe_peers".into(), ToAgent::ProbePeers { id: 300, targets: peer_targets() }),
     ]
 }
 
@@ -174,6 +181,59 @@ pub(crate) fn bulk_requests() -> Vec<(String, BulkRequest)> {
         ("status".into(), BulkRequest::Status),
         ("shell".into(), shell),
     ]
+}
+
+/// The key of all peer probes in tests.
+pub(crate) fn peer_key() -> PeerKey {
+    PeerKey::new(&SecretBytes::new(vec![7; 32])).unwrap()
+}
+
+/// A ping and its pong, and the two that are as short and as long as they may be.
+pub(crate) fn peer_datagrams() -> Vec<(String, Datagram)> {
+    let ping = Datagram {
+        kind: DatagramKind::Ping,
+        nonce: 0x0123_4567_89ab_cdef,
+        asker: machine(),
+        asked: MachineId::new("demo-master-1").unwrap(),
+        incarnation: Incarnation(0x0102_0304),
+    };
+    let of_length = |bytes| {
+        let id = MachineId::new("x".repeat(bytes)).unwrap();
+        Datagram { asker: id.clone(), asked: id, ..ping.clone() }
+    };
+    let (shortest, longest) = (of_length(1), of_length(63));
+    assert_eq!(shortest.encode(&peer_key()).len(), DATAGRAM_BYTES_MIN);
+    assert_eq!(longest.encode(&peer_key()).len(), DATAGRAM_BYTES_MAX);
+    vec![
+        ("pong".into(), ping.pong()),
+        ("ping".into(), ping),
+        ("shortest".into(), shortest),
+        ("longest".into(), longest),
+    ]
+}
+
+/// One answer of every kind.
+fn peer_answers() -> Vec<PeerAnswer> {
+    let said = [
+        PeerSaid::Answered { round_trip_us: 212 },
+        PeerSaid::Refused,
+        PeerSaid::Silent,
+        PeerSaid::Failed { why: "no buffer space".into() },
+    ];
+    let answer = |(number, said)| PeerAnswer {
+        machine: MachineId::new(format!("demo-worker-{number}")).unwrap(),
+        said,
+    };
+    (2..).zip(said).map(answer).collect()
+}
+
+fn peer_targets() -> Vec<PeerTarget> {
+    let target = |name: &str, incarnation, last| PeerTarget {
+        machine: MachineId::new(name).unwrap(),
+        incarnation: Incarnation(incarnation),
+        address: Ipv4Addr::new(10, 0, 0, last),
+    };
+    vec![target("demo-worker-2", 1, 13), target("demo-master-1", 300, 11)]
 }
 
 fn machine() -> MachineId {
@@ -244,6 +304,8 @@ fn events() -> Vec<AgentEvent> {
         EventKind::Pressure,
         EventKind::ActionFailed,
         EventKind::EventsDropped,
+        EventKind::PeersLost,
+        EventKind::PeersBack,
     ];
     let event = |(sequence, kind)| AgentEvent {
         sequence,
@@ -294,6 +356,11 @@ pub(crate) fn config() -> NodeConfig {
                 server_name: "kubernetes".to_owned(),
                 ca_path: "/var/lib/kubernetes/ca.crt".to_owned(),
             }),
+        }),
+        peers: Some(PeerSpec {
+            listen: "10.0.0.12:7447".parse().unwrap(),
+            key: SecretBytes::new(vec![7; 32]),
+            neighbours: peer_targets(),
         }),
     }
 }
@@ -387,7 +454,8 @@ const _: fn(&ToCoordinator) = |message| match message {
     | ToCoordinator::Events(_)
     | ToCoordinator::SignCertificate { .. }
     | ToCoordinator::RenewLink { .. }
-    | ToCoordinator::TimeRequest { .. } => {}
+    | ToCoordinator::TimeRequest { .. }
+    | ToCoordinator::PeersProbed { .. } => {}
 };
 const _: fn(&ToAgent) = |message| match message {
     ToAgent::Welcome { .. }
@@ -397,7 +465,8 @@ const _: fn(&ToAgent) = |message| match message {
     | ToAgent::CertificateRefused { .. }
     | ToAgent::LinkRenewed { .. }
     | ToAgent::EventsStored { .. }
-    | ToAgent::Time { .. } => {}
+    | ToAgent::Time { .. }
+    | ToAgent::ProbePeers { .. } => {}
 };
 const _: fn(&BulkRequest) = |message| match message {
     BulkRequest::Journal { .. } | BulkRequest::Status | BulkRequest::Shell { .. } => {}
@@ -422,7 +491,9 @@ const _: fn(&EventKind) = |kind| match kind {
     | EventKind::CertificateRefused
     | EventKind::Pressure
     | EventKind::ActionFailed
-    | EventKind::EventsDropped => {}
+    | EventKind::EventsDropped
+    | EventKind::PeersLost
+    | EventKind::PeersBack => {}
 };
 const _: fn(&UnitKind) = |kind| match kind {
     UnitKind::Exec | UnitKind::Notify | UnitKind::Oneshot | UnitKind::Check => {}
@@ -437,4 +508,7 @@ const _: fn(&RefusalCode) = |code| match code {
     | RefusalCode::Version
     | RefusalCode::BadSigningRequest
     | RefusalCode::Busy => {}
+};
+const _: fn(&PeerSaid) = |said| match said {
+    PeerSaid::Answered { .. } | PeerSaid::Refused | PeerSaid::Silent | PeerSaid::Failed { .. } => {}
 };

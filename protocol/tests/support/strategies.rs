@@ -1,19 +1,21 @@
 //! Arbitrary messages: every one that [`keelson_protocol::wire::encode`] accepts can come out.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 
 use keelson_protocol::config::{
     BalancerCheck, BalancerSpec, CertificateSpec, ClientFiles, Expect, FileContent, FileSpec, Hardening,
-    Issuer, Need, NodeConfig, ProbeSpec, ProbeTarget, RouteSpec, UnitKind, UnitSpec, Usage,
+    Issuer, Need, NodeConfig, PeerSpec, ProbeSpec, ProbeTarget, RouteSpec, UnitKind, UnitSpec, Usage,
 };
 use keelson_protocol::health::{
     AgentEvent, CertificateHealth, CgroupVersion, DiskFact, EventKind, Facts, HealthReport, Heartbeat,
     NodeState, Pressure, ReleaseFact, UnitHealth, UnitState,
 };
+use keelson_protocol::limits::{NEIGHBOURS_MAX, PEER_TARGETS_MAX};
 use keelson_protocol::message::{
     BulkReply, BulkRequest, EnrolReply, EnrolRequest, Refusal, RefusalCode, ShellFrame, ToAgent,
     ToCoordinator,
 };
+use keelson_protocol::peer::{Datagram, DatagramKind, PeerAnswer, PeerSaid, PeerTarget};
 use keelson_protocol::wire::ProtocolVersion;
 use keelson_protocol::{
     BootId, ClusterName, Generation, Incarnation, MachineId, ReleaseName, SecretBytes, WallTime,
@@ -194,6 +196,8 @@ fn event() -> impl Strategy<Value = AgentEvent> {
         EventKind::Pressure,
         EventKind::ActionFailed,
         EventKind::EventsDropped,
+        EventKind::PeersLost,
+        EventKind::PeersBack,
     ];
     (any::<u64>(), wall(), select(kinds), text(), text(), text()).prop_map(
         |(sequence, at, kind, subject, cause, outcome)| AgentEvent {
@@ -227,6 +231,8 @@ pub(crate) fn to_coordinator() -> impl Strategy<Value = ToCoordinator> {
         }),
         bytes().prop_map(|signing_request| ToCoordinator::RenewLink { signing_request }),
         wall().prop_map(|asked_at| ToCoordinator::TimeRequest { asked_at }),
+        (any::<u64>(), vec(peer_answer(), 0..=PEER_TARGETS_MAX))
+            .prop_map(|(id, answers)| ToCoordinator::PeersProbed { id, answers }),
     ]
 }
 
@@ -357,13 +363,42 @@ fn route() -> impl Strategy<Value = RouteSpec> {
     })
 }
 
+fn peer_target() -> impl Strategy<Value = PeerTarget> {
+    (machine(), any::<u32>(), any::<Ipv4Addr>()).prop_map(|(machine, incarnation, address)| PeerTarget {
+        machine,
+        incarnation: Incarnation(incarnation),
+        address,
+    })
+}
+
+fn peer_answer() -> impl Strategy<Value = PeerAnswer> {
+    let said = prop_oneof![
+        any::<u32>().prop_map(|round_trip_us| PeerSaid::Answered { round_trip_us }),
+        Just(PeerSaid::Refused),
+        Just(PeerSaid::Silent),
+        text().prop_map(|why| PeerSaid::Failed { why }),
+    ];
+    (machine(), said).prop_map(|(machine, said)| PeerAnswer { machine, said })
+}
+
+fn peers() -> impl Strategy<Value = PeerSpec> {
+    let listen =
+        (any::<Ipv4Addr>(), 1..=u16::MAX).prop_map(|(address, port)| SocketAddrV4::new(address, port));
+    (listen, vec(any::<u8>(), 32), vec(peer_target(), 0..=NEIGHBOURS_MAX))
+        .prop_map(|(listen, key, neighbours)| PeerSpec { listen, key: SecretBytes::new(key), neighbours })
+}
+
 /// Any config that passes its own check.
 pub(crate) fn config() -> impl Strategy<Value = NodeConfig> {
     let ids = (generation(), machine(), any::<u32>(), cluster(), release());
     let parts = (vec(file(), 0..5), vec(certificate(), 0..4), vec(unit(), 0..5));
-    (ids, parts, vec(route(), 0..5), option::of(balancer())).prop_map(|(ids, parts, routes, balancer)| {
+    let network = (vec(route(), 0..5), option::of(balancer()), option::of(peers()));
+    (ids, parts, network).prop_map(|(ids, parts, (routes, balancer, mut peers))| {
         let (generation, machine, incarnation, cluster, release) = ids;
         let (files, certificates, mut units) = parts;
+        if let Some(peers) = &mut peers {
+            peers.neighbours.retain(|neighbour| neighbour.machine != machine);
+        }
         let names: Vec<String> = units.iter().map(|unit| unit.name.clone()).collect();
         let inputs = files.iter().map(|file| file.path.clone());
         let inputs: Vec<String> = inputs.chain(certificates.iter().map(|c| c.name.clone())).collect();
@@ -382,6 +417,7 @@ pub(crate) fn config() -> impl Strategy<Value = NodeConfig> {
             units,
             routes,
             balancer,
+            peers,
         }
     })
 }
@@ -398,6 +434,8 @@ pub(crate) fn to_agent() -> impl Strategy<Value = ToAgent> {
         chain().prop_map(|chain| ToAgent::LinkRenewed { chain }),
         any::<u64>().prop_map(|through| ToAgent::EventsStored { through }),
         (wall(), wall()).prop_map(|(asked_at, now)| ToAgent::Time { asked_at, now }),
+        (any::<u64>(), vec(peer_target(), 0..=PEER_TARGETS_MAX))
+            .prop_map(|(id, targets)| ToAgent::ProbePeers { id, targets }),
     ]
 }
 
@@ -427,4 +465,18 @@ pub(crate) fn shell_frame() -> impl Strategy<Value = ShellFrame> {
         bytes().prop_map(ShellFrame::Error),
         Just(ShellFrame::EndOfInput),
     ]
+}
+
+/// Any peer probe.
+pub(crate) fn peer_datagram() -> impl Strategy<Value = Datagram> {
+    let kind = select(vec![DatagramKind::Ping, DatagramKind::Pong]);
+    (kind, any::<u64>(), machine(), machine(), any::<u32>()).prop_map(
+        |(kind, nonce, asker, asked, incarnation)| Datagram {
+            kind,
+            nonce,
+            asker,
+            asked,
+            incarnation: Incarnation(incarnation),
+        },
+    )
 }

@@ -10,12 +10,13 @@ use std::time::Duration;
 
 use keelson_agent_core::{
     Action, Active, AgentCore, CertificateSeen, Digest, Event, FileSeen, Invocation, Ledger, LedgerFound,
-    LinkNews, Look, Me, Observation, Query, Seed, Start, Step, StepOutput, UNIT_DIRECTORY, UnitSeen,
-    Validity,
+    LinkNews, Look, Me, Observation, PeerChannel, Query, Seed, Start, Step, StepOutput, UNIT_DIRECTORY,
+    UnitSeen, Validity,
 };
 use keelson_protocol::config::*;
 use keelson_protocol::health::*;
 use keelson_protocol::message::{ToAgent, ToCoordinator};
+use keelson_protocol::peer::{PeerAnswer, PeerSaid, PeerTarget};
 use keelson_protocol::{BootId, Generation, Incarnation, MachineId, MonoTime, SecretBytes, WallTime};
 
 /// How long any action takes.
@@ -66,6 +67,12 @@ pub struct World {
     pub certificates: BTreeMap<String, Validity>,
     pub routes: BTreeSet<RouteSpec>,
     pub balancer: Option<BalancerSpec>,
+    /// How peers are answered.
+    pub answers_peers: Option<PeerChannel>,
+    /// What peers say; those that are not named answer.
+    pub peers: BTreeMap<MachineId, PeerSaid>,
+    /// When peers were asked, and how many.
+    pub peers_asked: Vec<(u64, usize)>,
     pub boot: u128,
     next_invocation: u128,
     pub connected: bool,
@@ -113,6 +120,9 @@ impl World {
             certificates: BTreeMap::new(),
             routes: BTreeSet::new(),
             balancer: None,
+            answers_peers: None,
+            peers: BTreeMap::new(),
+            peers_asked: Vec::new(),
             boot: 1,
             next_invocation: 1,
             connected: false,
@@ -152,6 +162,11 @@ impl World {
         self.give(Event::Message(Box::new(ToAgent::Config(Box::new(config.clone())))));
     }
 
+    /// The coordinator asks whether this machine can reach others.
+    pub fn ask(&mut self, id: u64, targets: Vec<PeerTarget>) {
+        self.give(Event::Message(Box::new(ToAgent::ProbePeers { id, targets })));
+    }
+
     fn give(&mut self, event: Event) {
         let actions = self.core.handle(MonoTime(self.now), wall_of(self.now), event);
         self.actions.extend(actions);
@@ -163,15 +178,21 @@ impl World {
 
     /// Kills the agent: everything that it had in mind or on its way is lost, everything else goes on.
     pub fn kill_agent(&mut self) {
-        self.actions.clear();
-        self.answers.clear();
-        self.log.push("-- the agent is killed".to_owned());
         let ledger = match &self.disk {
             None => LedgerFound::Absent,
             Some(bytes) => LedgerFound::Intact(Box::new(Ledger::decode(bytes.expose_secret()).unwrap())),
         };
-        // The balancer lives in the agent.
+        self.start_agent(ledger);
+    }
+
+    /// Kills the agent and starts one that finds this where its ledger should be.
+    pub fn start_agent(&mut self, ledger: LedgerFound) {
+        self.actions.clear();
+        self.answers.clear();
+        self.log.push("-- the agent is killed".to_owned());
+        // The balancer lives in the agent, and so does what answers peers.
         self.balancer = None;
+        self.answers_peers = None;
         self.core = restore(ledger, self.boot, self.now);
         self.give(Event::Woke);
         if self.connected {
@@ -264,10 +285,27 @@ impl World {
                 let result = self.probe(&probe);
                 self.answer(Event::Probed { id, result });
             }
+            Action::ProbePeers { id, channel, targets } => {
+                assert_eq!(channel.listen.port(), 7447);
+                self.peers_asked.push((self.now, targets.len()));
+                let answers = targets.into_iter().map(|target| self.peer(target.machine)).collect();
+                self.answer(Event::PeersProbed { id, answers });
+            }
             Action::Send(message) if self.connected => self.coordinate(message),
             Action::Heartbeat(heartbeat) if self.connected => self.heartbeats.push(heartbeat),
             Action::Send(_) | Action::Heartbeat(_) => {}
         }
+    }
+
+    fn peer(&self, machine: MachineId) -> PeerAnswer {
+        let answered = PeerSaid::Answered { round_trip_us: 200 };
+        let said = self.peers.get(&machine).cloned().unwrap_or(answered);
+        PeerAnswer { machine, said }
+    }
+
+    /// From now on all neighbours of the small worker say this.
+    pub fn peers_say(&mut self, said: &PeerSaid) {
+        self.peers = neighbours().into_iter().map(|peer| (peer.machine, said.clone())).collect();
     }
 
     fn coordinate(&mut self, message: ToCoordinator) {
@@ -445,6 +483,10 @@ impl World {
                 self.log.push("balance".to_owned());
                 self.balancer = spec;
             }
+            Step::AnswerPeers(channel) => {
+                self.log.push("answer peers".to_owned());
+                self.answers_peers = channel;
+            }
         }
         Ok(StepOutput::Done)
     }
@@ -599,6 +641,8 @@ impl World {
         assert_eq!(self.files.keys().find(stale), None);
         assert_eq!(self.routes, config.routes.iter().copied().collect());
         assert_eq!(self.balancer, config.balancer);
+        let answers = self.answers_peers.as_ref().map(|channel| (channel.listen, &channel.key));
+        assert_eq!(answers, config.peers.as_ref().map(|peers| (peers.listen, &peers.key)));
     }
 }
 
@@ -695,7 +739,22 @@ pub fn worker(generation: u64) -> NodeConfig {
             backends: vec!["10.0.0.2:6443".parse().unwrap()],
             check: None,
         }),
+        peers: Some(PeerSpec {
+            listen: "10.0.0.12:7447".parse().unwrap(),
+            key: SecretBytes::new(vec![7; 32]),
+            neighbours: neighbours(),
+        }),
     }
+}
+
+/// Neighbours of the small worker.
+pub fn neighbours() -> Vec<PeerTarget> {
+    let target = |number: u8| PeerTarget {
+        machine: MachineId::new(format!("demo-worker-{number}")).unwrap(),
+        incarnation: Incarnation(u32::from(number)),
+        address: [10, 0, 0, 10 + number].into(),
+    };
+    [3, 4, 5].map(target).to_vec()
 }
 
 /// A world whose programs behave as the small worker's do.

@@ -9,20 +9,22 @@ mod etcdctl;
 mod kube;
 mod master;
 mod paths;
+mod peers;
 mod worker;
 
 use keelson_model::{Blueprint, BlueprintMachine, ClusterMaterial, Release, Role};
-use keelson_protocol::MachineId;
 use keelson_protocol::config::{
     BalancerSpec, CertificateSpec, FileContent, FileSpec, Issuer, NodeConfig, RouteSpec, UnitSpec, Usage,
 };
 use keelson_protocol::health::{CgroupVersion, Facts};
+use keelson_protocol::{MachineId, SecretBytes};
 
 pub use addons::ADMIN_GROUP;
 pub use etcd::{member_name, member_url};
 pub use etcdctl::{etcd_answer, etcd_commands};
 pub use kube::admin_kubeconfig;
-pub use paths::{API_PORT, API_READY_PATH};
+pub use paths::{API_PORT, API_READY_PATH, PEER_PORT};
+pub use peers::{nearest, peer_target};
 
 /// Life of a certificate inside a cluster, in seconds: 30 days, renewed after 20, so that a machine may be away from
 /// its coordinator for ten days before anything expires.
@@ -52,6 +54,8 @@ pub struct NodeInput<'a> {
     pub release: &'a Release,
     /// The cluster's keys.
     pub material: &'a ClusterMaterial,
+    /// Key of the cluster's peer probes.
+    pub peer_key: &'a SecretBytes,
     /// What the machine's kernel allows.
     pub traits: HostTraits,
 }
@@ -72,6 +76,7 @@ pub fn node_config(input: &NodeInput, id: &MachineId) -> Option<NodeConfig> {
         units: Vec::new(),
         routes: Vec::new(),
         balancer: None,
+        peers: Some(peers::spec(input, machine)),
     };
     let mut node = Node { input, machine, config: &mut config };
     node.authorities();
@@ -112,7 +117,7 @@ impl Node<'_> {
         self.text_file(path, text + "\n");
     }
 
-    fn secret_file(&mut self, path: impl Into<String>, content: keelson_protocol::SecretBytes) {
+    fn secret_file(&mut self, path: impl Into<String>, content: SecretBytes) {
         let content = FileContent::Secret(content);
         self.config.files.push(FileSpec { path: path.into(), mode: 0o600, content });
     }

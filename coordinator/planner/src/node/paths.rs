@@ -11,6 +11,8 @@ pub const API_PORT: u16 = 6443;
 pub const API_READY_PATH: &str = "/readyz";
 /// A name that the certificates of all API servers carry.
 pub(crate) const API_SERVER_NAME: &str = "kubernetes";
+/// Port (UDP) where agents answer their peers, beside those of link and balancer.
+pub const PEER_PORT: u16 = 7447;
 /// Port of etcd for clients.
 pub(crate) const ETCD_CLIENT_PORT: u16 = 2379;
 /// Port of etcd for its peers.
