@@ -9,6 +9,7 @@
 
 pub mod blueprint;
 pub mod event;
+pub mod kubernetes;
 pub mod material;
 pub mod observed;
 pub mod operation;
@@ -19,6 +20,10 @@ pub mod spec;
 
 pub use blueprint::{Blueprint, BlueprintDiff, BlueprintMachine, Change, ClusterNetwork, Effect};
 pub use event::{FleetEvent, Severity};
+pub use kubernetes::{
+    BudgetSeen, Cordon, DrainForce, DrainState, KubeAnswer, KubeCall, KubeFailure, NodeReady, NodeSeen,
+    NodeTaint, NodeWish, PodLeft, PodOwner, PodWait, TaintEffect, TaintWish,
+};
 pub use material::{Authority, ClusterMaterial};
 pub use observed::{LinkState, MachinePhase, Observed, ObservedMachine, Seen};
 pub use operation::{Operation, OperationId, OperationKind, OperationState};
