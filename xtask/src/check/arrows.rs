@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use cargo_metadata::{DependencyKind, MetadataCommand, Package};
 
 /// Crates of this workspace that each may use, without tests.
-const ARROWS: [(&str, &[&str]); 19] = [
+const ARROWS: [(&str, &[&str]); 20] = [
     ("keelson-protocol", &[]),
     ("keelson-transport", &["keelson-protocol"]),
     ("keelson-agent-core", &["keelson-protocol"]),
@@ -21,6 +21,7 @@ const ARROWS: [(&str, &[&str]); 19] = [
     ("keelson-providers", &["keelson-protocol"]),
     ("keelson-api", &["keelson-protocol", "keelson-model"]),
     ("keelson-check", &[]),
+    ("keelson-kube", &["keelson-protocol", "keelson-model"]),
     ("keelson-cli", &["keelson-protocol", "keelson-model", "keelson-api", "keelson-check"]),
     (
         "keelson-coordinator",
@@ -33,6 +34,7 @@ const ARROWS: [(&str, &[&str]); 19] = [
             "keelson-pki",
             "keelson-store",
             "keelson-providers",
+            "keelson-kube",
             "keelson-api",
             "keelson-images",
         ],
