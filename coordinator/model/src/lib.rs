@@ -24,6 +24,10 @@ pub use blueprint::{
     Blueprint, BlueprintDiff, BlueprintMachine, Change, ClusterNetwork, Effect, EtcdSeat, SeatBegins,
 };
 pub use event::{FleetEvent, Severity};
+pub use kubernetes::{
+    BudgetSeen, Cordon, DrainForce, DrainState, KubeAnswer, KubeCall, KubeFailure, NodeReady, NodeSeen,
+    NodeTaint, NodeWish, PodLeft, PodOwner, PodWait, TaintEffect, TaintWish,
+};
 pub use material::{Authority, ClusterMaterial};
 pub use observed::{LinkState, MachinePhase, Observed, ObservedMachine, Seen};
 pub use operation::{Operation, OperationId, OperationKind, OperationState};

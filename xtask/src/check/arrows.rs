@@ -25,6 +25,7 @@ const ARROWS: [(&str, &[&str]); 20] = [
     ("keelson-providers", &["keelson-protocol", "keelson-balancer"]),
     ("keelson-api", &["keelson-protocol", "keelson-model"]),
     ("keelson-check", &[]),
+    ("keelson-kube", &["keelson-protocol", "keelson-model"]),
     ("keelson-cli", &["keelson-protocol", "keelson-model", "keelson-api", "keelson-check"]),
     (
         "keelson-coordinator",
@@ -37,6 +38,7 @@ const ARROWS: [(&str, &[&str]); 20] = [
             "keelson-pki",
             "keelson-store",
             "keelson-providers",
+            "keelson-kube",
             "keelson-api",
             "keelson-images",
         ],

@@ -1,0 +1,212 @@
+//! Emptying nodes: politely while they run, by force when they have no power.
+
+use std::collections::BTreeMap;
+
+use futures::{StreamExt, TryStreamExt};
+use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::policy::v1::{Eviction, PodDisruptionBudget};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{DeleteOptions, ObjectMeta, Preconditions};
+use keelson_model::{Cordon, DrainForce, DrainState, KubeFailure, NodeTaint, NodeWish, PodWait, TaintWish};
+use keelson_protocol::MachineId;
+use kube::api::{DeleteParams, ListParams, PostParams};
+use kube::core::Status;
+use kube::{Api, Client};
+
+use crate::pods::{self, Fate, Refusal, Verdict};
+use crate::{failure, list, nodes, volumes};
+
+/// Pods that are asked to go at a time: a node has a hundred, and the API server has others to serve.
+const SIDE_BY_SIDE: usize = 8;
+
+/// How long a pod gets to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Grace {
+    /// As long as it asks for.
+    ItsOwn,
+    /// Nobody is asked: nothing of it runs any more.
+    None,
+}
+
+/// One pass of a drain.
+pub(crate) async fn drain(
+    client: &Client,
+    node: &MachineId,
+    force: DrainForce,
+) -> Result<DrainState, KubeFailure> {
+    nodes::set(client, node, &NodeWish::cordon(Cordon::Cordoned)).await?;
+    let OnNode { stay, ending, go } = on_node(client, node).await?;
+    let mut left: Vec<_> = ending.iter().map(|pod| pods::left(pod, pods::ending(pod))).collect();
+    let mut refused = Vec::new();
+    for (pod, verdict) in each(&go, |pod| evict(client, pod)).await? {
+        match verdict {
+            Verdict::Accepted => left.push(pods::left(pod, pods::ending(pod))),
+            Verdict::Gone => {}
+            Verdict::Refused(refusal) => refused.push((pod, refusal)),
+        }
+    }
+    let waits = explain(client, refused).await?;
+    match force {
+        DrainForce::Never => left.extend(waits.into_iter().map(|(pod, wait)| pods::left(pod, wait))),
+        DrainForce::AfterRefusal => {
+            let forced = waits.into_iter().map(|(pod, wait)| override_refusal(client, pod, wait));
+            let mut forced = futures::stream::iter(forced).buffer_unordered(SIDE_BY_SIDE);
+            while let Some(pod) = forced.try_next().await? {
+                left.extend(pod);
+            }
+        }
+    }
+    let attached = volumes::attachments(client, node.as_str(), &stay).await?;
+    Ok(DrainState::new(left, attached.len()))
+}
+
+/// Gives up everything that ran on a node without power. What is left afterwards is told, not waited for.
+pub(crate) async fn evacuate(client: &Client, node: &MachineId) -> Result<DrainState, KubeFailure> {
+    let taint = TaintWish::Present(NodeTaint::out_of_service());
+    let wish = NodeWish { taints: vec![taint], ..NodeWish::default() };
+    match nodes::set(client, node, &wish).await {
+        // A node that was removed already has left pods and attachments behind all the same.
+        Ok(()) | Err(KubeFailure::NoNode { .. }) => {}
+        Err(failure) => return Err(failure),
+    }
+    let OnNode { stay, ending, go } = on_node(client, node).await?;
+    let all: Vec<Pod> = ending.into_iter().chain(go).collect();
+    let mut refused = Vec::new();
+    for (pod, verdict) in each(&all, |pod| remove(client, pod, Grace::None)).await? {
+        if let Verdict::Refused(refusal) = verdict {
+            refused.push((pod, refusal));
+        }
+    }
+    let attached = volumes::attachments(client, node.as_str(), &stay).await?;
+    let detached = attached.iter().map(|name| volumes::detach(client, name));
+    futures::stream::iter(detached).buffer_unordered(SIDE_BY_SIDE).try_collect::<()>().await?;
+    let mut waits: BTreeMap<Option<String>, PodWait> = explain(client, refused)
+        .await?
+        .into_iter()
+        .map(|(pod, wait)| (pod.metadata.uid.clone(), wait))
+        .collect();
+    let OnNode { stay, ending, go } = on_node(client, node).await?;
+    let why = "it was placed on the node while that was evacuated";
+    let left = ending
+        .iter()
+        .map(|pod| (pod, pods::ending(pod)))
+        .chain(go.iter().map(|pod| (pod, PodWait::Postponed { why: why.to_owned() })))
+        .map(|(pod, wait)| pods::left(pod, waits.remove(&pod.metadata.uid).unwrap_or(wait)))
+        .collect();
+    let attached = volumes::attachments(client, node.as_str(), &stay).await?;
+    Ok(DrainState::new(left, attached.len()))
+}
+
+/// The pods of a node, by their fate.
+#[derive(Default)]
+struct OnNode {
+    stay: Vec<Pod>,
+    ending: Vec<Pod>,
+    go: Vec<Pod>,
+}
+
+async fn on_node(client: &Client, node: &MachineId) -> Result<OnNode, KubeFailure> {
+    let api: Api<Pod> = Api::all(client.clone());
+    let params = ListParams::default().fields(&format!("spec.nodeName={node}"));
+    let mut found = OnNode::default();
+    for pod in list::all(&api, params).await? {
+        match pods::fate(&pod) {
+            Fate::Stays => found.stay.push(pod),
+            Fate::Ending => found.ending.push(pod),
+            Fate::Goes => found.go.push(pod),
+        }
+    }
+    Ok(found)
+}
+
+/// Does the same with every pod, several at a time.
+async fn each<'a>(
+    pods: &'a [Pod],
+    act: impl AsyncFn(&'a Pod) -> Result<Verdict, KubeFailure>,
+) -> Result<Vec<(&'a Pod, Verdict)>, KubeFailure> {
+    let acts = pods.iter().map(|pod| {
+        let done = act(pod);
+        async move { done.await.map(|verdict| (pod, verdict)) }
+    });
+    futures::stream::iter(acts).buffer_unordered(SIDE_BY_SIDE).try_collect().await
+}
+
+fn api_of(client: &Client, pod: &Pod) -> (Api<Pod>, String) {
+    let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+    (Api::namespaced(client.clone(), namespace), pod.metadata.name.clone().unwrap_or_default())
+}
+
+/// Asks for a pod's eviction. Only the pod that was seen is meant: one of a StatefulSet may have been made again under
+/// the same name, on another node, since it was.
+async fn evict(client: &Client, pod: &Pod) -> Result<Verdict, KubeFailure> {
+    let (api, name) = api_of(client, pod);
+    let preconditions = Preconditions { uid: pod.metadata.uid.clone(), resource_version: None };
+    // Not with the library's own call, which sends such conditions under a name that no API server reads.
+    let eviction = Eviction {
+        metadata: ObjectMeta { name: Some(name.clone()), ..ObjectMeta::default() },
+        delete_options: Some(DeleteOptions {
+            preconditions: Some(preconditions),
+            ..DeleteOptions::default()
+        }),
+    };
+    let answer: Result<Status, kube::Error> =
+        api.create_subresource("eviction", &name, &PostParams::default(), &eviction).await;
+    judge(answer)
+}
+
+/// Deletes a pod, past all budgets.
+async fn remove(client: &Client, pod: &Pod, grace: Grace) -> Result<Verdict, KubeFailure> {
+    let (api, name) = api_of(client, pod);
+    let grace_period_seconds = match grace {
+        Grace::ItsOwn => None,
+        Grace::None => Some(0),
+    };
+    let preconditions = kube::api::Preconditions { uid: pod.metadata.uid.clone(), resource_version: None };
+    let params =
+        DeleteParams { grace_period_seconds, preconditions: Some(preconditions), ..DeleteParams::default() };
+    judge(api.delete(&name, &params).await.map(|_| Status::success()))
+}
+
+/// What an answer means for one pod. What concerns every pod is a failure of the whole call.
+fn judge(answer: Result<Status, kube::Error>) -> Result<Verdict, KubeFailure> {
+    match answer {
+        Ok(status) => Ok(pods::verdict(&status)),
+        Err(kube::Error::Api(status)) if status.code != 401 => Ok(pods::verdict(&status)),
+        Err(error) => Err(failure::of(&error)),
+    }
+}
+
+/// What refused pods wait for. Budgets are read once for each namespace that has such a pod.
+async fn explain<'a>(
+    client: &Client,
+    refused: Vec<(&'a Pod, Refusal)>,
+) -> Result<Vec<(&'a Pod, PodWait)>, KubeFailure> {
+    let mut budgets: BTreeMap<String, Vec<PodDisruptionBudget>> = BTreeMap::new();
+    let mut waits = Vec::new();
+    for (pod, refusal) in refused {
+        let namespace = pod.metadata.namespace.clone().unwrap_or_default();
+        if !budgets.contains_key(&namespace) {
+            let api: Api<PodDisruptionBudget> = Api::namespaced(client.clone(), &namespace);
+            budgets.insert(namespace.clone(), list::all(&api, ListParams::default()).await?);
+        }
+        let wait = pods::wait(pod, refusal, &budgets[&namespace]);
+        waits.push((pod, wait));
+    }
+    Ok(waits)
+}
+
+/// Deletes a pod whose eviction was refused; `None` when it is gone. A pod is spared about which the API server could
+/// not say yes or no: nobody has refused anything.
+async fn override_refusal(
+    client: &Client,
+    pod: &Pod,
+    wait: PodWait,
+) -> Result<Option<keelson_model::PodLeft>, KubeFailure> {
+    if !wait.is_blocked() {
+        return Ok(Some(pods::left(pod, wait)));
+    }
+    Ok(match remove(client, pod, Grace::ItsOwn).await? {
+        Verdict::Accepted => Some(pods::left(pod, PodWait::Forced { refused: wait.to_string() })),
+        Verdict::Gone => None,
+        Verdict::Refused(refusal) => Some(pods::left(pod, pods::wait(pod, refusal, &[]))),
+    })
+}
