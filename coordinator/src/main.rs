@@ -7,6 +7,7 @@ mod args;
 mod catalog;
 mod clock;
 mod fleet;
+mod kubernetes;
 mod link;
 mod metrics;
 mod providers;

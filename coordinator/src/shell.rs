@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use keelson_coordinator_core::{CallId, CoordinatorCore, Effect, EnrolId, Input, Now, SessionId};
 use keelson_model::FleetEvent;
 use keelson_model::etcd::EtcdCall;
+use keelson_model::kubernetes::{KubeCall, KubeFailure};
 use keelson_pki::sign_leaf;
 use keelson_planner::node::etcd_commands;
 use keelson_protocol::message::{EnrolReply, Refusal, RefusalCode, ToAgent};
@@ -14,6 +15,7 @@ use keelson_transport::{EnrolReplier, LEAF_LIFE, LinkCa, LinkEvent, SessionHandl
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::clock::Clock;
+use crate::kubernetes::{self, KubeClients};
 use crate::link;
 use crate::providers::Infrastructure;
 use crate::remote;
@@ -28,8 +30,9 @@ const LINK_BATCH_MAX: usize = 256;
 const REQUESTS_MAX: usize = 1_024;
 
 /// Answers to calls that may wait: all that can be under way.
-const ANSWERS_MAX: usize =
-    keelson_coordinator_core::PROVIDER_CALLS_MAX + keelson_coordinator_core::ETCD_CALLS_MAX;
+const ANSWERS_MAX: usize = keelson_coordinator_core::PROVIDER_CALLS_MAX
+    + keelson_coordinator_core::ETCD_CALLS_MAX
+    + keelson_coordinator_core::KUBE_CALLS_MAX;
 
 /// A request of the API, run on the loop's own task so that it sees and changes one consistent state.
 type Request = Box<dyn FnOnce(&mut Shell) -> Result<(), StoreError> + Send>;
@@ -41,6 +44,7 @@ pub(crate) struct Shell {
     clock: Clock,
     link_ca: LinkCa,
     infrastructure: Infrastructure,
+    kube: KubeClients,
     sessions: BTreeMap<SessionId, SessionHandle>,
     enrolments: BTreeMap<EnrolId, EnrolReplier>,
     next_enrolment: u64,
@@ -108,6 +112,7 @@ pub(crate) fn start(
         clock: parts.clock,
         link_ca: parts.link_ca,
         infrastructure: parts.infrastructure,
+        kube: KubeClients::default(),
         sessions: BTreeMap::new(),
         enrolments: BTreeMap::new(),
         next_enrolment: 0,
@@ -185,7 +190,7 @@ impl Shell {
                 Effect::Persist(rows) => self.store.apply(&rows)?,
                 Effect::Provider { id, call } => self.call_provider(id, call),
                 Effect::Etcd { id, session, cluster, call } => self.call_etcd(id, session, &cluster, call),
-                Effect::Kube { id, .. } => self.kube_unreachable(id),
+                Effect::Kube { id, cluster, call } => self.call_kube(id, &cluster, call),
                 Effect::Send { session, message } => self.send(session, *message),
                 Effect::Close { session, why } => {
                     if let Some(handle) = self.sessions.get(&session) {
@@ -239,11 +244,22 @@ impl Shell {
         });
     }
 
-    fn kube_unreachable(&self, id: CallId) {
+    fn call_kube(&mut self, id: CallId, name: &ClusterName, call: KubeCall) {
+        let now = self.clock.now().wall;
+        let core = &self.core;
+        self.kube.retain(|name| core.cluster(name).is_some());
+        let access = core.endpoint(name).zip(core.cluster(name).map(|cluster| cluster.material.clone()));
+        let client = match access {
+            Some((endpoint, material)) => self.kube.get(name, &endpoint, &material, now),
+            None => Err(KubeFailure::Unreachable { why: "it has no address outside yet".to_owned() }),
+        };
         let answers = self.answers.clone();
         tokio::spawn(async move {
-            let why = "not connected yet".to_owned();
-            let result = Err(keelson_model::kubernetes::KubeFailure::Unreachable { why });
+            let result = match client {
+                Ok(client) => kubernetes::perform(&client, &call).await,
+                Err(failure) => Err(failure),
+            };
+            // Fails only when the loop has ended; then the next start asks again.
             let _ = answers.send(Input::Kube { id, result }).await;
         });
     }

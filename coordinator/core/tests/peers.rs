@@ -111,8 +111,8 @@ fn three_machines_that_are_heard_are_asked() {
     let expected = [
         ("demo-etcd-1", "zone-a"),
         ("demo-master-1", "zone-b"),
-        ("demo-worker-1", "zone-a"),
-        ("demo-worker-2", "zone-b"),
+        ("demo-worker-1", "zone-c"),
+        ("demo-worker-2", "zone-a"),
     ];
     assert_eq!(pairs, expected);
     let all_but = |about: &str| {

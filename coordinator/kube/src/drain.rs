@@ -2,11 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use futures::{StreamExt, TryStreamExt};
+use futures::future::BoxFuture;
+use futures::{FutureExt as _, StreamExt as _, TryFutureExt as _, TryStreamExt as _};
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::policy::v1::{Eviction, PodDisruptionBudget};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{DeleteOptions, ObjectMeta, Preconditions};
-use keelson_model::{Cordon, DrainForce, DrainState, KubeFailure, NodeTaint, NodeWish, PodWait, TaintWish};
+use keelson_model::kubernetes::{
+    Cordon, DrainForce, DrainState, KubeFailure, NodeWish, PodWait, TaintWish, out_of_service,
+};
 use keelson_protocol::MachineId;
 use kube::api::{DeleteParams, ListParams, PostParams};
 use kube::core::Status;
@@ -37,7 +40,8 @@ pub(crate) async fn drain(
     let OnNode { stay, ending, go } = on_node(client, node).await?;
     let mut left: Vec<_> = ending.iter().map(|pod| pods::left(pod, pods::ending(pod))).collect();
     let mut refused = Vec::new();
-    for (pod, verdict) in each(&go, |pod| evict(client, pod)).await? {
+    let acts = go.iter().map(|pod| evict(client, pod).map_ok(move |verdict| (pod, verdict)).boxed());
+    for (pod, verdict) in side_by_side(acts).await? {
         match verdict {
             Verdict::Accepted => left.push(pods::left(pod, pods::ending(pod))),
             Verdict::Gone => {}
@@ -48,11 +52,8 @@ pub(crate) async fn drain(
     match force {
         DrainForce::Never => left.extend(waits.into_iter().map(|(pod, wait)| pods::left(pod, wait))),
         DrainForce::AfterRefusal => {
-            let forced = waits.into_iter().map(|(pod, wait)| override_refusal(client, pod, wait));
-            let mut forced = futures::stream::iter(forced).buffer_unordered(SIDE_BY_SIDE);
-            while let Some(pod) = forced.try_next().await? {
-                left.extend(pod);
-            }
+            let forced = waits.into_iter().map(|(pod, wait)| override_refusal(client, pod, wait).boxed());
+            left.extend(side_by_side(forced).await?.into_iter().flatten());
         }
     }
     let attached = volumes::attachments(client, node.as_str(), &stay).await?;
@@ -61,7 +62,7 @@ pub(crate) async fn drain(
 
 /// Gives up everything that ran on a node without power. What is left afterwards is told, not waited for.
 pub(crate) async fn evacuate(client: &Client, node: &MachineId) -> Result<DrainState, KubeFailure> {
-    let taint = TaintWish::Present(NodeTaint::out_of_service());
+    let taint = TaintWish::Present(out_of_service());
     let wish = NodeWish { taints: vec![taint], ..NodeWish::default() };
     match nodes::set(client, node, &wish).await {
         // A node that was removed already has left pods and attachments behind all the same.
@@ -71,14 +72,15 @@ pub(crate) async fn evacuate(client: &Client, node: &MachineId) -> Result<DrainS
     let OnNode { stay, ending, go } = on_node(client, node).await?;
     let all: Vec<Pod> = ending.into_iter().chain(go).collect();
     let mut refused = Vec::new();
-    for (pod, verdict) in each(&all, |pod| remove(client, pod, Grace::None)).await? {
+    let acts =
+        all.iter().map(|pod| remove(client, pod, Grace::None).map_ok(move |verdict| (pod, verdict)).boxed());
+    for (pod, verdict) in side_by_side(acts).await? {
         if let Verdict::Refused(refusal) = verdict {
             refused.push((pod, refusal));
         }
     }
     let attached = volumes::attachments(client, node.as_str(), &stay).await?;
-    let detached = attached.iter().map(|name| volumes::detach(client, name));
-    futures::stream::iter(detached).buffer_unordered(SIDE_BY_SIDE).try_collect::<()>().await?;
+    side_by_side(attached.iter().map(|name| volumes::detach(client, name).boxed())).await?;
     let mut waits: BTreeMap<Option<String>, PodWait> = explain(client, refused)
         .await?
         .into_iter()
@@ -118,15 +120,12 @@ async fn on_node(client: &Client, node: &MachineId) -> Result<OnNode, KubeFailur
     Ok(found)
 }
 
-/// Does the same with every pod, several at a time.
-async fn each<'a>(
-    pods: &'a [Pod],
-    act: impl AsyncFn(&'a Pod) -> Result<Verdict, KubeFailure>,
-) -> Result<Vec<(&'a Pod, Verdict)>, KubeFailure> {
-    let acts = pods.iter().map(|pod| {
-        let done = act(pod);
-        async move { done.await.map(|verdict| (pod, verdict)) }
-    });
+/// Waits for the same act on every pod, several at a time. The acts are boxed, or the compiler could not see that the
+/// whole may move between threads.
+async fn side_by_side<T>(
+    acts: impl Iterator<Item = BoxFuture<'_, Result<T, KubeFailure>>>,
+) -> Result<Vec<T>, KubeFailure> {
+    let acts: Vec<_> = acts.collect();
     futures::stream::iter(acts).buffer_unordered(SIDE_BY_SIDE).try_collect().await
 }
 
@@ -200,7 +199,7 @@ async fn override_refusal(
     client: &Client,
     pod: &Pod,
     wait: PodWait,
-) -> Result<Option<keelson_model::PodLeft>, KubeFailure> {
+) -> Result<Option<keelson_model::kubernetes::PodLeft>, KubeFailure> {
     if !wait.is_blocked() {
         return Ok(Some(pods::left(pod, wait)));
     }

@@ -2,7 +2,7 @@
 
 use std::error::Error;
 
-use keelson_model::KubeFailure;
+use keelson_model::kubernetes::KubeFailure;
 use keelson_model::kubernetes::short_why;
 use kube::core::Status;
 

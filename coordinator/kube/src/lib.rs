@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use keelson_model::{KubeAnswer, KubeCall, KubeFailure};
+use keelson_model::kubernetes::{KubeAnswer, KubeCall, KubeFailure};
 use keelson_protocol::SecretBytes;
 use kube::{Client, Config};
 use rustls::pki_types::CertificateDer;

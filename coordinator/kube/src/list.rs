@@ -1,6 +1,6 @@
 //! Long lists, page by page.
 
-use keelson_model::KubeFailure;
+use keelson_model::kubernetes::KubeFailure;
 use kube::Api;
 use kube::api::ListParams;
 use serde::de::DeserializeOwned;

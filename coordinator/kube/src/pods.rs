@@ -3,7 +3,7 @@
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
-use keelson_model::{BudgetSeen, PodLeft, PodOwner, PodWait};
+use keelson_model::kubernetes::{BudgetSeen, PodLeft, PodOwner, PodWait};
 use kube::core::{Selector, SelectorExt, Status};
 
 use crate::failure;

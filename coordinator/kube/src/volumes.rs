@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use k8s_openapi::api::storage::v1::VolumeAttachment;
-use keelson_model::KubeFailure;
+use keelson_model::kubernetes::KubeFailure;
 use kube::api::{DeleteParams, ListParams};
 use kube::{Api, Client};
 

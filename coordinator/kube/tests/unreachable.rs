@@ -4,7 +4,7 @@ use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
 use keelson_kube::{Access, AccessError, KubeClient};
-use keelson_model::{KubeCall, KubeFailure};
+use keelson_model::kubernetes::{KubeCall, KubeFailure};
 use keelson_protocol::SecretBytes;
 use rcgen::{CertificateParams, KeyPair};
 

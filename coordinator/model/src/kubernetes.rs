@@ -9,6 +9,8 @@ use std::fmt;
 use keelson_protocol::MachineId;
 use serde::{Deserialize, Serialize};
 
+use crate::plan::{Taint, TaintEffect};
+
 /// Most pods that one answer names; a node runs 110 pods unless it is told otherwise, and nobody reads more than this.
 pub const PODS_TOLD_MAX: usize = 50;
 /// Longest text of the API server that is kept, in characters: a refusal of a webhook may be a page.
@@ -84,7 +86,7 @@ impl NodeWish {
     /// Takes back what [`KubeCall::Evacuate`] has put on a node: for a machine that has power again.
     #[must_use]
     pub fn in_service() -> Self {
-        let taint = NodeTaint::out_of_service();
+        let taint = out_of_service();
         let absent = TaintWish::Absent { key: taint.key, effect: taint.effect };
         Self { taints: vec![absent], ..Self::default() }
     }
@@ -105,7 +107,7 @@ pub enum Cordon {
 #[serde(rename_all = "camelCase", rename_all_fields = "camelCase")]
 pub enum TaintWish {
     /// It shall be there, with this value.
-    Present(NodeTaint),
+    Present(Taint),
     /// It shall not be there, whatever its value is.
     Absent {
         /// Its key.
@@ -115,51 +117,10 @@ pub enum TaintWish {
     },
 }
 
-/// A mark that keeps pods away from a node.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct NodeTaint {
-    /// Its key.
-    pub key: String,
-    /// Its value; may be empty.
-    pub value: String,
-    /// What it does.
-    pub effect: TaintEffect,
-}
-
-impl NodeTaint {
-    /// The taint of a node without power.
-    #[must_use]
-    pub fn out_of_service() -> Self {
-        Self {
-            key: OUT_OF_SERVICE.to_owned(),
-            value: "nodeshutdown".to_owned(),
-            effect: TaintEffect::NoExecute,
-        }
-    }
-}
-
-/// What a taint does to pods that do not tolerate it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub enum TaintEffect {
-    /// New ones come only when there is no other place.
-    PreferNoSchedule,
-    /// New ones do not come.
-    NoSchedule,
-    /// New ones do not come, and those that are there go.
-    NoExecute,
-}
-
-impl TaintEffect {
-    /// The word that Kubernetes has for it.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::PreferNoSchedule => "PreferNoSchedule",
-            Self::NoSchedule => "NoSchedule",
-            Self::NoExecute => "NoExecute",
-        }
-    }
+/// The taint of a node without power.
+#[must_use]
+pub fn out_of_service() -> Taint {
+    Taint { key: OUT_OF_SERVICE.to_owned(), value: "nodeshutdown".to_owned(), effect: TaintEffect::NoExecute }
 }
 
 /// What a node says of itself through its kubelet, or its controller when the kubelet is silent.
@@ -194,7 +155,7 @@ pub struct NodeSeen {
     /// Its labels.
     pub labels: BTreeMap<String, String>,
     /// Its taints; those of an effect that is not known are left out.
-    pub taints: Vec<NodeTaint>,
+    pub taints: Vec<Taint>,
     /// Changes with each boot of its kernel; `None` until its kubelet has said it.
     pub boot: Option<String>,
     /// Version of its kubelet (`v1.37.2`); `None` until it has said it.

@@ -10,6 +10,7 @@
 pub mod blueprint;
 pub mod etcd;
 pub mod event;
+pub mod fault;
 pub mod kubernetes;
 pub mod material;
 pub mod observed;
@@ -24,9 +25,8 @@ pub use blueprint::{
     Blueprint, BlueprintDiff, BlueprintMachine, Change, ClusterNetwork, Effect, EtcdSeat, SeatBegins,
 };
 pub use event::{FleetEvent, Severity};
-pub use kubernetes::{
-    BudgetSeen, Cordon, DrainForce, DrainState, KubeAnswer, KubeCall, KubeFailure, NodeReady, NodeSeen,
-    NodeTaint, NodeWish, PodLeft, PodOwner, PodWait, TaintEffect, TaintWish,
+pub use fault::{
+    Evidence, FaultClass, HeartbeatSeen, Hold, LeaseSeen, PeersSeen, PowerSeen, RepairAction, Scope, Verdict,
 };
 pub use material::{Authority, ClusterMaterial};
 pub use observed::{LinkState, MachinePhase, Observed, ObservedMachine, Seen};

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use cargo_metadata::{DependencyKind, MetadataCommand, Package};
 
 /// Crates of this workspace that each may use, without tests.
-const ARROWS: [(&str, &[&str]); 20] = [
+const ARROWS: [(&str, &[&str]); 21] = [
     ("keelson-protocol", &[]),
     ("keelson-transport", &["keelson-protocol"]),
     ("keelson-balancer", &[]),

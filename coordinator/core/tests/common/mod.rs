@@ -13,8 +13,8 @@ use keelson_coordinator_core::{
 };
 use keelson_model::etcd::{EtcdAnswer, EtcdCall, EtcdMember, MemberId};
 use keelson_model::kubernetes::{
-    Cordon, DrainForce, DrainState, KubeAnswer, KubeCall, KubeFailure, NodeReady, NodeSeen, NodeTaint,
-    PodLeft, PodWait, TaintWish,
+    Cordon, DrainForce, DrainState, KubeAnswer, KubeCall, KubeFailure, NodeReady, NodeSeen, PodLeft, PodWait,
+    TaintWish, out_of_service,
 };
 use keelson_model::material::Authority;
 use keelson_model::{
@@ -303,7 +303,7 @@ impl World {
             KubeCall::Evacuate { node } => {
                 assert!(!self.machines.get(&node).is_some_and(|machine| machine.on), "{node} has power");
                 let (mut seen, _) = find(nodes, &node)?;
-                seen.taints = vec![NodeTaint::out_of_service()];
+                seen.taints = vec![out_of_service()];
                 nodes.insert(node.to_string(), (seen, 0));
                 Ok(KubeAnswer::Drained(DrainState::default()))
             }

@@ -1,0 +1,390 @@
+//! What is known of a machine's health: the evidence, the judgement that follows from it, what is done, and what holds it
+//! back.
+
+use std::fmt;
+
+use keelson_protocol::{MachineId, WallTime};
+use serde::{Deserialize, Serialize};
+
+/// What kind of thing is broken. Each kind has its own remedy, and most have none that destroys anything.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum FaultClass {
+    /// A program on the machine; the machine itself is fine.
+    Process,
+    /// The machine has power and answers nobody.
+    Os,
+    /// The machine has no power, or is not there.
+    Machine,
+    /// The way between coordinator and machine; the machine itself is fine.
+    Path,
+    /// A whole zone, or the way to it.
+    Zone,
+    /// The coordinator's own network: most of the fleet seems silent at once.
+    Coordinator,
+}
+
+impl FaultClass {
+    /// All of them.
+    pub const ALL: [Self; 6] =
+        [Self::Process, Self::Os, Self::Machine, Self::Path, Self::Zone, Self::Coordinator];
+}
+
+impl fmt::Display for FaultClass {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Process => "process",
+            Self::Os => "os",
+            Self::Machine => "machine",
+            Self::Path => "path",
+            Self::Zone => "zone",
+            Self::Coordinator => "coordinator",
+        })
+    }
+}
+
+/// What the heartbeats of a machine say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "heartbeat", rename_all = "camelCase", rename_all_fields = "camelCase")]
+pub enum HeartbeatSeen {
+    /// None came since the coordinator started.
+    Never,
+    /// The last one came so long ago.
+    Ago {
+        /// In milliseconds.
+        ms: u64,
+    },
+}
+
+/// What the infrastructure says of a machine's power.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum PowerSeen {
+    /// It was not asked since the heartbeats stopped, or did not answer.
+    Unknown,
+    /// The machine has power.
+    On,
+    /// It has none.
+    Off,
+    /// The infrastructure does not know the machine.
+    Missing,
+}
+
+/// What the lease of a machine's Kubernetes node says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum LeaseSeen {
+    /// Nobody could be asked, or the machine is no node.
+    Unknown,
+    /// Its kubelet has renewed it lately.
+    Fresh,
+    /// Its kubelet does not renew it.
+    Stale,
+}
+
+/// What other machines of the cluster say that were asked to reach a silent one.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PeersSeen {
+    /// So many reached its agent.
+    pub reached: u32,
+    /// So many reached its kernel and no agent.
+    pub refused: u32,
+    /// So many got no answer.
+    pub silent: u32,
+}
+
+impl PeersSeen {
+    /// How many have said anything.
+    #[must_use]
+    pub fn asked(self) -> u32 {
+        self.reached + self.refused + self.silent
+    }
+}
+
+/// Everything that speaks for or against a machine, from channels that do not depend on each other.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Evidence {
+    /// Its heartbeats.
+    pub heartbeat: HeartbeatSeen,
+    /// Its peers.
+    pub peers: PeersSeen,
+    /// Its power.
+    pub power: PowerSeen,
+    /// Its node.
+    pub lease: LeaseSeen,
+    /// How many other machines of its zone the coordinator hears.
+    pub zone_heard: u32,
+    /// How many other machines there are in its zone.
+    pub zone_others: u32,
+}
+
+impl fmt::Display for Evidence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.heartbeat {
+            HeartbeatSeen::Never => f.write_str("no heartbeat since the coordinator started")?,
+            HeartbeatSeen::Ago { ms } => write!(f, "last heartbeat {ms} ms ago")?,
+        }
+        let PeersSeen { reached, refused, silent } = self.peers;
+        if self.peers.asked() > 0 {
+            write!(f, "; peers: {reached} reach it, {refused} reach no agent on it, {silent} get no answer")?;
+        } else {
+            f.write_str("; no peer was asked")?;
+        }
+        let power = match self.power {
+            PowerSeen::Unknown => "not known",
+            PowerSeen::On => "on",
+            PowerSeen::Off => "off",
+            PowerSeen::Missing => "no such machine",
+        };
+        let lease = match self.lease {
+            LeaseSeen::Unknown => "not known",
+            LeaseSeen::Fresh => "renewed",
+            LeaseSeen::Stale => "not renewed",
+        };
+        let Self { zone_heard, zone_others, .. } = self;
+        write!(
+            f,
+            "; power: {power}; node lease: {lease}; {zone_heard} of {zone_others} others of its zone are heard"
+        )
+    }
+}
+
+/// What follows from the evidence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Verdict {
+    /// It is heard, and says that all is well.
+    Well,
+    /// It is heard, and its agent repairs something.
+    Repairing,
+    /// It is heard, and its agent has given up on something.
+    GivenUp,
+    /// Its heartbeats are late: the others are asked.
+    Suspected,
+    /// Silent, and others reach it: the way to it is broken.
+    CutOff,
+    /// Silent, its kernel answers and its agent does not.
+    AgentDown,
+    /// Silent together with the whole zone.
+    ZoneSilent,
+    /// Silent together with most of the fleet.
+    FleetSilent,
+    /// Silent, and what there is of evidence is not enough to say more.
+    Undecided,
+    /// Silent on all channels with power on: it hangs, or nobody can reach it.
+    Hung,
+    /// Without power, by the infrastructure's word.
+    Off,
+    /// Gone from the infrastructure.
+    Missing,
+}
+
+impl Verdict {
+    /// What kind of thing is broken; `None` when nothing is known to be.
+    #[must_use]
+    pub fn class(self) -> Option<FaultClass> {
+        match self {
+            Self::Well | Self::Suspected | Self::Undecided => None,
+            Self::Repairing | Self::GivenUp | Self::AgentDown => Some(FaultClass::Process),
+            Self::CutOff => Some(FaultClass::Path),
+            Self::ZoneSilent => Some(FaultClass::Zone),
+            Self::FleetSilent => Some(FaultClass::Coordinator),
+            Self::Hung => Some(FaultClass::Os),
+            Self::Off | Self::Missing => Some(FaultClass::Machine),
+        }
+    }
+
+    /// Whether it is one of a machine that does its work, as far as anybody knows.
+    #[must_use]
+    pub fn is_fine(self) -> bool {
+        matches!(self, Self::Well | Self::Suspected)
+    }
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Well => "well",
+            Self::Repairing => "repairing itself",
+            Self::GivenUp => "its agent has given up on something",
+            Self::Suspected => "late",
+            Self::CutOff => "cut off from the coordinator, and well for others",
+            Self::AgentDown => "its agent is down",
+            Self::ZoneSilent => "silent with its whole zone",
+            Self::FleetSilent => "silent with most of the fleet",
+            Self::Undecided => "silent, and not known why",
+            Self::Hung => "hung, or out of everybody's reach",
+            Self::Off => "without power",
+            Self::Missing => "gone",
+        })
+    }
+}
+
+/// Something that the coordinator does to a machine to mend it, from mild to harsh.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RepairAction {
+    /// It is switched on. Nothing is lost: it had no power.
+    PowerOn,
+    /// Its power is taken away for certain, and given back. Its disk stays.
+    PowerCycle,
+    /// It is made anew around its disk, with its name and address.
+    Rebuild,
+    /// It is made anew with an empty disk, its name and its address.
+    Recreate,
+}
+
+impl RepairAction {
+    /// All of them, from mild to harsh.
+    pub const ALL: [Self; 4] = [Self::PowerOn, Self::PowerCycle, Self::Rebuild, Self::Recreate];
+
+    /// Whether it takes something away that may still work.
+    #[must_use]
+    pub fn is_disruptive(self) -> bool {
+        self != Self::PowerOn
+    }
+}
+
+impl fmt::Display for RepairAction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::PowerOn => "power-on",
+            Self::PowerCycle => "power-cycle",
+            Self::Rebuild => "rebuild",
+            Self::Recreate => "recreate",
+        })
+    }
+}
+
+/// Over how much a guard watches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Scope {
+    /// One cluster.
+    Cluster,
+    /// One zone of the infrastructure.
+    Zone,
+    /// Everything.
+    Fleet,
+}
+
+impl fmt::Display for Scope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Cluster => "cluster",
+            Self::Zone => "zone",
+            Self::Fleet => "fleet",
+        })
+    }
+}
+
+/// Why a repair that is due is not made now.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(tag = "guard", rename_all = "camelCase", rename_all_fields = "camelCase")]
+pub enum Hold {
+    /// Somebody has paused repair.
+    Paused {
+        /// Of the cluster or of everything.
+        scope: Scope,
+        /// Since when.
+        since: WallTime,
+    },
+    /// The verdict does not allow it.
+    Evidence {
+        /// The verdict.
+        verdict: Verdict,
+    },
+    /// So much is broken at once that the cause lies elsewhere.
+    Meltdown {
+        /// Where.
+        scope: Scope,
+        /// Machines that are broken or being repaired.
+        broken: usize,
+        /// Machines that there are.
+        total: usize,
+        /// How many may be broken at once.
+        allowed: usize,
+    },
+    /// The etcd cluster would lose its quorum.
+    Quorum {
+        /// Members that vote.
+        voters: usize,
+        /// Of these work without the machine.
+        working: usize,
+        /// And must work.
+        needed: usize,
+    },
+    /// Another machine of the cluster is being worked on.
+    Busy {
+        /// Which.
+        machine: MachineId,
+    },
+    /// It was repaired a moment ago; what that brought is waited for.
+    CoolDown {
+        /// When the next repair may come.
+        until: WallTime,
+    },
+    /// It was repaired so often that repair is no remedy.
+    Retries {
+        /// How often in the last hour.
+        acts: usize,
+        /// When the next one may come.
+        until: WallTime,
+    },
+    /// Its power could not be taken away for certain.
+    Fence {
+        /// What the infrastructure said.
+        why: String,
+    },
+    /// It cannot be done with what the cluster has.
+    Impossible {
+        /// Why.
+        why: String,
+    },
+}
+
+impl Hold {
+    /// What ends the hold, in words.
+    #[must_use]
+    pub fn ends_when(&self) -> &'static str {
+        match self {
+            Self::Paused { .. } => "somebody runs `keelson repair resume`",
+            Self::Evidence { .. } => "more is known of the machine; if nothing comes, look at it",
+            Self::Meltdown { .. } => {
+                "fewer machines are broken; look for the common cause: network, host, storage, a bad change"
+            }
+            Self::Quorum { .. } => "other etcd members work again",
+            Self::Busy { .. } => "the other machine is ready",
+            Self::CoolDown { .. } => "the time is over",
+            Self::Retries { .. } => "the time is over; look for the cause meanwhile",
+            Self::Fence { .. } => "the infrastructure confirms that the machine has no power",
+            Self::Impossible { .. } => {
+                "a person decides: `keelson machine repair ID --action recreate --override`"
+            }
+        }
+    }
+}
+
+impl fmt::Display for Hold {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Paused { scope, .. } => write!(f, "repair of the {scope} is paused"),
+            Self::Evidence { verdict } => write!(f, "nothing is done on this evidence: {verdict}"),
+            Self::Meltdown { scope, broken, total, allowed } => write!(
+                f,
+                "{broken} of {total} machines of the {scope} are broken at once, more than {allowed}: \
+                 the cause lies elsewhere"
+            ),
+            Self::Quorum { voters, working, needed } => {
+                write!(f, "only {working} of {voters} etcd members would work, and {needed} must")
+            }
+            Self::Busy { machine } => write!(f, "{machine} is being worked on, one machine at a time"),
+            Self::CoolDown { .. } => f.write_str("what the last repair brought is waited for"),
+            Self::Retries { acts, .. } => write!(f, "it was repaired {acts} times in an hour, to no avail"),
+            Self::Fence { why } => write!(f, "its power could not be taken away for certain: {why}"),
+            Self::Impossible { why } => f.write_str(why),
+        }
+    }
+}

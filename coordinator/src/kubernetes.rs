@@ -1,0 +1,79 @@
+//! Connections to clusters' API servers, one for each cluster that was asked something.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use keelson_kube::{Access, KubeClient};
+use keelson_model::ClusterMaterial;
+use keelson_model::kubernetes::{KubeAnswer, KubeCall, KubeFailure};
+use keelson_pki::admin_certificate;
+use keelson_planner::node::ADMIN_GROUP;
+use keelson_protocol::config::Issuer;
+use keelson_protocol::{ClusterName, WallTime};
+
+use crate::shell::chain_text;
+
+/// The coordinator's name in the audit logs of clusters.
+const USER: &str = "keelson:coordinator";
+/// Life of its certificates; a connection is made anew after half of it.
+const CERTIFICATE_LIFE: Duration = Duration::from_secs(24 * 3600);
+/// How long a call may take: a drain asks once for each of up to 110 pods.
+const CALL_DEADLINE: Duration = Duration::from_secs(20);
+/// The same for a look at the nodes: it is asked as evidence, and an answer that comes late is none.
+const LOOK_DEADLINE: Duration = Duration::from_secs(5);
+
+/// All connections.
+#[derive(Default)]
+pub(crate) struct KubeClients {
+    clients: BTreeMap<ClusterName, Connection>,
+}
+
+struct Connection {
+    endpoint: String,
+    renew: WallTime,
+    client: KubeClient,
+}
+
+impl KubeClients {
+    /// The connection to a cluster, made anew when its endpoint has moved or its certificate grows old.
+    ///
+    /// # Errors
+    /// [`KubeFailure::Unreachable`] when none can be made.
+    pub(crate) fn get(
+        &mut self,
+        name: &ClusterName,
+        endpoint: &str,
+        material: &ClusterMaterial,
+        now: WallTime,
+    ) -> Result<KubeClient, KubeFailure> {
+        if let Some(known) = self.clients.get(name).filter(|c| c.endpoint == endpoint && now < c.renew) {
+            return Ok(known.client.clone());
+        }
+        let unreachable = |error: &dyn std::error::Error| KubeFailure::Unreachable { why: chain_text(error) };
+        let (certificate, key) = admin_certificate(material, USER, ADMIN_GROUP, now, CERTIFICATE_LIFE)
+            .map_err(|error| unreachable(&error))?;
+        let authority = material.authorities.get(&Issuer::Kubernetes).map(|ca| ca.certificate.clone());
+        let access = Access {
+            endpoint: endpoint.to_owned(),
+            authority: authority.unwrap_or_default(),
+            certificate,
+            key,
+        };
+        let client = KubeClient::new(&access).map_err(|error| unreachable(&error))?;
+        let renew = now.plus(CERTIFICATE_LIFE / 2);
+        let connection = Connection { endpoint: endpoint.to_owned(), renew, client: client.clone() };
+        self.clients.insert(name.clone(), connection);
+        Ok(client)
+    }
+
+    /// Forgets the connections to clusters that are gone.
+    pub(crate) fn retain(&mut self, exists: impl Fn(&ClusterName) -> bool) {
+        self.clients.retain(|name, _| exists(name));
+    }
+}
+
+/// Carries out a call.
+pub(crate) async fn perform(client: &KubeClient, call: &KubeCall) -> Result<KubeAnswer, KubeFailure> {
+    let deadline = if *call == KubeCall::Nodes { LOOK_DEADLINE } else { CALL_DEADLINE };
+    client.perform(call, deadline).await
+}
