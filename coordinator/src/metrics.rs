@@ -2,8 +2,8 @@
 
 use std::fmt::Write;
 
-use keelson_coordinator_core::{ClusterState, CoordinatorCore, Now};
-use keelson_model::MachinePhase;
+use keelson_coordinator_core::{ClusterState, CoordinatorCore, Metrics, Now};
+use keelson_model::{FaultClass, MachinePhase, RepairAction};
 
 /// All metrics as text.
 pub(crate) fn render(core: &CoordinatorCore, now: Now) -> String {
@@ -25,6 +25,7 @@ pub(crate) fn render(core: &CoordinatorCore, now: Now) -> String {
     ] {
         write_series(&mut text, name, "counter", help, &[("", value)]);
     }
+    write_healing(&mut text, metrics);
     let count = |test: fn(&keelson_coordinator_core::Machine) -> bool| {
         u64::try_from(core.machines().filter(|machine| test(machine)).count()).unwrap_or(u64::MAX)
     };
@@ -48,6 +49,33 @@ pub(crate) fn render(core: &CoordinatorCore, now: Now) -> String {
     ];
     write_series(&mut text, "clusters", "gauge", "Clusters by state.", &clusters);
     text
+}
+
+/// Faults and repairs. Sums and counts, so that a mean over any time can be taken.
+fn write_healing(text: &mut String, metrics: &Metrics) {
+    for (name, help, timings) in [
+        ("detection", "Time from the last heartbeat to a verdict, by class of fault.", &metrics.detections),
+        ("repair", "Time from a verdict to a machine that works again, by class of fault.", &metrics.mended),
+    ] {
+        let labels: Vec<(String, u64, u64)> = FaultClass::ALL
+            .iter()
+            .map(|class| {
+                let timing = timings.get(class).copied().unwrap_or_default();
+                (format!("{{class=\"{class}\"}}"), timing.count, timing.sum_ms)
+            })
+            .collect();
+        let counts: Vec<(&str, u64)> =
+            labels.iter().map(|(label, count, _)| (label.as_str(), *count)).collect();
+        let sums: Vec<(&str, u64)> = labels.iter().map(|(label, _, sum)| (label.as_str(), *sum)).collect();
+        write_series(text, &format!("{name}_milliseconds_count"), "counter", help, &counts);
+        write_series(text, &format!("{name}_milliseconds_sum"), "counter", help, &sums);
+    }
+    let acts: Vec<(String, u64)> = RepairAction::ALL
+        .iter()
+        .map(|action| (format!("{{action=\"{action}\"}}"), metrics.repairs.get(action).copied().unwrap_or(0)))
+        .collect();
+    let acts: Vec<(&str, u64)> = acts.iter().map(|(label, count)| (label.as_str(), *count)).collect();
+    write_series(text, "repairs_total", "counter", "Repairs that were begun.", &acts);
 }
 
 fn write_series(text: &mut String, name: &str, kind: &str, help: &str, values: &[(&str, u64)]) {

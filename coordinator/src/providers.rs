@@ -66,6 +66,12 @@ impl Infrastructure {
             ProviderCall::Delete { machine, cluster, incarnation } => {
                 Call::DeleteMachine(ObjectKey { install, cluster, machine, incarnation })
             }
+            ProviderCall::Fence { machine, cluster, incarnation } => {
+                Call::Fence(ObjectKey { install, cluster, machine, incarnation })
+            }
+            ProviderCall::PowerOn { machine, cluster, incarnation } => {
+                Call::PowerOn(ObjectKey { install, cluster, machine, incarnation })
+            }
             ProviderCall::List => Call::ListMachines(install),
             ProviderCall::Expose { cluster, name, targets, check } => {
                 let check = translate_check(check);
@@ -99,7 +105,8 @@ fn translate_answer(answer: Answer) -> ProviderAnswer {
                 .collect(),
         ),
         Answer::Exposed(exposed) => ProviderAnswer::Exposed(exposed.address),
-        Answer::Done | Answer::Fenced(_) | Answer::Console(_) | Answer::AllExposed(_) => ProviderAnswer::Done,
+        Answer::Fenced(_) => ProviderAnswer::Fenced,
+        Answer::Done | Answer::Console(_) | Answer::AllExposed(_) => ProviderAnswer::Done,
     }
 }
 

@@ -20,8 +20,8 @@ use crate::link;
 use crate::providers::Infrastructure;
 use crate::remote;
 
-/// How often time passes for the core.
-const TICK: std::time::Duration = std::time::Duration::from_millis(500);
+/// How often time passes for the core: a machine is called late within this time.
+const TICK: std::time::Duration = std::time::Duration::from_millis(250);
 /// Link events that may wait for the loop: a burst of all agents' heartbeats.
 pub(crate) const LINK_EVENTS_MAX: usize = 32 * 1024;
 /// Link events taken before the loop looks at anything else: a burst of heartbeats must not starve users.

@@ -344,4 +344,8 @@ catalogue! {
         "Its pods are moved within their disruption budgets, its volumes detached, its node and its etcd member removed; then the machine is removed.",
         "Nothing, unless it names a disruption budget that never allows a pod to go: run more replicas or change the budget, or wait for the end of the drain's time.",
         "keelson cluster show NAME --explain";
+    WaitRepair, "KEEL-4016", 0, Done, "a machine is being repaired, or its repair is held back",
+        "Something is wrong with the machine. It is being mended, or a guard holds the repair back until it is safe; the text says which.",
+        "Read why with `keelson why MACHINE`. A hold ends by itself unless it says that a person must act.",
+        "keelson why MACHINE";
 }

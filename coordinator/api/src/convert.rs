@@ -235,7 +235,7 @@ pub fn machine_state(seen: &ObservedMachine) -> (MachineState, Option<WallTime>)
         MachinePhase::Retrying { .. } => (MachineState::Retrying, None),
         MachinePhase::Refused { .. } => (MachineState::Refused, None),
         MachinePhase::Booting { since } => (MachineState::Booting, Some(*since)),
-        MachinePhase::Off { since } => (MachineState::Off, Some(*since)),
+        MachinePhase::Off { since } | MachinePhase::Missing { since } => (MachineState::Off, Some(*since)),
         MachinePhase::Deleting { since, .. } => (MachineState::Deleting, Some(*since)),
         MachinePhase::Enrolled { since } => match (&seen.link, seen.silent, seen.applied) {
             (LinkState::Lost { since, .. }, true, _) => (MachineState::Silent, Some(*since)),
@@ -357,6 +357,7 @@ pub fn waiting_code(on: &WaitingOn) -> Code {
         WaitingOn::EtcdJoin { .. } => Code::WaitEtcdJoin,
         WaitingOn::EtcdSize { .. } => Code::WaitEtcdSize,
         WaitingOn::Leave { .. } => Code::WaitLeave,
+        WaitingOn::Repair { .. } => Code::WaitRepair,
         WaitingOn::Unit { .. } => Code::WaitUnit,
         WaitingOn::Silent { .. } => Code::WaitSilent,
         WaitingOn::Off { .. } => Code::WaitOff,

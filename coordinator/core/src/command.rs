@@ -233,6 +233,7 @@ impl CoordinatorCore {
             created: now.wall,
             first_ready: None,
             conditions: Vec::new(),
+            repair_paused: None,
         };
         self.rows.push(Row::Cluster(Box::new(row.clone())));
         self.rows.push(Row::Material(name.clone(), Box::new(material.clone())));

@@ -204,6 +204,24 @@ pub enum ProviderCall {
         /// Which machine of that id.
         incarnation: Incarnation,
     },
+    /// Take a machine's power away, and keep it away until [`Self::PowerOn`].
+    Fence {
+        /// The machine.
+        machine: MachineId,
+        /// Its cluster.
+        cluster: ClusterName,
+        /// Which machine of that id.
+        incarnation: Incarnation,
+    },
+    /// Give a fenced machine its power again.
+    PowerOn {
+        /// The machine.
+        machine: MachineId,
+        /// Its cluster.
+        cluster: ClusterName,
+        /// Which machine of that id.
+        incarnation: Incarnation,
+    },
     /// List all machines of this installation.
     List,
     /// Make a service reachable from outside.
@@ -254,6 +272,8 @@ pub struct SeenMachine {
 pub enum ProviderAnswer {
     /// The machine is there and on.
     Created,
+    /// The machine has no power for certain, and gets none by itself.
+    Fenced,
     /// All machines.
     Machines(Vec<SeenMachine>),
     /// Reachable at this address.

@@ -103,6 +103,11 @@ impl CoordinatorCore {
     ) {
         let Some(id) = crate::nodes::node_of(call).cloned() else { return };
         let Some(machine) = self.machines.get_mut(&id) else { return };
+        let leaving = machine.row.leaving_since.is_some();
+        if !leaving && let KubeCall::Evacuate { .. } = call {
+            return self.evacuated(now, name, &id, result);
+        }
+        let Some(machine) = self.machines.get_mut(&id) else { return };
         let parting = &mut machine.parting;
         parting.error = result.as_ref().err().cloned();
         match (call, result) {
@@ -133,8 +138,38 @@ impl CoordinatorCore {
                 );
             }
             (KubeCall::SetNode { .. }, Ok(_)) => self.look_at_nodes_soon(name),
+            // It is tried again until the time for it is over.
+            (KubeCall::Evacuate { .. }, Err(_)) => {}
             _ => {}
         }
+    }
+
+    /// The pods of a machine without power were given up, or could not be.
+    fn evacuated(
+        &mut self,
+        now: Now,
+        name: &ClusterName,
+        id: &MachineId,
+        result: Result<KubeAnswer, KubeFailure>,
+    ) {
+        let Some(machine) = self.machines.get_mut(id) else { return };
+        let outcome = match result {
+            Ok(_) => "they run elsewhere at once",
+            Err(KubeFailure::NoNode { .. }) => "kubernetes knows no such node",
+            // Tried again in a moment, as long as that makes sense.
+            Err(_) => return,
+        };
+        machine.evacuated = true;
+        machine.kube_after = None;
+        self.look_at_nodes_soon(name);
+        self.note_repair(
+            now,
+            id,
+            Severity::Info,
+            "PodsGivenUp",
+            "the machine has no power for certain",
+            outcome,
+        );
     }
 
     /// Tells how a drain goes on, each thing once.

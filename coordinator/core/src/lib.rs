@@ -11,9 +11,11 @@
 //! is missing. So a crash between any two effects, a lost answer or a doubled one needs no code of its own.
 
 mod command;
+mod detect;
 mod effect;
 mod enrol;
 mod etcd;
+mod guard;
 mod leave;
 mod limits;
 mod machine;
@@ -22,6 +24,7 @@ mod nodes;
 mod peers;
 mod progress;
 mod provider;
+mod repair;
 mod replan;
 mod rollout;
 mod row;
@@ -35,12 +38,13 @@ pub use effect::{
     SeenMachine, SessionId,
 };
 pub use etcd::EtcdWatch;
+pub use guard::Asker;
 pub use leave::Parting;
 pub use limits::*;
 pub use metrics::Metrics;
 pub use nodes::{KubeWatch, NodeWatch};
 pub use peers::PeerWord;
 pub use progress::ClusterState;
-pub use row::{ClusterRow, Counter, IdempotencyRow, MachineRow, Row, Saved, SentConfig};
+pub use row::{Act, ClusterRow, Counter, IdempotencyRow, Incident, MachineRow, Row, Saved, SentConfig};
 pub use scale::ScalePool;
 pub use state::{Cluster, CoordinatorCore, Exposure, Machine, Now, Settings};

@@ -13,7 +13,7 @@ pub const PROVIDER_RETRY_MAX: Duration = Duration::from_secs(30);
 /// lost their power.
 pub const LIST_INTERVAL: Duration = Duration::from_secs(30);
 /// The same while some machine is silent: its power is evidence that is needed soon.
-pub const LIST_INTERVAL_SILENT: Duration = Duration::from_secs(3);
+pub const LIST_INTERVAL_SILENT: Duration = Duration::from_secs(1);
 /// How long after its start the coordinator calls no machine silent that it has not heard yet: 20,000 agents need half
 /// a minute to come back.
 pub const WARM_UP: Duration = Duration::from_secs(30);
@@ -58,3 +58,53 @@ pub const KUBE_RETRY: Duration = Duration::from_secs(1);
 pub const KUBE_CALLS_MAX: usize = 128;
 /// Part of a cluster's nodes that are drained at the same time, in percent; at least one.
 pub const DRAINS_AT_ONCE_PERCENT: usize = 25;
+/// Heartbeats that are this late make a machine suspect: one was lost, and the next one is late. Costs a question to the
+/// infrastructure and to three peers, and nothing else.
+pub const SUSPECT_AFTER: Duration = Duration::from_millis(1_900);
+/// A machine with power that is silent on all channels for this long is hung. Long enough for a machine that is moved to
+/// another host or swaps, and a tenth of what Kubernetes itself waits.
+pub const HUNG_AFTER: Duration = Duration::from_secs(10);
+/// The same where nothing tells a broken zone from a broken machine.
+pub const HUNG_ALONE_AFTER: Duration = Duration::from_secs(40);
+/// How often peers are asked about a silent machine.
+pub const PEERS_ASK_INTERVAL: Duration = Duration::from_secs(2);
+/// The same when it has been silent for long.
+pub const PEERS_ASK_INTERVAL_LONG: Duration = Duration::from_secs(15);
+/// How long what a peer said counts.
+pub const PEER_ANSWER_LIFE: Duration = Duration::from_secs(20);
+/// A kubelet that has not renewed its lease for this long does not live: it does so every ten seconds.
+pub const LEASE_STALE_AFTER: Duration = Duration::from_secs(15);
+/// Below so many machines a majority of silent ones says nothing about the coordinator.
+pub const FLEET_JUDGED_MIN: u32 = 5;
+/// How long the infrastructure must say that a machine is gone before it is made anew: lists lag behind.
+pub const MISSING_AFTER: Duration = Duration::from_secs(6);
+/// How long an agent that has given up is left to itself: its own budgets return, and what it needs may come back.
+pub const GIVEN_UP_AFTER: Duration = Duration::from_secs(60);
+/// How long an agent may be down on a machine that otherwise lives, before its power is taken.
+pub const AGENT_DOWN_AFTER: Duration = Duration::from_secs(300);
+/// How long a machine may boot before it has asked for its certificate.
+pub const UNBORN_AFTER: Duration = Duration::from_secs(180);
+/// How long a machine must work before its incident is closed.
+pub const MENDED_AFTER: Duration = Duration::from_secs(5);
+/// Power cycles within one incident before a machine is made anew.
+pub const POWER_CYCLES_MAX: usize = 2;
+/// Repairs of one machine in an hour; more means that repair is no remedy.
+pub const ACTS_PER_HOUR_MAX: usize = 6;
+/// Of these so many that make it anew.
+pub const RECREATES_PER_HOUR_MAX: usize = 2;
+/// Repairs that a machine's row remembers.
+pub const ACTS_KEPT_MAX: usize = 16;
+/// Shortest time between two repairs of one machine: long enough for it to boot and to be ready.
+pub const COOL_DOWN_MIN: Duration = Duration::from_secs(45);
+/// Longest time between two repairs of one machine.
+pub const COOL_DOWN_MAX: Duration = Duration::from_secs(900);
+/// Part of a cluster, a zone or the fleet that may be broken at once, in percent; at least one machine. Above it nothing
+/// disruptive is done. BOSH asks for five machines and a fifth; one machine of four must be enough to stop us here.
+pub const BROKEN_PERCENT_MAX: usize = 25;
+/// Part of a cluster's workers that may be out of work at once because of us, in percent; at least one.
+pub const DISRUPTED_PERCENT_MAX: usize = 10;
+/// How long a machine without power waits for its pods to be given up before it is switched on: the API server answers
+/// within a second when it answers at all.
+pub const EVACUATE_MAX: Duration = Duration::from_secs(5);
+/// How long a machine that was switched on may take to speak before its silence counts again.
+pub const BOOT_GRACE: Duration = Duration::from_secs(60);

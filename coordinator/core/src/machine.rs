@@ -1,9 +1,10 @@
 //! From a planned machine to one that exists, and back.
 
-use keelson_model::{BlueprintMachine, FleetEvent, MachinePhase, Severity};
+use keelson_model::{BlueprintMachine, FleetEvent, MachinePhase, Role, Severity};
 use keelson_protocol::{ClusterName, MachineId};
 
 use crate::effect::ProviderCall;
+use crate::limits::EVACUATE_MAX;
 use crate::row::{MachineRow, Row};
 use crate::state::{CallFor, CoordinatorCore, Now};
 
@@ -22,16 +23,8 @@ impl CoordinatorCore {
             self.clusters.get(name).into_iter().flat_map(|cluster| cluster.row.blueprint.machines.values());
         let missing: Vec<MachineRow> = planned
             .filter(|machine| !self.machines.contains_key(&machine.id))
-            .map(|machine| MachineRow {
-                id: machine.id.clone(),
-                cluster: name.clone(),
-                incarnation: machine.incarnation,
-                phase: MachinePhase::Planned,
-                token_made: now.wall,
-                enrolled_key: None,
-                agent_events: 0,
-                sent: None,
-                leaving_since: None,
+            .map(|machine| {
+                MachineRow::planned(machine.id.clone(), name.clone(), machine.incarnation, now.wall)
             })
             .collect();
         for row in missing {
@@ -54,21 +47,83 @@ impl CoordinatorCore {
             (
                 MachinePhase::Refused { .. } | MachinePhase::Booting { .. } | MachinePhase::Enrolled { .. },
                 Some(_),
-            ) => {}
+            ) => self.reconcile_acting(now, id),
+            // It is looked for again, and then made anew: asked for as it is it would begin with an empty disk.
+            (MachinePhase::Missing { .. }, Some(_)) => {}
             // It goes anyway, and without power its pods can be moved at once.
             (MachinePhase::Off { .. }, Some(planned)) if planned.leaving => {}
+            (MachinePhase::Off { .. }, Some(planned)) => self.switch_on(now, planned, cluster),
             (
                 MachinePhase::Planned
                 | MachinePhase::Creating { .. }
                 | MachinePhase::Retrying { .. }
-                | MachinePhase::Off { .. }
                 | MachinePhase::Deleting { .. },
                 Some(planned),
             ) => self.call_create(now, planned, cluster),
             // Never asked for: there is nothing to remove, and nothing to wait for.
             (MachinePhase::Planned, None) => self.forget_machine(id),
-            (_, None) => self.call_delete(now, id, cluster),
+            (_, None) => self.take_away(now, id, cluster),
         }
+    }
+
+    /// Gives a machine its power, once its pods have been given up or that has taken too long.
+    fn switch_on(&mut self, now: Now, planned: BlueprintMachine, cluster: ClusterName) {
+        let id = planned.id.clone();
+        if self.evacuation_pending(now, &planned, &cluster) {
+            return;
+        }
+        let Some(machine) = self.machines.get(&id) else { return };
+        if machine.row.renew {
+            // It is made anew in a moment.
+            return;
+        }
+        if machine.row.fenced.is_none() {
+            return self.call_create(now, planned, cluster);
+        }
+        let incarnation = planned.incarnation;
+        let call = ProviderCall::PowerOn { machine: id.clone(), cluster, incarnation };
+        let call = self.call(CallFor::PowerOn(id.clone()), call);
+        if let Some(machine) = self.machines.get_mut(&id) {
+            machine.call = call;
+        }
+    }
+
+    /// Whether pods of a machine without power have still to be given up, so that they run elsewhere at once.
+    pub(crate) fn evacuation_pending(
+        &self,
+        now: Now,
+        planned: &BlueprintMachine,
+        name: &ClusterName,
+    ) -> bool {
+        let (Some(machine), Some(cluster)) = (self.machines.get(&planned.id), self.clusters.get(name)) else {
+            return false;
+        };
+        let Some(off_since) = machine.off_since else { return false };
+        let runs_pods = planned.roles.contains(&Role::Worker);
+        let others = cluster.row.blueprint.staying(Role::Worker).count() > 1;
+        let stands = cluster.row.wanted && cluster.row.first_ready.is_some();
+        runs_pods && others && stands && !machine.evacuated && now.mono.since(off_since) < EVACUATE_MAX
+    }
+
+    /// Removes a machine that no blueprint names. One that was made anew may still run: its power is taken away first, and
+    /// Kubernetes is told, so that nothing of it is there twice.
+    fn take_away(&mut self, now: Now, id: &MachineId, cluster: ClusterName) {
+        let wanted = self.clusters.get(&cluster).is_some_and(|cluster| cluster.row.wanted);
+        let renewed = wanted && self.planned(&cluster, id).is_some();
+        let Some(machine) = self.machines.get(id) else { return };
+        let powerless = machine.row.fenced.is_some()
+            || matches!(machine.row.phase, MachinePhase::Missing { .. } | MachinePhase::Deleting { .. });
+        if renewed && !powerless {
+            let incarnation = machine.row.incarnation;
+            return self.call_fence(id, cluster, incarnation);
+        }
+        if renewed
+            && let Some(planned) = self.planned(&cluster, id).cloned()
+            && self.evacuation_pending(now, &planned, &cluster)
+        {
+            return;
+        }
+        self.call_delete(now, id, cluster);
     }
 
     pub(crate) fn planned(&self, cluster: &ClusterName, id: &MachineId) -> Option<&BlueprintMachine> {
@@ -110,15 +165,17 @@ impl CoordinatorCore {
     /// The provider has made a machine and it is on.
     pub(crate) fn machine_created(&mut self, now: Now, id: &MachineId) {
         let Some(machine) = self.machines.get_mut(id) else { return };
-        let was_off = matches!(machine.row.phase, MachinePhase::Off { .. });
+        let was_off = machine.row.enrolled_key.is_some();
         machine.attempts = 0;
         machine.after = None;
+        machine.off_since = None;
         machine.on_since = Some(now.mono);
         machine.row.phase = match machine.row.enrolled_key {
             Some(_) => MachinePhase::Enrolled { since: now.wall },
             None => MachinePhase::Booting { since: now.wall },
         };
         let cluster = machine.row.cluster.clone();
+        self.acted(now, id);
         self.save_machine(id);
         let (reason, cause) = if was_off {
             ("MachinePoweredOn", "the machine was off, and its blueprint wants it on")
@@ -135,19 +192,28 @@ impl CoordinatorCore {
         });
     }
 
-    /// The provider has removed a machine.
+    /// The provider has removed a machine. One that is made anew keeps its incident and its record of repairs.
     pub(crate) fn machine_deleted(&mut self, now: Now, id: &MachineId) {
         let Some(machine) = self.machines.get(id) else { return };
-        let cluster = machine.row.cluster.clone();
+        let (cluster, old) = (machine.row.cluster.clone(), machine.row.clone());
+        let successor = self.planned(&cluster, id).map(|planned| planned.incarnation);
         self.forget_machine(id);
         let event = self.event(now, Severity::Info, "MachineDeleted");
+        let cause = if successor.is_some() { "it is made anew" } else { "no blueprint names it" };
         self.note(FleetEvent {
-            cluster: Some(cluster),
+            cluster: Some(cluster.clone()),
             machine: Some(id.clone()),
-            cause: "no blueprint names it".to_owned(),
+            incident: old.incident.as_ref().map(|incident| incident.number),
+            cause: cause.to_owned(),
             outcome: "the provider has removed it with its disk".to_owned(),
             ..event
         });
+        if let Some(incarnation) = successor {
+            let fresh = MachineRow::planned(id.clone(), cluster, incarnation, now.wall);
+            let row = MachineRow { incident: old.incident, acts: old.acts, ..fresh };
+            self.rows.push(Row::Machine(Box::new(row.clone())));
+            self.add_machine(row);
+        }
     }
 
     fn forget_machine(&mut self, id: &MachineId) {

@@ -1,7 +1,12 @@
 //! Counters that operators watch.
 
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use keelson_model::{FaultClass, RepairAction};
+
 /// What the core has counted since the coordinator started.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Metrics {
     /// Heartbeats that came.
     pub heartbeats: u64,
@@ -27,4 +32,40 @@ pub struct Metrics {
     pub machines_silent: u64,
     /// Machines without an owner that were removed.
     pub orphans_swept: u64,
+    /// Faults that were found, by class, with the time from the last heartbeat.
+    pub detections: BTreeMap<FaultClass, Timing>,
+    /// Faults that were mended, by class, with the time from when they were found.
+    pub mended: BTreeMap<FaultClass, Timing>,
+    /// Repairs that were begun.
+    pub repairs: BTreeMap<RepairAction, u64>,
+}
+
+/// How often something happened and how long it took altogether.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Timing {
+    /// How often.
+    pub count: u64,
+    /// How long, in milliseconds.
+    pub sum_ms: u64,
+}
+
+impl Timing {
+    fn add(&mut self, took: Duration) {
+        self.count += 1;
+        self.sum_ms = self.sum_ms.saturating_add(u64::try_from(took.as_millis()).unwrap_or(u64::MAX));
+    }
+}
+
+impl Metrics {
+    pub(crate) fn detected(&mut self, class: FaultClass, took: Duration) {
+        self.detections.entry(class).or_default().add(took);
+    }
+
+    pub(crate) fn mended(&mut self, class: FaultClass, took: Duration) {
+        self.mended.entry(class).or_default().add(took);
+    }
+
+    pub(crate) fn repair_begun(&mut self, action: RepairAction) {
+        *self.repairs.entry(action).or_default() += 1;
+    }
 }

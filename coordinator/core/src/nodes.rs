@@ -40,8 +40,8 @@ pub struct NodeWatch {
     pub seen: NodeSeen,
     /// When its lease was first seen as it is now. Clocks of machines may be wrong, so only the change counts.
     pub renewed: MonoTime,
-    /// Whether the lease has changed since the first look: before that nothing is known of it.
-    pub beats: bool,
+    /// The look before that: its kubelet has lived at some moment after it. `None` when it was never seen to change.
+    pub lived_after: Option<MonoTime>,
 }
 
 /// What a call to an API server is for.
@@ -84,6 +84,8 @@ impl CoordinatorCore {
         let Some(planned) = self.planned(name, id) else { return };
         let call = if planned.leaving {
             self.next_parting_call(now, name, planned)
+        } else if self.evacuation_pending(now, planned, name) {
+            Some(KubeCall::Evacuate { node: id.clone() })
         } else {
             self.next_wish(name, planned)
         };
@@ -151,8 +153,8 @@ impl CoordinatorCore {
             let old = before.remove(&seen.name).filter(|old| old.seen.uid == seen.uid);
             let watch = match old {
                 Some(old) if old.seen.lease == seen.lease => NodeWatch { seen, ..old },
-                Some(_) => NodeWatch { seen, renewed: now.mono, beats: true },
-                None => NodeWatch { seen, renewed: now.mono, beats: false },
+                Some(_) => NodeWatch { seen, renewed: now.mono, lived_after: kube.looked },
+                None => NodeWatch { seen, renewed: now.mono, lived_after: None },
             };
             kube.nodes.insert(watch.seen.name.clone(), watch);
         }

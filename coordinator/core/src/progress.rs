@@ -279,6 +279,7 @@ fn reason(wait: &WaitingOn) -> &'static str {
         WaitingOn::EtcdJoin { .. } => "EtcdJoin",
         WaitingOn::EtcdSize { .. } => "EtcdSize",
         WaitingOn::Leave { .. } => "Leave",
+        WaitingOn::Repair { .. } => "Repair",
         WaitingOn::Unit { .. } => "Unit",
         WaitingOn::Silent { .. } => "Silent",
         WaitingOn::Off { .. } => "Off",

@@ -49,7 +49,10 @@ impl CoordinatorCore {
             self.metrics.provider_failures += 1;
         }
         match &purpose {
-            CallFor::Create(machine) | CallFor::Delete(machine) => self.touch(machine),
+            CallFor::Create(machine)
+            | CallFor::Delete(machine)
+            | CallFor::Fence(machine)
+            | CallFor::PowerOn(machine) => self.touch(machine),
             CallFor::Expose(cluster, _) | CallFor::Unexpose(cluster) => {
                 self.touched.insert(cluster.clone());
             }
@@ -60,6 +63,16 @@ impl CoordinatorCore {
                 self.clear_call(&machine, id);
                 self.machine_created(now, &machine);
             }
+            (CallFor::PowerOn(machine), Ok(_)) => {
+                self.clear_call(&machine, id);
+                self.machine_created(now, &machine);
+            }
+            (CallFor::PowerOn(machine), Err(failure)) => self.create_failed(now, &machine, failure),
+            (CallFor::Fence(machine), Ok(_)) => {
+                self.clear_call(&machine, id);
+                self.machine_fenced(now, &machine);
+            }
+            (CallFor::Fence(machine), Err(failure)) => self.fence_failed(now, &machine, failure.text),
             (CallFor::Delete(machine), Ok(_)) => self.machine_deleted(now, &machine),
             (CallFor::Create(machine), Err(failure)) => self.create_failed(now, &machine, failure),
             (CallFor::Delete(machine), Err(failure)) => self.delete_failed(now, &machine, failure),
@@ -88,7 +101,7 @@ impl CoordinatorCore {
         let (severity, reason, outcome) = match failure.remedy {
             Remedy::Retry => {
                 machine.after = Some(now.mono.plus(delay));
-                if !matches!(machine.row.phase, MachinePhase::Off { .. }) {
+                if !matches!(machine.row.phase, MachinePhase::Off { .. } | MachinePhase::Missing { .. }) {
                     machine.row.phase = MachinePhase::Retrying {
                         why: failure.text.clone(),
                         attempts: machine.attempts,
@@ -134,7 +147,7 @@ impl CoordinatorCore {
         }
         if self.call(CallFor::List, ProviderCall::List).is_some() {
             self.list_begun = now.mono;
-            let silent = self.machines.values().any(|machine| machine.silent);
+            let silent = self.machines.values().any(|machine| machine.silent || machine.suspected.is_some());
             let interval = if silent { LIST_INTERVAL_SILENT } else { LIST_INTERVAL };
             self.next_list = now.mono.plus(interval);
         }
@@ -156,16 +169,40 @@ impl CoordinatorCore {
             }
         }
         let begun = self.list_begun;
+        for seen in by_id.values().filter(|seen| seen.on) {
+            if let Some(machine) = self.machines.get_mut(&seen.machine) {
+                machine.seen_on = Some(begun);
+            }
+        }
         let settled =
             self.machines.values().filter(|m| m.call.is_none() && m.on_since.is_none_or(|on| on < begun));
-        let running = settled
-            .filter(|m| matches!(m.row.phase, MachinePhase::Booting { .. } | MachinePhase::Enrolled { .. }));
-        let gone: Vec<MachineId> = running
-            .filter(|machine| by_id.get(&machine.row.id).is_none_or(|seen| !seen.on))
+        let gone: Vec<(MachineId, bool)> = settled
+            .filter(|machine| match machine.row.phase {
+                MachinePhase::Booting { .. } | MachinePhase::Enrolled { .. } => {
+                    by_id.get(&machine.row.id).is_none_or(|seen| !seen.on)
+                }
+                // It was off, and now it is not even listed.
+                MachinePhase::Off { .. } => !by_id.contains_key(&machine.row.id),
+                _ => false,
+            })
+            .map(|machine| (machine.row.id.clone(), by_id.contains_key(&machine.row.id)))
+            .collect();
+        for (id, listed) in gone {
+            self.machine_off(now, &id, listed);
+        }
+        let back: Vec<MachineId> = self
+            .machines
+            .values()
+            .filter(|machine| matches!(machine.row.phase, MachinePhase::Missing { .. }))
+            .filter(|machine| by_id.contains_key(&machine.row.id))
             .map(|machine| machine.row.id.clone())
             .collect();
-        for id in gone {
-            self.machine_off(now, &id, by_id.contains_key(&id));
+        for id in back {
+            // A list that lagged behind: it is as it was.
+            if let Some(machine) = self.machines.get_mut(&id) {
+                machine.row.phase = MachinePhase::Off { since: now.wall };
+            }
+            self.touch(&id);
         }
     }
 
@@ -197,7 +234,15 @@ impl CoordinatorCore {
 
     fn machine_off(&mut self, now: Now, id: &MachineId, listed: bool) {
         let Some(machine) = self.machines.get_mut(id) else { return };
-        machine.row.phase = MachinePhase::Off { since: now.wall };
+        // One that never spoke has nothing that could be lost: asking for it again makes it.
+        let gone = !listed && machine.row.enrolled_key.is_some();
+        machine.row.phase = if gone {
+            MachinePhase::Missing { since: now.wall }
+        } else {
+            MachinePhase::Off { since: now.wall }
+        };
+        machine.off_since = Some(now.mono);
+        machine.evacuated = false;
         let (cluster, session) = (machine.row.cluster.clone(), machine.session);
         if let Some(session) = session {
             // Its connection would seem to stand until it times out.
@@ -205,17 +250,25 @@ impl CoordinatorCore {
             self.on_closed(now, session, why.clone());
             self.effects.push(Effect::Close { session, why });
         }
-        self.touched.insert(cluster.clone());
+        self.touched.insert(cluster);
         self.save_machine(id);
-        let event = self.event(now, Severity::Warning, "MachineOff");
-        let cause = if listed { "the provider reports it as off" } else { "the provider does not list it" };
-        self.note(FleetEvent {
-            cluster: Some(cluster),
-            machine: Some(id.clone()),
-            cause: cause.to_owned(),
-            outcome: "it is switched on again, with the disk that it has".to_owned(),
-            ..event
-        });
+        let (reason, cause, outcome) = if gone {
+            (
+                "MachineMissing",
+                "the provider does not list it",
+                "it is looked for again before it is made anew",
+            )
+        } else {
+            (
+                "MachineOff",
+                "the provider reports it as off",
+                "it is switched on again, with the disk that it has",
+            )
+        };
+        self.note_repair(now, id, Severity::Warning, reason, cause, outcome);
+        // At once, before it is switched on again.
+        let census = self.census(now);
+        self.detect_machine(now, id, &census);
     }
 
     /// Asks for the exposures that blueprints name and that are not there.

@@ -36,10 +36,12 @@ impl CoordinatorCore {
     }
 
     fn take_plan(&mut self, name: &ClusterName, planned: Planned) {
+        let renews = !self.to_renew(&planned.blueprint).is_empty();
         let Some(cluster) = self.clusters.get_mut(name) else { return };
         // More is to come when something is on its way out or in, or could not be done yet.
         let joins = planned.blueprint.machines.values().any(|machine| machine.leaving);
-        cluster.plan_due = joins || planned.held.is_some() || planned.blueprint != cluster.row.blueprint;
+        cluster.plan_due =
+            joins || planned.held.is_some() || planned.blueprint != cluster.row.blueprint || renews;
         cluster.held = planned.held;
         self.set_blueprint(name, planned.blueprint);
     }
@@ -134,8 +136,16 @@ impl CoordinatorCore {
                 .filter(released)
                 .map(|machine| machine.id.clone())
                 .collect(),
-            renew: BTreeSet::new(),
+            renew: self.to_renew(blueprint),
         }
+    }
+
+    fn to_renew(&self, blueprint: &Blueprint) -> BTreeSet<MachineId> {
+        let renew = |planned: &&keelson_model::BlueprintMachine| {
+            let machine = self.machines.get(&planned.id);
+            machine.is_some_and(|m| m.row.renew && m.row.incarnation == planned.incarnation)
+        };
+        blueprint.machines.values().filter(renew).map(|planned| planned.id.clone()).collect()
     }
 
     /// Machines of a blueprint that do what they are for; of those with an etcd member, the member alone counts.

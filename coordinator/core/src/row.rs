@@ -2,6 +2,7 @@
 
 use keelson_model::{
     Blueprint, ClusterMaterial, ClusterSpec, Condition, FleetEvent, MachinePhase, Operation, OperationId,
+    RepairAction, Verdict,
 };
 use keelson_protocol::{ClusterName, Generation, Incarnation, MachineId, WallTime};
 use serde::{Deserialize, Serialize};
@@ -21,6 +22,9 @@ pub struct ClusterRow {
     pub first_ready: Option<WallTime>,
     /// Its conditions, for their `since`.
     pub conditions: Vec<Condition>,
+    /// Since when repair of its machines is paused.
+    #[serde(default)]
+    pub repair_paused: Option<WallTime>,
 }
 
 /// A machine on disk.
@@ -46,6 +50,64 @@ pub struct MachineRow {
     /// Since when it is on its way out.
     #[serde(default)]
     pub leaving_since: Option<WallTime>,
+    /// The fault that is being mended.
+    #[serde(default)]
+    pub incident: Option<Incident>,
+    /// Repairs of the last hour, oldest first.
+    #[serde(default)]
+    pub acts: Vec<Act>,
+    /// The repair under way.
+    #[serde(default)]
+    pub acting: Option<RepairAction>,
+    /// Whether it is to be made anew with an empty disk.
+    #[serde(default)]
+    pub renew: bool,
+    /// Since when it is proven to have no power, until it is given power again.
+    #[serde(default)]
+    pub fenced: Option<WallTime>,
+}
+
+impl MachineRow {
+    /// A machine that nothing was asked for yet.
+    #[must_use]
+    pub fn planned(id: MachineId, cluster: ClusterName, incarnation: Incarnation, now: WallTime) -> Self {
+        Self {
+            id,
+            cluster,
+            incarnation,
+            phase: MachinePhase::Planned,
+            token_made: now,
+            enrolled_key: None,
+            agent_events: 0,
+            sent: None,
+            leaving_since: None,
+            incident: None,
+            acts: Vec::new(),
+            acting: None,
+            renew: false,
+            fenced: None,
+        }
+    }
+}
+
+/// A fault of a machine, from the moment it was found until the machine works again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Incident {
+    /// Its number, unique in the installation; its events carry it.
+    pub number: u64,
+    /// When it was found.
+    pub opened: WallTime,
+    /// The first verdict.
+    pub verdict: Verdict,
+}
+
+/// A repair that was begun.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Act {
+    /// What.
+    pub action: RepairAction,
+    /// When.
+    pub at: WallTime,
 }
 
 /// A config that a machine was sent.
@@ -79,11 +141,16 @@ pub enum Counter {
     Operation,
     /// The next event.
     Event,
+    /// The next incident.
+    Incident,
+    /// When repair of the whole fleet was paused, in milliseconds since 1970; 0 when it is not.
+    RepairPaused,
 }
 
 impl Counter {
     /// All counters.
-    pub const ALL: [Self; 3] = [Self::Incarnation, Self::Operation, Self::Event];
+    pub const ALL: [Self; 5] =
+        [Self::Incarnation, Self::Operation, Self::Event, Self::Incident, Self::RepairPaused];
 
     /// Its name on disk.
     #[must_use]
@@ -92,6 +159,8 @@ impl Counter {
             Self::Incarnation => "incarnation",
             Self::Operation => "operation",
             Self::Event => "event",
+            Self::Incident => "incident",
+            Self::RepairPaused => "repair-paused",
         }
     }
 }

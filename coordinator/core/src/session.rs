@@ -66,7 +66,7 @@ impl CoordinatorCore {
         }
         let Some(last) = self.last_heard(machine) else { return Ok(()) };
         let alive = machine.session.is_some() && now.mono.since(last) < SECOND_HOLDER_AFTER;
-        let same_boot = machine.heartbeat.is_some_and(|heartbeat| heartbeat.boot == boot);
+        let same_boot = machine.boot == Some(boot);
         if alive && !same_boot {
             return refuse(
                 RefusalCode::SecondHolder,
@@ -103,10 +103,18 @@ impl CoordinatorCore {
         self.metrics.sessions_opened += 1;
         machine.link = LinkState::Connected { since: now.wall, boot };
         machine.facts = Some(facts);
+        if machine.boot.replace(boot) != Some(boot) {
+            // What it said before it booted is no longer true.
+            machine.heartbeat = None;
+            machine.health = None;
+        }
         let heartbeat = machine.heartbeat;
         // A machine that speaks has power, whatever an older list said.
-        if matches!(machine.row.phase, MachinePhase::Off { .. }) {
+        if matches!(machine.row.phase, MachinePhase::Off { .. } | MachinePhase::Missing { .. }) {
             machine.row.phase = MachinePhase::Enrolled { since: now.wall };
+            machine.off_since = None;
+            // Whatever was being done to it has come to its end.
+            self.acted(now, id);
             self.save_machine(id);
         }
         let voice = Voice { machine: id.clone(), heard: now.mono, heartbeat, beats: false, awaited: false };
@@ -185,6 +193,7 @@ impl CoordinatorCore {
         let known = machine.row.agent_events;
         let Some(through) = events.last().map(|event| event.sequence) else { return };
         machine.row.agent_events = known.max(through);
+        let incident = machine.row.incident.as_ref().map(|incident| incident.number);
         for event in events.into_iter().filter(|event| event.sequence > known) {
             self.note(FleetEvent {
                 id: 0,
@@ -193,6 +202,7 @@ impl CoordinatorCore {
                 reason: format!("{:?}", event.kind),
                 cluster: Some(cluster.clone()),
                 machine: Some(id.clone()),
+                incident,
                 cause: format!("{}: {}", event.subject, event.cause),
                 outcome: event.outcome,
             });
@@ -272,6 +282,7 @@ impl CoordinatorCore {
         for id in silent {
             self.begin_silence(now, &id);
         }
+        self.detect(now);
         self.touch_unsettled(now);
         self.forget_old(now);
     }

@@ -7,12 +7,14 @@ use std::time::Duration;
 
 use keelson_model::etcd::EtcdCall;
 use keelson_model::{
-    ClusterMaterial, EtcdHold, FleetEvent, LeaveStep, LinkState, Observed, ObservedMachine, Operation,
-    OperationId, Plan, ReleaseCatalog, Severity,
+    ClusterMaterial, EtcdHold, Evidence, FleetEvent, LeaveStep, LinkState, Observed, ObservedMachine,
+    Operation, OperationId, Plan, ReleaseCatalog, RepairAction, Severity, Verdict,
 };
 use keelson_planner::{Addresses, Place};
 use keelson_protocol::health::{Facts, HealthReport, Heartbeat, NodeState};
-use keelson_protocol::{ClusterName, Generation, InstallId, MachineId, MonoTime, SecretBytes, WallTime};
+use keelson_protocol::{
+    BootId, ClusterName, Generation, InstallId, MachineId, MonoTime, SecretBytes, WallTime,
+};
 
 use crate::effect::{CallId, Effect, HealthCheck, Input, SessionId};
 use crate::etcd::EtcdWatch;
@@ -21,6 +23,7 @@ use crate::limits::{RETURN_PAUSE_MAX, WARM_UP, WARM_UP_MAX};
 use crate::metrics::Metrics;
 use crate::nodes::{KubeFor, KubeWatch};
 use crate::peers::{PeerQuestion, PeerWord};
+use crate::repair::Repair;
 use crate::row::{ClusterRow, Counter, IdempotencyRow, MachineRow, Row, Saved};
 
 /// The two clocks, read by the shell at the same moment.
@@ -109,7 +112,9 @@ pub struct Machine {
     pub link: LinkState,
     /// When it was last heard in sessions that have ended; [`CoordinatorCore::last_heard`] knows all of them.
     pub(crate) heard_before: Option<MonoTime>,
-    /// The last heartbeat that said something new.
+    /// The boot of its last session.
+    pub(crate) boot: Option<BootId>,
+    /// The last heartbeat of that boot that said something new.
     pub heartbeat: Option<Heartbeat>,
     /// Whether its heartbeats stay away.
     pub silent: bool,
@@ -125,6 +130,22 @@ pub struct Machine {
     pub(crate) kube_after: Option<MonoTime>,
     /// How far its node is on its way out.
     pub parting: Parting,
+    /// What is to be thought of it.
+    pub verdict: Verdict,
+    /// What speaks for that.
+    pub evidence: Option<Evidence>,
+    /// Since when it is not well.
+    pub(crate) suspected: Option<MonoTime>,
+    /// When peers were last asked about it.
+    pub(crate) peers_asked: Option<MonoTime>,
+    /// When the provider last listed it with power.
+    pub(crate) seen_on: Option<MonoTime>,
+    /// Since when it is known to be without power.
+    pub(crate) off_since: Option<MonoTime>,
+    /// Whether its pods were given up since.
+    pub(crate) evacuated: bool,
+    /// The fault that is open, in memory.
+    pub(crate) repair: Option<Repair>,
 }
 
 impl Machine {
@@ -138,6 +159,7 @@ impl Machine {
             session: None,
             link: LinkState::Never,
             heard_before: None,
+            boot: None,
             heartbeat: None,
             silent: false,
             health: None,
@@ -146,6 +168,14 @@ impl Machine {
             kube_call: None,
             kube_after: None,
             parting: Parting::default(),
+            verdict: Verdict::Well,
+            evidence: None,
+            suspected: None,
+            peers_asked: None,
+            seen_on: None,
+            off_since: None,
+            evacuated: false,
+            repair: None,
         }
     }
 
@@ -180,6 +210,8 @@ pub(crate) struct Voice {
 pub(crate) enum CallFor {
     Create(MachineId),
     Delete(MachineId),
+    Fence(MachineId),
+    PowerOn(MachineId),
     Orphan(MachineId),
     List,
     Expose(ClusterName, String),
@@ -226,6 +258,8 @@ pub struct CoordinatorCore {
     pub(crate) peer_answers: BTreeMap<MachineId, Vec<PeerWord>>,
     pub(crate) next_peer_question: u64,
     pub(crate) metrics: Metrics,
+    /// Since when repair of everything is paused.
+    pub(crate) repair_paused: Option<WallTime>,
     /// Clusters that something happened to since they were last compared with their blueprints. Keeps the work of an
     /// input in proportion to one cluster, not to the fleet.
     pub(crate) touched: BTreeSet<ClusterName>,
@@ -271,11 +305,14 @@ impl CoordinatorCore {
             peer_answers: BTreeMap::new(),
             next_peer_question: 0,
             metrics: Metrics::default(),
+            repair_paused: None,
             touched: BTreeSet::new(),
             rows: Vec::new(),
             effects: Vec::new(),
             settings,
         };
+        let paused = core.counters.get(&Counter::RepairPaused).copied().filter(|at| *at > 0);
+        core.repair_paused = paused.map(|at| WallTime(i64::try_from(at).unwrap_or(i64::MAX)));
         for row in saved.machines {
             core.add_machine(row);
         }
@@ -347,7 +384,8 @@ impl CoordinatorCore {
         let busy = cluster.plan_due
             || self.etcd_matters(cluster)
             || self.has_stale_configs(name)
-            || self.nodes_matter(cluster);
+            || self.nodes_matter(cluster)
+            || self.machines_of(name).any(|machine| machine.row.acting.is_some() || machine.row.renew);
         if let Some(cluster) = self.clusters.get_mut(name) {
             cluster.busy = busy;
         }
@@ -425,7 +463,7 @@ impl CoordinatorCore {
         }
     }
 
-    fn set_counter(&mut self, counter: Counter, value: u64) {
+    pub(crate) fn set_counter(&mut self, counter: Counter, value: u64) {
         self.counters.insert(counter, value);
         self.rows.push(Row::Counter(counter, value));
     }
@@ -445,6 +483,7 @@ impl CoordinatorCore {
             reason: reason.to_owned(),
             cluster: None,
             machine: None,
+            incident: None,
             cause: String::new(),
             outcome: String::new(),
         }
@@ -517,6 +556,10 @@ impl CoordinatorCore {
             applied: machine.heartbeat.map(|heartbeat| (heartbeat.generation, heartbeat.state)),
             health: machine.health.clone(),
             facts: machine.facts.clone(),
+            verdict: machine.verdict,
+            evidence: machine.evidence.clone(),
+            acting: machine.row.acting.or(machine.row.renew.then_some(RepairAction::Recreate)),
+            hold: machine.repair.as_ref().and_then(|repair| repair.hold.clone()),
         }
     }
 
@@ -581,8 +624,8 @@ impl CoordinatorCore {
 
     /// What was counted.
     #[must_use]
-    pub fn metrics(&self) -> Metrics {
-        self.metrics
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
     }
 }
 

@@ -445,7 +445,8 @@ fn access_that_is_given_is_on_disk_as_an_event() {
     let (cause, outcome) = ("asked for by admin".to_owned(), "a kubeconfig".to_owned());
     let reason = "KubeconfigIssued".to_owned();
     let (cluster, severity) = (Some("demo".parse().unwrap()), Severity::Info);
-    let event = FleetEvent { id, at, severity, reason, cluster, machine: None, cause, outcome };
+    let event =
+        FleetEvent { id, at, severity, reason, cluster, machine: None, incident: None, cause, outcome };
     let before = world.core.newest_event();
     let effects = world.core.audit(event);
     let [Effect::Persist(rows), Effect::Note(noted)] = effects.as_slice() else { panic!("{effects:?}") };

@@ -31,6 +31,9 @@ pub struct FleetEvent {
     pub cluster: Option<ClusterName>,
     /// Which machine.
     pub machine: Option<MachineId>,
+    /// Of which incident.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub incident: Option<u64>,
     /// What was seen.
     pub cause: String,
     /// What was done, and what came of it.

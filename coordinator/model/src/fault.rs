@@ -346,6 +346,12 @@ pub enum Hold {
 }
 
 impl Hold {
+    /// Whether only a person can end it.
+    #[must_use]
+    pub fn needs_person(&self) -> bool {
+        matches!(self, Self::Paused { .. } | Self::Impossible { .. })
+    }
+
     /// What ends the hold, in words.
     #[must_use]
     pub fn ends_when(&self) -> &'static str {

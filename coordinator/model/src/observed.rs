@@ -6,6 +6,7 @@ use keelson_protocol::health::{Facts, HealthReport, NodeState};
 use keelson_protocol::{BootId, Generation, MachineId, WallTime};
 use serde::{Deserialize, Serialize};
 
+use crate::fault::{Evidence, Hold, RepairAction, Verdict};
 use crate::progress::Standing;
 use crate::report::{EtcdHold, LeaveStep};
 
@@ -66,6 +67,11 @@ pub enum MachinePhase {
         /// Since when.
         since: WallTime,
     },
+    /// The provider does not know it any more, though it should exist.
+    Missing {
+        /// Since when.
+        since: WallTime,
+    },
     /// It is being removed.
     Deleting {
         /// Since when.
@@ -115,6 +121,14 @@ pub struct ObservedMachine {
     pub health: Option<HealthReport>,
     /// What the machine is.
     pub facts: Option<Facts>,
+    /// What is to be thought of it.
+    pub verdict: Verdict,
+    /// What speaks for that, when something is wrong.
+    pub evidence: Option<Evidence>,
+    /// The repair that is under way.
+    pub acting: Option<RepairAction>,
+    /// Why a repair that is due is not made.
+    pub hold: Option<Hold>,
 }
 
 /// Everything that was seen of a cluster.

@@ -6,6 +6,7 @@ use keelson_protocol::{MachineId, WallTime};
 use serde::{Deserialize, Serialize};
 
 use crate::blueprint::BlueprintDiff;
+use crate::fault::{Hold, RepairAction, Verdict};
 use crate::progress::Standing;
 
 /// What a plan waits for.
@@ -90,6 +91,17 @@ pub enum WaitingOn {
         /// The machine.
         machine: MachineId,
     },
+    /// A machine is being repaired, or a repair that is due is held back.
+    Repair {
+        /// The machine.
+        machine: MachineId,
+        /// What is thought of it.
+        verdict: Verdict,
+        /// What is being done.
+        action: Option<RepairAction>,
+        /// Why nothing is done.
+        hold: Option<Hold>,
+    },
     /// A machine has no power, though it should have.
     Off {
         /// The machine.
@@ -123,6 +135,7 @@ impl WaitingOn {
             | Self::Turn { machine, .. }
             | Self::EtcdJoin { machine, .. }
             | Self::Leave { machine, .. }
+            | Self::Repair { machine, .. }
             | Self::Unit { machine, .. }
             | Self::Silent { machine }
             | Self::Off { machine }
@@ -135,7 +148,11 @@ impl WaitingOn {
     /// Whether only a person can end the wait.
     #[must_use]
     pub fn needs_person(&self) -> bool {
-        matches!(self, Self::ProviderRefused { .. })
+        match self {
+            Self::ProviderRefused { .. } => true,
+            Self::Repair { hold: Some(hold), .. } => hold.needs_person(),
+            _ => false,
+        }
     }
 
     /// What ends the wait, in words.
@@ -157,6 +174,8 @@ impl WaitingOn {
             Self::EtcdJoin { .. } => "its member has caught up with the others and votes",
             Self::EtcdSize { .. } => "all members vote and work",
             Self::Leave { step, .. } => step.ends_when(),
+            Self::Repair { hold: Some(hold), .. } => hold.ends_when(),
+            Self::Repair { hold: None, .. } => "the machine works again",
             Self::Unit { .. } => "the unit answers its health probe",
             Self::Off { .. } => "the provider reports the machine as running",
             Self::ProviderDelete { .. } => "the provider no longer lists the machine",
@@ -184,6 +203,9 @@ impl fmt::Display for WaitingOn {
             }
             Self::EtcdJoin { .. } => f.write_str("its etcd member is being added"),
             Self::Leave { step, .. } => write!(f, "leaving: {step}"),
+            Self::Repair { verdict, hold: Some(hold), .. } => write!(f, "{verdict}; not repaired: {hold}"),
+            Self::Repair { verdict, action: Some(action), .. } => write!(f, "{verdict}; repair: {action}"),
+            Self::Repair { verdict, .. } => write!(f, "{verdict}"),
             Self::EtcdSize { hold } => write!(f, "the next etcd member comes or goes later: {hold}"),
             Self::Unit { unit, state, .. } => write!(f, "{unit} {state}"),
             Self::Silent { .. } => f.write_str("no heartbeat"),

@@ -43,6 +43,10 @@ fn machine_waits(
     id: &MachineId,
     machine: &ObservedMachine,
 ) -> Vec<WaitingOn> {
+    if machine.hold.is_some() || machine.acting.is_some() {
+        let (verdict, action, hold) = (machine.verdict, machine.acting, machine.hold.clone());
+        return vec![WaitingOn::Repair { machine: id.clone(), verdict, action, hold }];
+    }
     let wait = match &machine.phase {
         MachinePhase::Planned | MachinePhase::Creating { .. } => {
             WaitingOn::ProviderCreate { machine: id.clone() }
@@ -55,7 +59,7 @@ fn machine_waits(
         },
         MachinePhase::Refused { why } => WaitingOn::ProviderRefused { machine: id.clone(), why: why.clone() },
         MachinePhase::Booting { .. } => WaitingOn::Boot { machine: id.clone() },
-        MachinePhase::Off { .. } => WaitingOn::Off { machine: id.clone() },
+        MachinePhase::Off { .. } | MachinePhase::Missing { .. } => WaitingOn::Off { machine: id.clone() },
         MachinePhase::Deleting { why, .. } => {
             WaitingOn::ProviderDelete { machine: id.clone(), why: why.clone() }
         }

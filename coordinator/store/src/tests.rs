@@ -40,7 +40,15 @@ fn cluster() -> ClusterRow {
         expose: Vec::new(),
     };
     let (created, first_ready) = (WallTime(5), None);
-    ClusterRow { spec, wanted: true, blueprint, created, first_ready, conditions: Vec::new() }
+    ClusterRow {
+        spec,
+        wanted: true,
+        blueprint,
+        created,
+        first_ready,
+        conditions: Vec::new(),
+        repair_paused: None,
+    }
 }
 
 fn material() -> ClusterMaterial {
@@ -66,11 +74,17 @@ fn machine() -> MachineRow {
         agent_events: 4,
         sent: None,
         leaving_since: None,
+        incident: None,
+        acts: Vec::new(),
+        acting: None,
+        renew: false,
+        fenced: None,
     }
 }
 
 fn event(id: u64, severity: Severity) -> FleetEvent {
     FleetEvent {
+        incident: None,
         id,
         at: WallTime(1),
         severity,

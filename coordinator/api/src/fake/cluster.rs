@@ -125,6 +125,10 @@ impl FakeCluster {
             applied: enrolled.then_some((self.blueprint.generation, node_state)),
             health: enrolled.then(|| health(machine, self.blueprint.generation, node_state, since)),
             facts: enrolled.then(|| facts(boot)),
+            verdict: keelson_model::Verdict::Well,
+            evidence: None,
+            acting: None,
+            hold: None,
         }
     }
 

@@ -230,6 +230,7 @@ impl State {
     ) {
         let id = self.events.last().map_or(self.events_kept_from, |event| event.id + 1);
         self.events.push(FleetEvent {
+            incident: None,
             id,
             at: self.now,
             severity,

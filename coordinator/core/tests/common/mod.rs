@@ -26,6 +26,7 @@ use keelson_planner::node::member_name;
 use keelson_protocol::config::Issuer;
 use keelson_protocol::health::{CgroupVersion, Facts, Heartbeat, NodeState};
 use keelson_protocol::message::{EnrolRequest, ToAgent, ToCoordinator};
+use keelson_protocol::peer::{PeerAnswer, PeerSaid, PeerTarget};
 use keelson_protocol::wire::{VERSION_MAX, VERSION_MIN};
 use keelson_protocol::{
     BootId, ClusterName, Generation, Incarnation, MachineId, MonoTime, SecretBytes, WallTime,
@@ -47,6 +48,13 @@ pub(crate) struct FakeMachine {
     pub(crate) sequence: u64,
 }
 
+impl FakeMachine {
+    pub(crate) fn power_off(&mut self) {
+        self.on = false;
+        self.session = None;
+    }
+}
+
 /// What is on the fake disk.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Disk {
@@ -61,6 +69,10 @@ pub(crate) struct World {
     pub(crate) exposed: BTreeSet<(ClusterName, String)>,
     pub(crate) events: Vec<FleetEvent>,
     pub(crate) sent: Vec<ToAgent>,
+    /// Machines whose power was taken away, in order.
+    pub(crate) fences: Vec<MachineId>,
+    /// What the provider says to fences, when it does not set them.
+    pub(crate) refuse_fence: Option<ProviderFailure>,
     /// Failures for the next creates.
     pub(crate) refuse: VecDeque<ProviderFailure>,
     /// Answers that are lost, though the call took effect.
@@ -72,6 +84,11 @@ pub(crate) struct World {
     /// Members of each cluster's etcd, once it was founded.
     pub(crate) members: BTreeMap<ClusterName, Vec<EtcdMember>>,
     etcd_answers: VecDeque<(CallId, Result<EtcdAnswer, String>)>,
+    /// Whether agents answer what they are asked about their peers.
+    pub(crate) peers_answer: bool,
+    /// Machines that are cut off from the coordinator alone.
+    pub(crate) cut_off: BTreeSet<MachineId>,
+    probed: VecDeque<(SessionId, ToCoordinator)>,
     /// Nodes of each cluster, and how many pods each runs.
     pub(crate) nodes: BTreeMap<ClusterName, BTreeMap<String, (NodeSeen, usize)>>,
     /// Nodes whose pods a disruption budget keeps.
@@ -93,6 +110,8 @@ impl World {
             exposed: BTreeSet::new(),
             events: Vec::new(),
             sent: Vec::new(),
+            fences: Vec::new(),
+            refuse_fence: None,
             refuse: VecDeque::new(),
             lose_answers: 0,
             die_before: None,
@@ -100,6 +119,9 @@ impl World {
             answers: VecDeque::new(),
             members: BTreeMap::new(),
             etcd_answers: VecDeque::new(),
+            peers_answer: true,
+            cut_off: BTreeSet::new(),
+            probed: VecDeque::new(),
             nodes: BTreeMap::new(),
             budgets: BTreeSet::new(),
             kube_answers: VecDeque::new(),
@@ -149,6 +171,9 @@ impl World {
         }
         while let Some((id, result)) = self.etcd_answers.pop_front() {
             self.input(Input::Etcd { id, result });
+        }
+        while let Some((session, message)) = self.probed.pop_front() {
+            self.input(Input::Message { session, message });
         }
         while let Some((id, result)) = self.kube_answers.pop_front() {
             self.input(Input::Kube { id, result });
@@ -226,6 +251,23 @@ impl World {
                 }
                 Ok(ProviderAnswer::Done)
             }
+            ProviderCall::Fence { machine, .. } => {
+                self.fences.push(machine.clone());
+                match self.refuse_fence.clone() {
+                    Some(failure) => Err(failure),
+                    None => {
+                        self.machines.get_mut(&machine).unwrap().power_off();
+                        Ok(ProviderAnswer::Fenced)
+                    }
+                }
+            }
+            ProviderCall::PowerOn { machine, .. } => {
+                let boot = BootId(self.next_boot);
+                self.next_boot += 1;
+                let fake = self.machines.get_mut(&machine).unwrap();
+                (fake.on, fake.linked, fake.boot, fake.sequence) = (true, true, boot, 0);
+                Ok(ProviderAnswer::Created)
+            }
             ProviderCall::List => Ok(ProviderAnswer::Machines(self.list())),
             ProviderCall::Expose { cluster, name, .. } => {
                 self.exposed.insert((cluster, name));
@@ -246,8 +288,10 @@ impl World {
     fn kube(&mut self, cluster: &ClusterName, call: KubeCall) -> Result<KubeAnswer, KubeFailure> {
         let blueprint = self.core.cluster(cluster).unwrap().row.blueprint.clone();
         let nodes = self.nodes.entry(cluster.clone()).or_default();
-        let lives =
-            |id: &MachineId| self.machines.get(id).is_some_and(|fake| fake.on && fake.generation.is_some());
+        let lives = |id: &MachineId| {
+            let linked = |fake: &FakeMachine| fake.linked || self.cut_off.contains(id);
+            self.machines.get(id).is_some_and(|fake| fake.on && linked(fake) && fake.generation.is_some())
+        };
         for machine in blueprint.machines.values().filter(|machine| machine.is_node() && lives(&machine.id)) {
             if !machine.leaving {
                 nodes.entry(machine.id.to_string()).or_insert_with(|| (node(&machine.id), 2));
@@ -446,7 +490,24 @@ impl World {
         self.input(Input::Opened { session, machine: id.clone(), incarnation, hello });
     }
 
+    /// A machine answers what it was asked about its peers: who has power and is linked answers it.
+    fn probe(&mut self, session: SessionId, id: u64, targets: &[PeerTarget]) {
+        let answer = |target: &PeerTarget| {
+            let lives = self
+                .machines
+                .get(&target.machine)
+                .is_some_and(|fake| fake.on && (fake.linked || self.cut_off.contains(&target.machine)));
+            let said = if lives { PeerSaid::Answered { round_trip_us: 300 } } else { PeerSaid::Silent };
+            PeerAnswer { machine: target.machine.clone(), said }
+        };
+        let answers = targets.iter().map(answer).collect();
+        self.probed.push_back((session, ToCoordinator::PeersProbed { id, answers }));
+    }
+
     fn deliver(&mut self, session: SessionId, message: ToAgent) {
+        if let (ToAgent::ProbePeers { id, targets }, true) = (&message, self.peers_answer) {
+            self.probe(session, *id, targets);
+        }
         if let ToAgent::Config(config) = &message
             && let Some(machine) = self.machines.values_mut().find(|machine| machine.session == Some(session))
         {
@@ -553,7 +614,11 @@ pub(crate) fn hello(boot: BootId, generation: Option<Generation>) -> ToCoordinat
 }
 
 pub(crate) fn small(name: &str) -> ClusterSpec {
-    serde_json::from_value(serde_json::json!({ "name": name, "plan": "small", "release": "1.37.2" })).unwrap()
+    named(name, "small")
+}
+
+pub(crate) fn named(name: &str, plan: &str) -> ClusterSpec {
+    serde_json::from_value(serde_json::json!({ "name": name, "plan": plan, "release": "1.37.2" })).unwrap()
 }
 
 fn settings() -> Settings {

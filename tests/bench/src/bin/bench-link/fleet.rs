@@ -95,6 +95,11 @@ pub(crate) fn saved(count: usize) -> Result<(Settings, Saved)> {
             agent_events: 0,
             sent: None,
             leaving_since: None,
+            incident: None,
+            acts: Vec::new(),
+            acting: None,
+            renew: false,
+            fenced: None,
         }));
         saved.material.push((spec.name.clone(), material()));
         let (created, first_ready) = (WallTime(0), Some(WallTime(0)));
@@ -105,6 +110,7 @@ pub(crate) fn saved(count: usize) -> Result<(Settings, Saved)> {
             created,
             first_ready,
             conditions: Vec::new(),
+            repair_paused: None,
         });
     }
     Ok((settings, saved))

@@ -1,0 +1,175 @@
+//! Guards: what must hold before anything is done to a machine that may still be worth something. Every repair passes
+//! here, whoever asks for it.
+
+use std::time::Duration;
+
+use keelson_model::{BlueprintMachine, Hold, RepairAction, Role, Scope, Verdict};
+use keelson_planner::Quorum;
+use keelson_protocol::{MachineId, WallTime};
+
+use crate::detect::Census;
+use crate::limits::{
+    ACTS_PER_HOUR_MAX, BROKEN_PERCENT_MAX, COOL_DOWN_MAX, COOL_DOWN_MIN, DISRUPTED_PERCENT_MAX,
+    RECREATES_PER_HOUR_MAX,
+};
+use crate::row::Act;
+use crate::state::{Cluster, CoordinatorCore, Machine, Now};
+
+/// The time over which repairs are counted.
+pub(crate) const ACTS_WINDOW: Duration = Duration::from_secs(3600);
+
+/// Who asks for a repair.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Asker {
+    /// The coordinator itself.
+    Detector,
+    /// A person.
+    Person,
+}
+
+impl CoordinatorCore {
+    /// Whether `action` may be done to a machine now.
+    pub(crate) fn guard(
+        &self,
+        now: Now,
+        id: &MachineId,
+        action: RepairAction,
+        asker: Asker,
+        census: &Census,
+    ) -> Result<(), Hold> {
+        let Some(machine) = self.machines.get(id) else { return Ok(()) };
+        let Some(cluster) = self.clusters.get(&machine.row.cluster) else { return Ok(()) };
+        if asker == Asker::Detector {
+            self.not_paused(cluster)?;
+            retries(now, machine, action)?;
+        }
+        if !action.is_disruptive() {
+            return Ok(());
+        }
+        let Some(planned) = self.planned(&machine.row.cluster, id) else { return Ok(()) };
+        self.no_meltdown(cluster, planned, census)?;
+        self.nobody_else(cluster, planned)?;
+        self.quorum_outlives(cluster, planned, action)
+    }
+
+    fn not_paused(&self, cluster: &Cluster) -> Result<(), Hold> {
+        if let Some(since) = self.repair_paused {
+            return Err(Hold::Paused { scope: Scope::Fleet, since });
+        }
+        cluster.row.repair_paused.map_or(Ok(()), |since| Err(Hold::Paused { scope: Scope::Cluster, since }))
+    }
+
+    /// When much is broken at once, the cause is rarely the machines.
+    fn no_meltdown(
+        &self,
+        cluster: &Cluster,
+        planned: &BlueprintMachine,
+        census: &Census,
+    ) -> Result<(), Hold> {
+        let machines = self.machines_of(&cluster.row.spec.name);
+        let (mut broken, mut total) = (0, 0);
+        for machine in machines {
+            total += 1;
+            broken += usize::from(is_broken(machine));
+        }
+        within(Scope::Cluster, broken, total)?;
+        let count = |count: crate::detect::Count| (count.total - count.heard) as usize;
+        let zone = census.zones.get(&planned.zone).copied().unwrap_or_default();
+        within(Scope::Zone, count(zone), zone.total as usize)?;
+        within(Scope::Fleet, count(census.fleet), census.fleet.total as usize)
+    }
+
+    /// One machine of the control plane at a time; of the workers a few.
+    fn nobody_else(&self, cluster: &Cluster, planned: &BlueprintMachine) -> Result<(), Hold> {
+        let worker =
+            |machine: &BlueprintMachine| machine.roles.len() == 1 && machine.roles.contains(&Role::Worker);
+        let same = |other: &&BlueprintMachine| worker(other) == worker(planned);
+        let others = cluster.row.blueprint.machines.values().filter(same);
+        let total = others.clone().count();
+        let mut busy = others.filter(|other| other.id != planned.id && self.is_disrupted(other));
+        let allowed = if worker(planned) { (total * DISRUPTED_PERCENT_MAX / 100).max(1) } else { 1 };
+        match busy.nth(allowed - 1) {
+            None => Ok(()),
+            Some(other) => Err(Hold::Busy { machine: other.id.clone() }),
+        }
+    }
+
+    /// Whether a machine does not work because of something that we do.
+    pub(crate) fn is_disrupted(&self, planned: &BlueprintMachine) -> bool {
+        self.machines.get(&planned.id).is_some_and(|machine| {
+            machine.row.acting.is_some()
+                || machine.row.renew
+                || machine.row.incarnation != planned.incarnation
+                || planned.leaving && machine.parting.drain.is_some()
+        })
+    }
+
+    fn quorum_outlives(
+        &self,
+        cluster: &Cluster,
+        planned: &BlueprintMachine,
+        action: RepairAction,
+    ) -> Result<(), Hold> {
+        if !planned.roles.contains(&Role::Etcd) {
+            return Ok(());
+        }
+        let quorum = self.quorum(cluster);
+        match quorum.outlives_loss(&planned.id) {
+            Ok(()) => Ok(()),
+            // There is nothing left to lose, and its disk stays: one after the other, until there is a quorum again.
+            Err(_) if action != RepairAction::Recreate && !quorum.holds() => Ok(()),
+            Err(lost) => {
+                let (voters, working, needed) = (lost.voters, lost.working, lost.needed);
+                Err(Hold::Quorum { voters, working, needed })
+            }
+        }
+    }
+
+    /// The etcd cluster as far as it is known. Members that founded it vote until etcd says otherwise.
+    pub(crate) fn quorum(&self, cluster: &Cluster) -> Quorum {
+        let mut standings = self.standings(&cluster.row.spec.name);
+        if standings.is_empty() {
+            let members = cluster.row.blueprint.with_role(Role::Etcd);
+            standings = members.map(|m| (m.id.clone(), keelson_model::Standing::Voter)).collect();
+        }
+        Quorum::of(&standings, &self.working(&cluster.row.blueprint))
+    }
+}
+
+/// Whether a machine counts as broken for the meltdown guard.
+fn is_broken(machine: &Machine) -> bool {
+    !machine.verdict.is_fine() && machine.verdict != Verdict::Repairing
+}
+
+fn within(scope: Scope, broken: usize, total: usize) -> Result<(), Hold> {
+    let allowed = (total * BROKEN_PERCENT_MAX / 100).max(1);
+    if broken > allowed { Err(Hold::Meltdown { scope, broken, total, allowed }) } else { Ok(()) }
+}
+
+/// The pause after a repair doubles with each one of the last hour, and after some there is none any more.
+fn retries(now: Now, machine: &Machine, action: RepairAction) -> Result<(), Hold> {
+    let recent: Vec<&Act> =
+        machine.row.acts.iter().filter(|act| now.wall.since(act.at) < ACTS_WINDOW).collect();
+    let Some(last) = recent.last() else { return Ok(()) };
+    let recreates = recent.iter().filter(|act| act.action == RepairAction::Recreate);
+    let spent = recent.len() >= ACTS_PER_HOUR_MAX
+        || action == RepairAction::Recreate && recreates.count() >= RECREATES_PER_HOUR_MAX;
+    if spent {
+        let until = recent.first().map_or(now.wall, |first| first.at.plus(ACTS_WINDOW));
+        return Err(Hold::Retries { acts: recent.len(), until });
+    }
+    let until = last.at.plus(cool_down(recent.len()));
+    if now.wall < until { Err(Hold::CoolDown { until }) } else { Ok(()) }
+}
+
+/// How long a machine is left alone after so many repairs within the hour.
+pub(crate) fn cool_down(acts: usize) -> Duration {
+    let doublings = u32::try_from(acts.saturating_sub(1)).unwrap_or(u32::MAX).min(16);
+    COOL_DOWN_MIN.saturating_mul(2_u32.saturating_pow(doublings)).min(COOL_DOWN_MAX)
+}
+
+/// Whether a clock that was set back makes an act of the past one of the future; then it counts as one of now.
+pub(crate) fn prune(acts: &mut Vec<Act>, now: WallTime) {
+    acts.retain(|act| now.since(act.at) < ACTS_WINDOW);
+    acts.iter_mut().filter(|act| act.at > now).for_each(|act| act.at = now);
+}

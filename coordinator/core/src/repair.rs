@@ -1,0 +1,334 @@
+//! Repair: the smallest thing that mends a machine, then the next one. What is under way is in the machine's row, so a
+//! coordinator that dies in the middle goes on where it was.
+
+use keelson_model::{FleetEvent, Hold, MachinePhase, RepairAction, Role, Severity, Verdict};
+use keelson_protocol::health::NodeState;
+use keelson_protocol::{ClusterName, MachineId, WallTime};
+
+use crate::detect::Census;
+use crate::effect::ProviderCall;
+use crate::guard::{Asker, prune};
+use crate::limits::{
+    ACTS_KEPT_MAX, AGENT_DOWN_AFTER, GIVEN_UP_AFTER, MENDED_AFTER, MISSING_AFTER, UNBORN_AFTER,
+};
+use crate::row::{Act, Incident};
+use crate::state::{CallFor, CoordinatorCore, Machine, Now};
+
+/// What is known of a fault that is open; lost with the process, and found again by the next.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Repair {
+    /// Since when the verdict is what it is.
+    pub(crate) since: Option<keelson_protocol::MonoTime>,
+    /// Since when it is well again.
+    well_since: Option<keelson_protocol::MonoTime>,
+    /// What holds it back now.
+    pub(crate) hold: Option<Hold>,
+}
+
+impl CoordinatorCore {
+    /// A verdict is another one than before.
+    pub(crate) fn verdict_changed(&mut self, now: Now, id: &MachineId, before: Verdict, verdict: Verdict) {
+        let Some(machine) = self.machines.get_mut(id) else { return };
+        let repair = machine.repair.get_or_insert_default();
+        repair.since = Some(now.mono);
+        if verdict.is_fine() {
+            return;
+        }
+        // Its power was taken away by us.
+        let ours = machine.row.acting.is_some() || machine.row.renew;
+        let Some(class) = verdict.class().filter(|_| !ours) else { return };
+        let evidence = machine.evidence.as_ref().map(ToString::to_string).unwrap_or_default();
+        let heard = self.machines.get(id).and_then(|machine| self.last_heard(machine));
+        if let Some(heard) = heard
+            && before.class().is_none()
+        {
+            self.metrics.detected(class, now.mono.since(heard));
+        }
+        self.open_incident(now, id, verdict);
+        let severity = if verdict == Verdict::Repairing { Severity::Info } else { Severity::Warning };
+        self.note_repair(now, id, severity, "FaultFound", &evidence, &format!("{class} fault: {verdict}"));
+    }
+
+    fn open_incident(&mut self, now: Now, id: &MachineId, verdict: Verdict) {
+        let number = match self.machines.get(id).map(|machine| &machine.row.incident) {
+            Some(None) => self.take_number(crate::row::Counter::Incident),
+            _ => return,
+        };
+        if let Some(machine) = self.machines.get_mut(id) {
+            machine.row.incident = Some(Incident { number, opened: now.wall, verdict });
+            self.save_machine(id);
+        }
+    }
+
+    /// Brings a machine's repair on: the next act of it, or the reason why there is none now.
+    pub(crate) fn reconcile_repair(&mut self, now: Now, id: &MachineId, census: &Census) {
+        if self.close_when_mended(now, id) {
+            return;
+        }
+        let Some(machine) = self.machines.get(id) else { return };
+        let cluster = machine.row.cluster.clone();
+        let planned = self.planned(&cluster, id);
+        let Some(planned) = planned.filter(|planned| planned.incarnation == machine.row.incarnation) else {
+            return;
+        };
+        if machine.row.acting.is_some() || machine.row.renew || planned.leaving {
+            return;
+        }
+        let hold = match self.next_action(now, machine) {
+            Ok(None) => None,
+            Ok(Some(action)) => match self.allowed(now, id, action, Asker::Detector, census) {
+                Ok(()) => return self.act(now, id, action, "the evidence says so"),
+                Err(hold) => Some(hold),
+            },
+            Err(hold) => Some(hold),
+        };
+        self.held(now, id, hold);
+    }
+
+    /// What mends a machine with this verdict; `None` when nothing is due, or when it mends itself.
+    fn next_action(&self, now: Now, machine: &Machine) -> Result<Option<RepairAction>, Hold> {
+        let since = machine.repair.as_ref().and_then(|repair| repair.since);
+        let lasts = since.map(|since| now.mono.since(since)).unwrap_or_default();
+        let verdict = machine.verdict;
+        Ok(match verdict {
+            Verdict::Well if self.is_unborn(now, machine) => Some(harsher(machine)),
+            // Being switched on is the life of a machine, not a repair: `reconcile_machine` does it.
+            Verdict::Well | Verdict::Suspected | Verdict::Repairing | Verdict::Off => None,
+            Verdict::Missing if lasts >= MISSING_AFTER => Some(RepairAction::Recreate),
+            Verdict::GivenUp if lasts >= GIVEN_UP_AFTER => Some(harsher(machine)),
+            Verdict::AgentDown if lasts >= AGENT_DOWN_AFTER => Some(RepairAction::PowerCycle),
+            Verdict::Missing | Verdict::GivenUp | Verdict::AgentDown => None,
+            Verdict::Hung => Some(harsher(machine)),
+            Verdict::CutOff | Verdict::ZoneSilent | Verdict::FleetSilent | Verdict::Undecided => {
+                return Err(Hold::Evidence { verdict });
+            }
+        })
+    }
+
+    /// A machine that was switched on long ago and whose agent never asked for a certificate.
+    fn is_unborn(&self, now: Now, machine: &Machine) -> bool {
+        matches!(machine.row.phase, MachinePhase::Booting { since } if now.wall.since(since) >= UNBORN_AFTER)
+    }
+
+    /// All guards, and what the cluster itself can stand.
+    pub(crate) fn allowed(
+        &self,
+        now: Now,
+        id: &MachineId,
+        action: RepairAction,
+        asker: Asker,
+        census: &Census,
+    ) -> Result<(), Hold> {
+        let cluster = self.machines.get(id).and_then(|machine| self.clusters.get(&machine.row.cluster));
+        if action == RepairAction::Recreate
+            && let Some(cluster) = cluster
+            && self.planned(&cluster.row.spec.name, id).is_some_and(|p| p.roles.contains(&Role::Etcd))
+            && cluster.row.blueprint.with_role(Role::Etcd).count() == 1
+        {
+            let why = "it holds the only copy of the cluster's state: making it anew would lose the cluster"
+                .to_owned();
+            return Err(Hold::Impossible { why });
+        }
+        self.guard(now, id, action, asker, census)
+    }
+
+    /// Does it: writes it down first.
+    pub(crate) fn act(&mut self, now: Now, id: &MachineId, action: RepairAction, why: &str) {
+        let Some(machine) = self.machines.get_mut(id) else { return };
+        prune(&mut machine.row.acts, now.wall);
+        machine.row.acts.push(Act { action, at: now.wall });
+        let surplus = machine.row.acts.len().saturating_sub(ACTS_KEPT_MAX);
+        machine.row.acts.drain(..surplus);
+        match action {
+            RepairAction::Recreate => machine.row.renew = true,
+            RepairAction::PowerOn | RepairAction::PowerCycle | RepairAction::Rebuild => {
+                machine.row.acting = Some(action);
+            }
+        }
+        let verdict = machine.verdict;
+        if let Some(repair) = &mut machine.repair {
+            repair.hold = None;
+        }
+        let cluster = machine.row.cluster.clone();
+        self.open_incident(now, id, verdict);
+        self.save_machine(id);
+        self.metrics.repair_begun(action);
+        self.note_repair(now, id, Severity::Warning, "RepairBegun", why, &action.to_string());
+        self.plan_soon(&cluster);
+    }
+
+    fn held(&mut self, now: Now, id: &MachineId, hold: Option<Hold>) {
+        let Some(machine) = self.machines.get_mut(id) else { return };
+        let repair = machine.repair.get_or_insert_default();
+        let news = hold.as_ref().map(kind) != repair.hold.as_ref().map(kind);
+        repair.hold.clone_from(&hold);
+        if news && let Some(hold) = hold {
+            let cluster = machine.row.cluster.clone();
+            self.touched.insert(cluster);
+            let severity = match hold {
+                Hold::Meltdown { .. } | Hold::Retries { .. } | Hold::Impossible { .. } => Severity::Alarm,
+                Hold::CoolDown { .. } => Severity::Info,
+                _ => Severity::Warning,
+            };
+            let outcome = format!("nothing is done until {}", hold.ends_when());
+            self.note_repair(now, id, severity, "RepairHeld", &hold.to_string(), &outcome);
+        }
+    }
+
+    /// Closes an incident when its machine has worked for a while.
+    fn close_when_mended(&mut self, now: Now, id: &MachineId) -> bool {
+        let Some(machine) = self.machines.get_mut(id) else { return true };
+        let ready = machine.verdict == Verdict::Well
+            && machine.heartbeat.is_some_and(|heartbeat| heartbeat.state == NodeState::Ready)
+            && machine.row.acting.is_none()
+            && !machine.row.renew;
+        if machine.row.incident.is_some() {
+            // It was opened by an earlier process.
+            machine.repair.get_or_insert_default();
+        }
+        let Some(repair) = &mut machine.repair else { return ready };
+        if !ready {
+            repair.well_since = None;
+            return false;
+        }
+        let since = *repair.well_since.get_or_insert(now.mono);
+        if now.mono.since(since) < MENDED_AFTER {
+            return true;
+        }
+        machine.repair = None;
+        let Some(incident) = machine.row.incident.take() else { return true };
+        self.save_machine(id);
+        let took = now.wall.since(incident.opened).saturating_sub(MENDED_AFTER);
+        if let Some(class) = incident.verdict.class() {
+            self.metrics.mended(class, took);
+        }
+        let cause = format!("incident {}: {}", incident.number, incident.verdict);
+        let outcome = format!("it works again, after {:.1} s", took.as_secs_f64());
+        self.note_incident(now, id, Some(incident.number), Severity::Info, ("FaultMended", &cause, &outcome));
+        true
+    }
+
+    /// Asks the provider for what an act needs next. Power is taken away before it is given back, and before anything is
+    /// made anew.
+    pub(crate) fn reconcile_acting(&mut self, now: Now, id: &MachineId) {
+        let Some(machine) = self.machines.get(id) else { return };
+        let due = machine.call.is_none() && machine.after.is_none_or(|after| after <= now.mono);
+        if !due || machine.row.fenced.is_some() || !needs_fence(machine) {
+            return;
+        }
+        let (cluster, incarnation) = (machine.row.cluster.clone(), machine.row.incarnation);
+        self.call_fence(id, cluster, incarnation);
+    }
+
+    pub(crate) fn call_fence(
+        &mut self,
+        id: &MachineId,
+        cluster: ClusterName,
+        incarnation: keelson_protocol::Incarnation,
+    ) {
+        let call = ProviderCall::Fence { machine: id.clone(), cluster, incarnation };
+        let call = self.call(CallFor::Fence(id.clone()), call);
+        if let Some(machine) = self.machines.get_mut(id) {
+            machine.call = call;
+        }
+    }
+
+    /// The provider has confirmed that a machine has no power and gets none before we say so.
+    pub(crate) fn machine_fenced(&mut self, now: Now, id: &MachineId) {
+        let Some(machine) = self.machines.get_mut(id) else { return };
+        machine.row.fenced = Some(now.wall);
+        machine.row.phase = MachinePhase::Off { since: now.wall };
+        machine.off_since = Some(now.mono);
+        machine.evacuated = false;
+        machine.attempts = 0;
+        machine.after = None;
+        let session = machine.session;
+        if let Some(session) = session {
+            let why = "the machine's power was taken away".to_owned();
+            self.on_closed(now, session, why.clone());
+            self.effects.push(crate::effect::Effect::Close { session, why });
+        }
+        self.touch(id);
+        self.save_machine(id);
+        let outcome = "the infrastructure confirms that it has no power";
+        self.note_repair(now, id, Severity::Info, "MachineFenced", "a repair needs it", outcome);
+    }
+
+    /// The fence could not be set: nothing harsher may be done.
+    pub(crate) fn fence_failed(&mut self, now: Now, id: &MachineId, why: String) {
+        let Some(machine) = self.machines.get_mut(id) else { return };
+        machine.call = None;
+        machine.attempts += 1;
+        machine.after = Some(now.mono.plus(crate::provider::retry_delay(machine.attempts)));
+        self.held(now, id, Some(Hold::Fence { why }));
+    }
+
+    /// An act has come to its end: the machine has its power again.
+    pub(crate) fn acted(&mut self, now: Now, id: &MachineId) {
+        let Some(machine) = self.machines.get_mut(id) else { return };
+        machine.row.fenced = None;
+        if let Some(action) = machine.row.acting.take() {
+            self.save_machine(id);
+            let outcome = format!("{action} done, the machine starts");
+            self.note_repair(now, id, Severity::Info, "RepairDone", "the machine has power", &outcome);
+        }
+    }
+
+    pub(crate) fn note_repair(
+        &mut self,
+        now: Now,
+        id: &MachineId,
+        severity: Severity,
+        reason: &str,
+        cause: &str,
+        outcome: &str,
+    ) {
+        let incident = self.machines.get(id).and_then(|machine| machine.row.incident.as_ref());
+        let number = incident.map(|incident| incident.number);
+        self.note_incident(now, id, number, severity, (reason, cause, outcome));
+    }
+
+    fn note_incident(
+        &mut self,
+        now: Now,
+        id: &MachineId,
+        incident: Option<u64>,
+        severity: Severity,
+        (reason, cause, outcome): (&str, &str, &str),
+    ) {
+        let cluster = self.machines.get(id).map(|machine| machine.row.cluster.clone());
+        let event = self.event(now, severity, reason);
+        self.note(FleetEvent {
+            cluster,
+            machine: Some(id.clone()),
+            incident,
+            cause: cause.to_owned(),
+            outcome: outcome.to_owned(),
+            ..event
+        });
+    }
+
+    /// Whether somebody has paused repair of everything, and since when.
+    #[must_use]
+    pub fn repair_paused(&self) -> Option<WallTime> {
+        self.repair_paused
+    }
+}
+
+/// Whether the next thing to do to a machine is to take its power away for certain.
+pub(crate) fn needs_fence(machine: &Machine) -> bool {
+    matches!(machine.row.acting, Some(RepairAction::PowerCycle | RepairAction::Rebuild))
+}
+
+/// The next rung: power first, then a new machine.
+fn harsher(machine: &Machine) -> RepairAction {
+    let opened = machine.row.incident.as_ref().map(|incident| incident.opened);
+    let tried = machine.row.acts.iter().filter(|act| opened.is_none_or(|opened| act.at >= opened));
+    let cycles = tried.filter(|act| act.action == RepairAction::PowerCycle).count();
+    if cycles < crate::limits::POWER_CYCLES_MAX { RepairAction::PowerCycle } else { RepairAction::Recreate }
+}
+
+/// A hold without its numbers: told again only when it is another one.
+fn kind(hold: &Hold) -> std::mem::Discriminant<Hold> {
+    std::mem::discriminant(hold)
+}

@@ -1,0 +1,235 @@
+//! What the coordinator does about machines that fall silent, hang, lose their power or vanish; and what it leaves alone.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
+
+mod common;
+
+use common::{World, named};
+use keelson_coordinator_core::ClusterState;
+use keelson_model::{MachinePhase, Verdict};
+use keelson_protocol::MachineId;
+
+fn id(name: &str) -> MachineId {
+    format!("demo-{name}").parse().unwrap()
+}
+
+/// A ready cluster of `plan`, and a coordinator that has been up for long.
+fn ready(plan: &str) -> World {
+    let mut world = World::new();
+    world.create(&named("demo", plan));
+    world.run(140);
+    assert_eq!(world.state("demo"), Some(ClusterState::Ready));
+    world.events.clear();
+    world.fences.clear();
+    world
+}
+
+fn freeze(world: &mut World, name: &str) {
+    if let Some(machine) = world.machines.get_mut(&id(name)) {
+        machine.linked = false;
+    }
+}
+
+fn verdict(world: &World, name: &str) -> Verdict {
+    world.core.machine(&id(name)).unwrap().verdict
+}
+
+fn waits(world: &World) -> Vec<String> {
+    world.core.waiting(&"demo".parse().unwrap(), world.now()).iter().map(ToString::to_string).collect()
+}
+
+fn fenced(world: &World) -> Vec<String> {
+    world.fences.iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn a_machine_without_power_is_known_at_once_its_pods_move_and_it_is_switched_on() {
+    let mut world = ready("ha");
+    world.machines.get_mut(&id("worker-2")).unwrap().power_off();
+    world.run(6);
+    assert!(world.reasons().contains(&"PodsGivenUp"), "{:?}", world.reasons());
+    world.run(30);
+    assert_eq!(world.state("demo"), Some(ClusterState::Ready));
+    let reasons = world.reasons();
+    for reason in ["MachineOff", "FaultFound", "PodsGivenUp", "MachinePoweredOn", "FaultMended"] {
+        assert!(reasons.contains(&reason), "{reason} is not among {reasons:?}");
+    }
+    let incidents: std::collections::BTreeSet<_> =
+        world.events.iter().filter_map(|event| event.incident).collect();
+    assert_eq!(incidents.len(), 1);
+    assert!(fenced(&world).is_empty(), "nothing had to be taken away");
+    let (_, node) =
+        world.nodes[&"demo".parse().unwrap()].iter().find(|(id, _)| *id == "demo-worker-2").unwrap();
+    assert!(!node.0.is_out_of_service(), "it is back in service");
+}
+
+#[test]
+fn a_hung_machine_is_fenced_and_given_its_power_again() {
+    let mut world = ready("ha");
+    freeze(&mut world, "worker-2");
+    world.run(16);
+    assert_eq!((verdict(&world, "worker-2"), fenced(&world).len()), (Verdict::Undecided, 0));
+    world.run(10);
+    assert_eq!(fenced(&world), ["demo-worker-2"]);
+    world.run(30);
+    assert_eq!(world.state("demo"), Some(ClusterState::Ready));
+    assert_eq!(fenced(&world).len(), 1);
+    let row = &world.core.machine(&id("worker-2")).unwrap().row;
+    assert_eq!((row.incident.as_ref(), row.acting, row.fenced), (None, None, None));
+}
+
+#[test]
+fn a_machine_that_its_peers_reach_is_left_alone() {
+    let mut world = ready("ha");
+    freeze(&mut world, "worker-2");
+    world.cut_off.insert(id("worker-2"));
+    world.run(600);
+    assert_eq!(verdict(&world, "worker-2"), Verdict::CutOff);
+    assert!(fenced(&world).is_empty());
+    let waits = waits(&world);
+    assert!(waits[0].contains("nothing is done on this evidence: cut off from the coordinator"), "{waits:?}");
+    world.machines.get_mut(&id("worker-2")).unwrap().linked = true;
+    world.run(30);
+    assert_eq!(world.state("demo"), Some(ClusterState::Ready));
+}
+
+#[test]
+fn a_zone_that_falls_silent_is_left_alone() {
+    let mut world = ready("ha");
+    for name in ["etcd-2", "master-2", "worker-2"] {
+        freeze(&mut world, name);
+    }
+    world.run(600);
+    assert_eq!(verdict(&world, "worker-2"), Verdict::ZoneSilent);
+    assert!(fenced(&world).is_empty());
+}
+
+#[test]
+fn a_fleet_that_falls_silent_is_left_alone() {
+    let mut world = ready("ha");
+    for (name, fake) in &mut world.machines {
+        fake.linked = name.as_str() == "demo-worker-1";
+    }
+    world.peers_answer = false;
+    world.run(600);
+    assert_eq!(verdict(&world, "worker-2"), Verdict::FleetSilent);
+    assert!(fenced(&world).is_empty());
+}
+
+#[test]
+fn when_much_breaks_at_once_nothing_is_taken_away() {
+    let mut world = ready("ha");
+    for name in ["worker-1", "worker-2", "master-3"] {
+        freeze(&mut world, name);
+    }
+    world.run(60);
+    assert!(fenced(&world).is_empty(), "{:?}", fenced(&world));
+    assert!(waits(&world).iter().any(|wait| wait.contains("are broken at once")), "{:?}", waits(&world));
+}
+
+#[test]
+fn of_the_control_plane_one_machine_is_repaired_at_a_time_and_never_at_the_cost_of_the_quorum() {
+    let mut world = ready("ha");
+    freeze(&mut world, "etcd-1");
+    freeze(&mut world, "etcd-2");
+    world.run(24);
+    // The quorum is gone already and their disks stay: one after the other.
+    assert_eq!(fenced(&world).len(), 1);
+    world.run(200);
+    assert_eq!(world.state("demo"), Some(ClusterState::Ready));
+    assert_eq!(fenced(&world), ["demo-etcd-1", "demo-etcd-2"]);
+}
+
+#[test]
+fn a_worker_that_vanished_is_made_anew() {
+    let mut world = ready("ha");
+    let before = world.core.machine(&id("worker-2")).unwrap().row.incarnation;
+    world.machines.remove(&id("worker-2"));
+    world.run(100);
+    assert_eq!(world.state("demo"), Some(ClusterState::Ready), "{:?}", waits(&world));
+    let row = &world.core.machine(&id("worker-2")).unwrap().row;
+    assert!(row.incarnation > before);
+    assert_eq!(row.acts.len(), 1, "its record of repairs goes on");
+    assert!(world.reasons().contains(&"FaultMended"));
+}
+
+#[test]
+fn an_etcd_member_whose_disk_vanished_is_replaced() {
+    let mut world = ready("ha");
+    world.machines.remove(&id("etcd-2"));
+    world.run(200);
+    assert_eq!(world.state("demo"), Some(ClusterState::Ready), "{:?}", waits(&world));
+    let members = &world.members[&"demo".parse().unwrap()];
+    let names: Vec<&str> = members.iter().map(|member| member.name.as_str()).collect();
+    assert_eq!(names.len(), 3);
+    assert!(names.iter().any(|name| name.starts_with("demo-etcd-2-i")), "{names:?}");
+    assert!(members.iter().all(|member| !member.learner));
+}
+
+#[test]
+fn the_only_etcd_member_is_never_made_anew() {
+    let mut world = ready("small");
+    world.machines.remove(&id("etcd-1"));
+    world.run(200);
+    assert!(matches!(world.core.machine(&id("etcd-1")).unwrap().row.phase, MachinePhase::Missing { .. }));
+    assert!(waits(&world)[0].contains("the only copy of the cluster's state"), "{:?}", waits(&world));
+    assert_eq!(world.state("demo"), Some(ClusterState::Failed));
+}
+
+#[test]
+fn a_fence_that_cannot_be_set_holds_everything_harsher() {
+    let mut world = ready("ha");
+    world.refuse_fence = Some(keelson_coordinator_core::ProviderFailure {
+        remedy: keelson_coordinator_core::Remedy::Retry,
+        text: "the host does not answer".to_owned(),
+    });
+    freeze(&mut world, "worker-2");
+    world.run(200);
+    assert!(world.machines[&id("worker-2")].on);
+    assert!(
+        waits(&world)[0].contains("its power could not be taken away for certain: the host does not answer")
+    );
+    world.refuse_fence = None;
+    world.run(200);
+    assert_eq!(world.state("demo"), Some(ClusterState::Ready));
+}
+
+#[test]
+fn a_machine_that_hangs_again_and_again_is_made_anew_and_then_left() {
+    let mut world = ready("ha");
+    let before = world.core.machine(&id("worker-2")).unwrap().row.incarnation;
+    let mut recreated = false;
+    for _ in 0..3000 {
+        freeze(&mut world, "worker-2");
+        world.step();
+        recreated |= world.core.machine(&id("worker-2")).is_some_and(|m| m.row.incarnation > before);
+    }
+    assert!(recreated);
+    assert!(fenced(&world).len() <= 6, "{}", fenced(&world).len());
+    assert!(world.reasons().contains(&"RepairHeld"));
+}
+
+/// Dies before each effect of a power cycle, and of a machine that is made anew.
+#[test]
+fn a_coordinator_killed_at_any_moment_of_a_repair_finishes_it_without_doing_it_twice() {
+    for vanishes in [false, true] {
+        let start = ready("small");
+        for die_before in 1.. {
+            let mut world = start.clone();
+            world.die_after(die_before);
+            if vanishes {
+                world.machines.remove(&id("worker-2"));
+            } else {
+                freeze(&mut world, "worker-2");
+            }
+            // A new coordinator first lets the fleet come back.
+            world.run(60 + 140);
+            assert_eq!(waits(&world), [] as [&str; 0], "killed before effect {die_before}");
+            // A fence whose answer was lost is set again; that changes nothing.
+            assert!(fenced(&world).len() <= 2, "killed before effect {die_before}");
+            if world.die_before.is_some() {
+                break;
+            }
+        }
+    }
+}
