@@ -57,6 +57,9 @@ pub(crate) struct Installation {
     pub(crate) keelson: PathBuf,
     pub(crate) image: String,
     pub(crate) kubectl: PathBuf,
+    /// Programs of a control plane, for tests that run one without machines.
+    pub(crate) kube_apiserver: PathBuf,
+    pub(crate) etcd: PathBuf,
     pub(crate) kubeconfig: PathBuf,
     pub(crate) endpoint: String,
     pub(crate) web: SocketAddr,
@@ -74,6 +77,8 @@ impl Installation {
             ("KEELSON_E2E_COORDINATOR", text(&self.coordinator)),
             ("KEELSON_E2E_KEELSON", text(&self.keelson)),
             ("KEELSON_E2E_KUBECTL", text(&self.kubectl)),
+            ("KEELSON_E2E_KUBE_APISERVER", text(&self.kube_apiserver)),
+            ("KEELSON_E2E_ETCD", text(&self.etcd)),
             ("KEELSON_E2E_KUBECONFIG", text(&self.kubeconfig)),
             ("KEELSON_E2E_IMAGE", self.image.clone()),
             ("KEELSON_E2E_WEB", self.web.to_string()),
@@ -101,12 +106,17 @@ pub(crate) fn up(args: &UpArgs) -> Result<Installation> {
     steps.run("application", || demo::apply(&kubectl, &kubeconfig))?;
     let web = exposed(&status, "web")?;
     let (frontend, backend) = steps.run("check over HTTP", || demo::check(web))?;
+    let tool = |name: &str| {
+        image.tools.get(name).cloned().with_context(|| format!("the image has no {name} for this machine"))
+    };
     eprintln!("the frontend on {frontend} and the backend on {backend} answer at http://{web}/");
     Ok(Installation {
         endpoint: status["endpoint"].as_str().unwrap_or_default().to_owned(),
         coordinator: programs.coordinator,
         keelson: keelson.program,
         image: image.digest.to_string(),
+        kube_apiserver: tool("kube-apiserver")?,
+        etcd: tool("etcd")?,
         state_dir,
         kubectl,
         kubeconfig,

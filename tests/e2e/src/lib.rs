@@ -3,6 +3,7 @@
 //! `cargo xtask test` makes the installation and says where it is through `KEELSON_E2E_*`; a test without one fails and
 //! says so. Tests share the `demo` cluster and run one after the other; each leaves it ready.
 
+mod control_plane;
 mod lone;
 
 use std::env;
@@ -18,6 +19,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
+pub use control_plane::ControlPlane;
 pub use lone::{Lone, Running};
 
 /// How long anything may take to come back.
