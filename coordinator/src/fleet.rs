@@ -391,6 +391,7 @@ impl CoordinatorFleet {
         let cause = format!("asked for by {}", caller.0);
         self.change(move |shell| {
             let effects = shell.core.audit(FleetEvent {
+                incident: None,
                 id: 0,
                 at: shell.now().wall,
                 severity: Severity::Info,
