@@ -7,10 +7,11 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result, bail, ensure};
 use keelson_e2e::ControlPlane;
 use keelson_kube::{Access, KubeClient};
-use keelson_model::{
-    Cordon, DrainForce, DrainState, KubeAnswer, KubeCall, KubeFailure, NodeReady, NodeSeen, NodeTaint,
-    NodeWish, PodWait, TaintEffect, TaintWish,
+use keelson_model::kubernetes::{
+    Cordon, DrainForce, DrainState, KubeAnswer, KubeCall, KubeFailure, NodeReady, NodeSeen, NodeWish,
+    PodWait, TaintWish,
 };
+use keelson_model::{Taint, TaintEffect};
 use keelson_protocol::{ClusterName, MachineId, WallTime};
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
@@ -219,7 +220,7 @@ fn a_node_is_changed_only_where_it_is_asked_for() -> Result<()> {
     let cluster = Cluster::start()?;
     cluster.plane.make(&[node()])?;
     let taint =
-        |key: &str| NodeTaint { key: key.to_owned(), value: "x".to_owned(), effect: TaintEffect::NoSchedule };
+        |key: &str| Taint { key: key.to_owned(), value: "x".to_owned(), effect: TaintEffect::NoSchedule };
     let before = cluster.nodes()?.pop().context("no node")?;
     ensure!(!before.taints.is_empty(), "an API server marks new nodes as not ready");
     let wish = NodeWish {
