@@ -603,6 +603,10 @@ fn problem(error: &CommandError) -> Problem {
         CommandError::BeingDeleted { name } => {
             Problem::new(Code::ClusterBusy, format!("cluster {name} is being deleted")).because(error)
         }
+        CommandError::NoMachine { machine } => Problem::machine_not_found(machine),
+        CommandError::MachineBusy { .. } => Problem::new(Code::MachineBusy, error.to_string()),
+        CommandError::Held { hold, .. } => Problem::new(Code::RepairHeld, error.to_string())
+            .because(format!("it ends when {}", hold.ends_when())),
         CommandError::NoOperation { id } => Problem::operation_not_found(id),
         CommandError::Protected { name } => Problem::deletion_protected(name),
         CommandError::NotCancellable { id, .. } => Problem::operation_ended(id).because(error),

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use keelson_coordinator_core::{ProviderAnswer, ProviderCall, ProviderFailure, Remedy, SeenMachine};
-use keelson_protocol::InstallId;
+use keelson_model::BlueprintMachine;
+use keelson_protocol::{ClusterName, InstallId, SecretBytes};
 use keelson_providers::call::{Metadata, SecretText};
 use keelson_providers::{
     Answer, Call, ExposeRequest, HealthCheck, MachineRequest, MachineState, ObjectKey, Provider,
@@ -40,28 +41,10 @@ impl Infrastructure {
         let install = self.install.clone();
         match call {
             ProviderCall::Create { machine, cluster, token } => {
-                let key = ObjectKey {
-                    install,
-                    cluster,
-                    machine: machine.id.clone(),
-                    incarnation: machine.incarnation,
-                };
-                Call::CreateMachine(Box::new(MachineRequest {
-                    image: machine.image,
-                    zone: machine.zone,
-                    address: machine.address,
-                    cpu_millis_max: machine.size.cpu_millis,
-                    memory_bytes_max: machine.size.memory_bytes,
-                    disk_bytes: machine.size.disk_bytes,
-                    metadata: Metadata {
-                        machine: machine.id,
-                        incarnation: machine.incarnation,
-                        coordinators: self.coordinators.clone(),
-                        ca_fingerprint: self.ca_fingerprint.clone(),
-                        token: SecretText(String::from_utf8_lossy(token.expose_secret()).into_owned()),
-                    },
-                    key,
-                }))
+                Call::CreateMachine(Box::new(self.request(*machine, cluster, &token)))
+            }
+            ProviderCall::Rebuild { machine, cluster, token } => {
+                Call::Rebuild(Box::new(self.request(*machine, cluster, &token)))
             }
             ProviderCall::Delete { machine, cluster, incarnation } => {
                 Call::DeleteMachine(ObjectKey { install, cluster, machine, incarnation })
@@ -78,6 +61,37 @@ impl Infrastructure {
                 Call::Expose(ExposeRequest { install, cluster, name, targets, check, port: None })
             }
             ProviderCall::Unexpose { cluster } => Call::Unexpose(install, cluster),
+        }
+    }
+
+    /// All that the infrastructure has to know of a machine.
+    fn request(
+        &self,
+        machine: BlueprintMachine,
+        cluster: ClusterName,
+        token: &SecretBytes,
+    ) -> MachineRequest {
+        let key = ObjectKey {
+            install: self.install.clone(),
+            cluster,
+            machine: machine.id.clone(),
+            incarnation: machine.incarnation,
+        };
+        MachineRequest {
+            image: machine.image,
+            zone: machine.zone,
+            address: machine.address,
+            cpu_millis_max: machine.size.cpu_millis,
+            memory_bytes_max: machine.size.memory_bytes,
+            disk_bytes: machine.size.disk_bytes,
+            metadata: Metadata {
+                machine: machine.id,
+                incarnation: machine.incarnation,
+                coordinators: self.coordinators.clone(),
+                ca_fingerprint: self.ca_fingerprint.clone(),
+                token: SecretText(String::from_utf8_lossy(token.expose_secret()).into_owned()),
+            },
+            key,
         }
     }
 }

@@ -236,6 +236,14 @@ catalogue! {
         "The agent could not do what was asked; its reason stands beside this message.",
         "Do what the reason says.",
         "keelson machine show ID";
+    MachineBusy, "KEEL-2304", 409, Conflict, "something is being done to the machine already",
+        "It is being repaired, made anew, or is leaving its cluster. Two things at once would get in each other's way.",
+        "Wait until that is done; `keelson why` shows how far it is.",
+        "keelson why MACHINE";
+    RepairHeld, "KEEL-2305", 409, Refused, "a guard holds the repair back",
+        "The repair could make things worse: too much is broken at once, another machine of the cluster is being worked on, or the etcd quorum would be lost.",
+        "Wait for the end of the hold, or use --override when you know better. The quorum has a guard of its own: --override does not lift it.",
+        "keelson why MACHINE";
 
     // Operations.
     OperationNotFound, "KEEL-2401", 404, NotFound, "no such operation",

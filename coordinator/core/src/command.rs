@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use keelson_model::{
-    Blueprint, BlueprintDiff, ClusterMaterial, ClusterSpec, FleetEvent, MachinePhase, Operation, OperationId,
-    OperationKind, OperationState, Severity,
+    Blueprint, BlueprintDiff, ClusterMaterial, ClusterSpec, FleetEvent, Hold, MachinePhase, Operation,
+    OperationId, OperationKind, OperationState, RepairAction, Severity,
 };
 use keelson_planner::Wanted;
 use keelson_protocol::{ClusterName, MachineId};
@@ -79,6 +79,30 @@ pub enum CommandError {
     BeingDeleted {
         /// Its name.
         name: ClusterName,
+    },
+    /// No such machine.
+    #[error("machine {machine} does not exist")]
+    NoMachine {
+        /// Asked for.
+        machine: MachineId,
+    },
+    /// Something is being done to the machine already.
+    #[error("machine {machine}: {why}")]
+    MachineBusy {
+        /// Which.
+        machine: MachineId,
+        /// What.
+        why: String,
+    },
+    /// A guard holds the repair back.
+    #[error("{action} of {machine} is held back: {hold}")]
+    Held {
+        /// Of which machine.
+        machine: MachineId,
+        /// What was asked for.
+        action: RepairAction,
+        /// Why not.
+        hold: Box<Hold>,
     },
     /// No such operation.
     #[error("operation {id} does not exist")]

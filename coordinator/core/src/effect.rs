@@ -222,6 +222,15 @@ pub enum ProviderCall {
         /// Which machine of that id.
         incarnation: Incarnation,
     },
+    /// Make a machine anew around its disk, and switch it on. It has no power.
+    Rebuild {
+        /// The machine.
+        machine: Box<BlueprintMachine>,
+        /// Its cluster.
+        cluster: ClusterName,
+        /// Its enrolment token.
+        token: SecretBytes,
+    },
     /// List all machines of this installation.
     List,
     /// Make a service reachable from outside.

@@ -86,8 +86,6 @@ pub const AGENT_DOWN_AFTER: Duration = Duration::from_secs(300);
 pub const UNBORN_AFTER: Duration = Duration::from_secs(180);
 /// How long a machine must work before its incident is closed.
 pub const MENDED_AFTER: Duration = Duration::from_secs(5);
-/// Power cycles within one incident before a machine is made anew.
-pub const POWER_CYCLES_MAX: usize = 2;
 /// Repairs of one machine in an hour; more means that repair is no remedy.
 pub const ACTS_PER_HOUR_MAX: usize = 6;
 /// Of these so many that make it anew.

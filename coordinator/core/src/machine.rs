@@ -1,6 +1,6 @@
 //! From a planned machine to one that exists, and back.
 
-use keelson_model::{BlueprintMachine, FleetEvent, MachinePhase, Role, Severity};
+use keelson_model::{BlueprintMachine, FleetEvent, MachinePhase, RepairAction, Role, Severity};
 use keelson_protocol::{ClusterName, MachineId};
 
 use crate::effect::ProviderCall;
@@ -80,8 +80,13 @@ impl CoordinatorCore {
         if machine.row.fenced.is_none() {
             return self.call_create(now, planned, cluster);
         }
-        let incarnation = planned.incarnation;
-        let call = ProviderCall::PowerOn { machine: id.clone(), cluster, incarnation };
+        let call = match machine.row.acting {
+            Some(RepairAction::Rebuild) => {
+                let token = self.token(&id, planned.incarnation);
+                ProviderCall::Rebuild { machine: Box::new(planned), cluster, token }
+            }
+            _ => ProviderCall::PowerOn { machine: id.clone(), cluster, incarnation: planned.incarnation },
+        };
         let call = self.call(CallFor::PowerOn(id.clone()), call);
         if let Some(machine) = self.machines.get_mut(&id) {
             machine.call = call;

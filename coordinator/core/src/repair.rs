@@ -320,12 +320,20 @@ pub(crate) fn needs_fence(machine: &Machine) -> bool {
     matches!(machine.row.acting, Some(RepairAction::PowerCycle | RepairAction::Rebuild))
 }
 
-/// The next rung: power first, then a new machine.
+/// The next rung within an incident: power, then a new shell around the disk, then a new machine.
 fn harsher(machine: &Machine) -> RepairAction {
     let opened = machine.row.incident.as_ref().map(|incident| incident.opened);
-    let tried = machine.row.acts.iter().filter(|act| opened.is_none_or(|opened| act.at >= opened));
-    let cycles = tried.filter(|act| act.action == RepairAction::PowerCycle).count();
-    if cycles < crate::limits::POWER_CYCLES_MAX { RepairAction::PowerCycle } else { RepairAction::Recreate }
+    let tried = |action: RepairAction| {
+        let mut acts = machine.row.acts.iter();
+        acts.any(|act| act.action == action && opened.is_none_or(|opened| act.at >= opened))
+    };
+    if !tried(RepairAction::PowerCycle) {
+        RepairAction::PowerCycle
+    } else if !tried(RepairAction::Rebuild) {
+        RepairAction::Rebuild
+    } else {
+        RepairAction::Recreate
+    }
 }
 
 /// A hold without its numbers: told again only when it is another one.

@@ -137,6 +137,7 @@ impl CoordinatorCore {
                 .map(|machine| machine.id.clone())
                 .collect(),
             renew: self.to_renew(blueprint),
+            forced: self.to_renew(blueprint).into_iter().filter(|id| self.is_forced(id)).collect(),
         }
     }
 

@@ -62,6 +62,9 @@ pub struct MachineRow {
     /// Whether it is to be made anew with an empty disk.
     #[serde(default)]
     pub renew: bool,
+    /// Whether a person has accepted that this costs the cluster its state.
+    #[serde(default)]
+    pub forced: bool,
     /// Since when it is proven to have no power, until it is given power again.
     #[serde(default)]
     pub fenced: Option<WallTime>,
@@ -85,6 +88,7 @@ impl MachineRow {
             acts: Vec::new(),
             acting: None,
             renew: false,
+            forced: false,
             fenced: None,
         }
     }

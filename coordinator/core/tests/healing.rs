@@ -5,8 +5,8 @@
 mod common;
 
 use common::{World, named};
-use keelson_coordinator_core::ClusterState;
-use keelson_model::{MachinePhase, Verdict};
+use keelson_coordinator_core::{ClusterState, Override, PauseScope, RepairRequest};
+use keelson_model::{MachinePhase, RepairAction, Verdict};
 use keelson_protocol::MachineId;
 
 fn id(name: &str) -> MachineId {
@@ -207,6 +207,79 @@ fn a_machine_that_hangs_again_and_again_is_made_anew_and_then_left() {
     assert!(recreated);
     assert!(fenced(&world).len() <= 6, "{}", fenced(&world).len());
     assert!(world.reasons().contains(&"RepairHeld"));
+}
+
+#[test]
+fn repair_that_is_paused_waits_and_goes_on_when_it_is_resumed() {
+    for scope in [PauseScope::Fleet, PauseScope::Cluster("demo".parse().unwrap())] {
+        let mut world = ready("ha");
+        let effects = world.core.pause_repair(world.now(), &scope, "somebody").unwrap();
+        world.carry_out(effects);
+        world.restart();
+        world.run(140);
+        freeze(&mut world, "worker-2");
+        world.run(100);
+        assert!(fenced(&world).is_empty());
+        assert!(waits(&world)[0].contains("is paused"), "{:?}", waits(&world));
+        let effects = world.core.resume_repair(world.now(), &scope, "somebody").unwrap();
+        world.carry_out(effects);
+        world.run(60);
+        assert_eq!(world.state("demo"), Some(ClusterState::Ready));
+    }
+}
+
+#[test]
+fn a_person_repairs_through_the_same_guards() {
+    let mut world = ready("ha");
+    let request = |name: &str, action, over| RepairRequest {
+        machine: id(name),
+        action,
+        over,
+        caller: "somebody".to_owned(),
+    };
+    let cycle = request("worker-2", RepairAction::PowerCycle, Override::None);
+    let effects = world.core.repair_machine(world.now(), &cycle).unwrap();
+    world.carry_out(effects);
+    // Again, while it is under way; and another one beside it.
+    let busy = world.core.repair_machine(world.now(), &cycle).unwrap_err().to_string();
+    assert_eq!(busy, "machine demo-worker-2: power-cycle is under way");
+    let other = request("worker-1", RepairAction::Recreate, Override::None);
+    let held = world.core.repair_machine(world.now(), &other).unwrap_err().to_string();
+    assert!(held.contains("demo-worker-2 is being worked on"), "{held}");
+    world.run(40);
+    assert_eq!(
+        (fenced(&world), world.state("demo")),
+        (vec!["demo-worker-2".to_owned()], Some(ClusterState::Ready))
+    );
+    // One member does not work: no other may be taken away, however much somebody wants it.
+    freeze(&mut world, "etcd-1");
+    world.run(8);
+    for over in [Override::None, Override::Guards, Override::Quorum { typed: "prod".to_owned() }] {
+        let act = request("etcd-2", RepairAction::Recreate, over);
+        let held = world.core.repair_machine(world.now(), &act).unwrap_err().to_string();
+        assert!(held.contains("only 1 of 3 etcd members would work, and 2 must"), "{held}");
+    }
+    let unknown = request("worker-9", RepairAction::PowerCycle, Override::None);
+    assert!(
+        world.core.repair_machine(world.now(), &unknown).unwrap_err().to_string().contains("does not exist")
+    );
+}
+
+#[test]
+fn the_only_member_is_made_anew_when_its_loss_was_typed() {
+    let mut world = ready("small");
+    world.machines.remove(&id("etcd-1"));
+    world.run(40);
+    let act = RepairRequest {
+        machine: id("etcd-1"),
+        action: RepairAction::Recreate,
+        over: Override::Quorum { typed: "demo".to_owned() },
+        caller: "somebody".to_owned(),
+    };
+    let effects = world.core.repair_machine(world.now(), &act).unwrap();
+    world.carry_out(effects);
+    world.run(60);
+    assert_eq!(waits(&world), [] as [&str; 0]);
 }
 
 /// Dies before each effect of a power cycle, and of a machine that is made anew.

@@ -32,6 +32,8 @@ pub struct Progress {
     pub released: BTreeSet<MachineId>,
     /// Machines that are to be made anew, with an empty disk.
     pub renew: BTreeSet<MachineId>,
+    /// Of these, the ones that a person has given up together with the state that they hold.
+    pub forced: BTreeSet<MachineId>,
 }
 
 impl Progress {
@@ -44,6 +46,7 @@ impl Progress {
             ready: ids().collect(),
             released: ids().collect(),
             renew: BTreeSet::new(),
+            forced: BTreeSet::new(),
         }
     }
 }

@@ -61,7 +61,8 @@ impl<'a> Draft<'a> {
             let incarnation = self.next_incarnation;
             let Some(machine) = self.machines.get(&id) else { continue };
             let member = machine.roles.contains(&Role::Etcd);
-            if member && !self.may_renew_member(&id) {
+            let forced = self.input.progress.forced.contains(&id);
+            if member && !forced && !self.may_renew_member(&id) {
                 continue;
             }
             let Some(machine) = self.machines.get_mut(&id) else { continue };
@@ -229,7 +230,10 @@ impl<'a> Draft<'a> {
                     && Some(before.incarnation) == self.machines.get(id).map(|m| m.incarnation)
             })
         };
-        let founding = |id: &MachineId| parent.is_none_or(|parent| parent.machines.is_empty()) || founded(id);
+        let first = parent.is_none_or(|parent| parent.machines.is_empty());
+        let alone = self.machines.values().filter(|machine| machine.roles.contains(&Role::Etcd)).count() == 1;
+        // The only member has nobody to join. It is made anew only when its state was given up.
+        let founding = |id: &MachineId| first || alone || founded(id);
         let members: BTreeMap<MachineId, Ipv4Addr> = self
             .machines
             .values()

@@ -175,6 +175,9 @@ pub enum Call {
     DeleteMachine(ObjectKey),
     /// Make sure that a machine is off and stays off until it is deleted or switched on again.
     Fence(ObjectKey),
+    /// Make a machine anew around the disk that it has, as it is asked for now, and switch it on. The machine must be off;
+    /// a fence ends with this.
+    Rebuild(Box<MachineRequest>),
     /// Make a service reachable from outside, or change where it leads.
     Expose(ExposeRequest),
     /// All exposed services of an installation.

@@ -58,6 +58,7 @@ pub enum CallKind {
     Console,
     DeleteMachine,
     Fence,
+    Rebuild,
     Expose,
     ListExposed,
     Unexpose,
@@ -76,6 +77,7 @@ impl CallKind {
             Call::Console(_) => Self::Console,
             Call::DeleteMachine(_) => Self::DeleteMachine,
             Call::Fence(_) => Self::Fence,
+            Call::Rebuild(_) => Self::Rebuild,
             Call::Expose(_) => Self::Expose,
             Call::ListExposed(_) => Self::ListExposed,
             Call::Unexpose(..) => Self::Unexpose,
@@ -244,6 +246,18 @@ impl State {
                 machine.state = MachineState::Off;
                 machine.fenced = true;
                 Answer::Fenced(Fenced::proven(key.clone()))
+            }
+            Call::Rebuild(request) => {
+                check_request(config, request)?;
+                let machine = self.machine(&request.key)?;
+                if matches!(machine.state, MachineState::On | MachineState::Frozen) {
+                    let what = format!("machine {}", request.key);
+                    return Err(ProviderError::Conflict { what, holder: "itself: it has power".to_owned() });
+                }
+                machine.request = (**request).clone();
+                machine.state = MachineState::On;
+                machine.fenced = false;
+                Answer::Machine(machine.view())
             }
             Call::Expose(request) => Answer::Exposed(self.expose(request)?),
             Call::ListExposed(install) => Answer::AllExposed(

@@ -78,6 +78,7 @@ fn machine() -> MachineRow {
         acts: Vec::new(),
         acting: None,
         renew: false,
+        forced: false,
         fenced: None,
     }
 }

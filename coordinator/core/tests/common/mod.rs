@@ -195,7 +195,7 @@ impl World {
         self.carry_out(effects);
     }
 
-    fn carry_out(&mut self, effects: Vec<Effect>) {
+    pub(crate) fn carry_out(&mut self, effects: Vec<Effect>) {
         for effect in effects {
             self.effects_done += 1;
             if self.die_before == Some(self.effects_done) {
@@ -260,6 +260,15 @@ impl World {
                         Ok(ProviderAnswer::Fenced)
                     }
                 }
+            }
+            ProviderCall::Rebuild { machine: planned, .. } => {
+                let machine = planned.id.clone();
+                assert!(!self.machines[&machine].on, "{machine} has power");
+                let boot = BootId(self.next_boot);
+                self.next_boot += 1;
+                let fake = self.machines.get_mut(&machine).unwrap();
+                (fake.on, fake.linked, fake.boot, fake.sequence) = (true, true, boot, 0);
+                Ok(ProviderAnswer::Created)
             }
             ProviderCall::PowerOn { machine, .. } => {
                 let boot = BootId(self.next_boot);

@@ -201,6 +201,10 @@ fn carry_out(
             let image = images(&request.image)?;
             Answer::Machine(site.create(&request, image, until)?)
         }
+        Call::Rebuild(request) => {
+            let image = images(&request.image)?;
+            Answer::Machine(site.rebuild(&request, image, until)?)
+        }
         Call::ListMachines(install) if install == site.install.install => Answer::Machines(site.list()?),
         Call::ListMachines(_) => Answer::Machines(Vec::new()),
         Call::PowerOn(key) => Answer::Machine(site.power_on(&key, until)?),

@@ -171,6 +171,29 @@ impl Site {
     }
 
     /// Switches a machine on; one that is frozen is left as it is.
+    /// Makes a machine that is off anew around its disk. Its root is thrown away at each power-on anyway.
+    pub(crate) fn rebuild(
+        &self,
+        request: &MachineRequest,
+        image: ImageLayers,
+        until: Instant,
+    ) -> Result<MachineView, LocalError> {
+        self.check_install(&request.key.install)?;
+        check_request(request, &image, &self.install.zones, self.network)?;
+        let lock = self.lock(&request.key.machine, until)?;
+        let found = record::machine_of(&self.paths, &request.key)?;
+        if matches!(self.state(&found)?, MachineState::On | MachineState::Frozen) {
+            let what = format!("machine {}", request.key);
+            return Err(ProviderError::Conflict { what, holder: "itself: it has power".to_owned() }.into());
+        }
+        let power = found.power;
+        let record = self.adopt(found, MachineRecord { power, ..wanted_record(request, image) })?;
+        let machine = self.paths.machine(record.id());
+        files::make_dir(&machine.metadata())?;
+        write_metadata(&machine.metadata(), &request.metadata)?;
+        self.switch_on(record, &lock, until)
+    }
+
     pub(crate) fn power_on(&self, key: &ObjectKey, until: Instant) -> Result<MachineView, LocalError> {
         let lock = self.lock(&key.machine, until)?;
         let record = record::machine_of(&self.paths, key)?;

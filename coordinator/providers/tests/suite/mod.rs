@@ -218,6 +218,23 @@ pub(crate) async fn a_fenced_machine_stays_off_until_switched_on(subject: &dyn S
     assert_eq!(state(subject, key).await, Some(MachineState::On));
 }
 
+pub(crate) async fn a_machine_is_made_anew_around_its_disk(subject: &dyn Subject) {
+    let request = request(subject, 0, 1);
+    let key = &request.key;
+    create(subject, &request).await.unwrap();
+    subject.write_disk(&key.machine, "kept");
+    let running = perform(subject, Call::Rebuild(Box::new(request.clone()))).await;
+    assert!(matches!(running, Err(ProviderError::Conflict { .. })), "{running:?}");
+    perform(subject, Call::Fence(key.clone())).await.unwrap();
+    match perform(subject, Call::Rebuild(Box::new(request.clone()))).await {
+        Ok(Answer::Machine(view)) => {
+            assert_eq!((view.state, view.address), (MachineState::On, request.address))
+        }
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(subject.read_disk(&key.machine).as_deref(), Some("kept"));
+}
+
 pub(crate) async fn unknown_machines_are_not_found(subject: &dyn Subject) {
     let key = request(subject, 7, 1).key;
     for call in [
@@ -301,6 +318,7 @@ macro_rules! contract {
             what_can_never_be_is_invalid
             the_disk_survives_a_power_cycle
             a_fenced_machine_stays_off_until_switched_on
+            a_machine_is_made_anew_around_its_disk
             unknown_machines_are_not_found
             exposing_is_idempotent_and_keeps_its_port
         }

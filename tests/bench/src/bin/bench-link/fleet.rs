@@ -99,6 +99,7 @@ pub(crate) fn saved(count: usize) -> Result<(Settings, Saved)> {
             acts: Vec::new(),
             acting: None,
             renew: false,
+            forced: false,
             fenced: None,
         }));
         saved.material.push((spec.name.clone(), material()));

@@ -143,7 +143,9 @@ impl Server {
     /// A provider that has everything, at once.
     fn provider(&self, call: &ProviderCall) -> ProviderAnswer {
         match call {
-            ProviderCall::Create { .. } | ProviderCall::PowerOn { .. } => ProviderAnswer::Created,
+            ProviderCall::Create { .. } | ProviderCall::PowerOn { .. } | ProviderCall::Rebuild { .. } => {
+                ProviderAnswer::Created
+            }
             ProviderCall::Fence { .. } => ProviderAnswer::Fenced,
             ProviderCall::Delete { .. } | ProviderCall::Unexpose { .. } => ProviderAnswer::Done,
             ProviderCall::Expose { .. } => ProviderAnswer::Exposed(([127, 0, 0, 1], 6443).into()),
