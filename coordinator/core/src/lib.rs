@@ -18,6 +18,7 @@ mod leave;
 mod limits;
 mod machine;
 mod metrics;
+mod plans;
 mod progress;
 mod provider;
 mod replan;
@@ -35,6 +36,7 @@ pub use effect::{
 pub use etcd::EtcdWatch;
 pub use limits::*;
 pub use metrics::Metrics;
+pub use plans::{Harm, HarmKind, PlanChange, PlanRefused};
 pub use progress::ClusterState;
 pub use row::{ClusterRow, Counter, IdempotencyRow, MachineRow, Row, Saved, SentConfig};
 pub use scale::ScalePool;
