@@ -9,6 +9,7 @@ mod clock;
 mod fleet;
 mod link;
 mod metrics;
+mod plans;
 mod providers;
 mod remote;
 mod serve;

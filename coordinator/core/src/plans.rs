@@ -119,6 +119,12 @@ impl CoordinatorCore {
         self.plans.get(name).or_else(|| self.settings.plans.iter().find(|plan| plan.name == *name))
     }
 
+    /// Whether a plan comes with the coordinator.
+    #[must_use]
+    pub fn is_built_in(&self, name: &PlanName) -> bool {
+        !self.plans.contains_key(name) && self.settings.plans.iter().any(|plan| plan.name == *name)
+    }
+
     /// Names of all plans, for people.
     pub(crate) fn plan_names(&self) -> String {
         let names: Vec<String> = self.plans().map(|plan| plan.name.to_string()).collect();
@@ -212,11 +218,7 @@ impl CoordinatorCore {
     }
 
     fn check_not_built_in(&self, name: &PlanName) -> Result<(), PlanRefused> {
-        let built_in = self.settings.plans.iter().any(|plan| plan.name == *name);
-        if built_in && !self.plans.contains_key(name) {
-            return Err(PlanRefused::BuiltIn { name: name.clone() });
-        }
-        Ok(())
+        if self.is_built_in(name) { Err(PlanRefused::BuiltIn { name: name.clone() }) } else { Ok(()) }
     }
 
     /// Clusters that use a plan, also those on their way out.
