@@ -8,23 +8,25 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use keelson_api::auth::Caller;
 use keelson_api::convert::{
     ClusterParts, cluster_view, event_view, machine_state, machine_view, meta, operation_metadata,
-    operation_view, patched_labels, plan_view, preview, release_view, waiting_view,
+    operation_view, patched_labels, preview, release_view, waiting_view,
 };
 use keelson_api::fleet::{
     Answer, ClusterChange, EventBatch, EventQuery, EventRange, Follow, Idempotency, IfMatch, LogStream,
-    LogsRequest, Protection, ShellPipe,
+    LogsRequest, PoolSize, Protection, ShellPipe,
 };
+use keelson_api::plans::{SpecSource, plan_deleted_view, plan_view, spec_refused};
 use keelson_api::query::{ClusterQuery, MachineQuery};
 use keelson_api::types::{
     API_VERSION, ClusterCounts, ClusterView, HealthView, KubeconfigView, LabelsPatch, MachineCounts,
-    MachineState, MachineView, OperationCounts, OperationView, Page, PageRequest, PlanPreview, PlanView,
-    ProtocolView, ReleaseView, SecretText, SeverityView, ShellRequestBody, StatusView, Timestamp,
-    VersionView,
+    MachineState, MachineView, OperationCounts, OperationView, Page, PageRequest, PlanChangeView,
+    PlanPreview, PlanView, ProtocolView, ReleaseView, SecretText, SeverityView, ShellRequestBody, StatusView,
+    Timestamp, VersionView,
 };
 use keelson_api::{Code, Fleet, Problem};
-use keelson_coordinator_core::{Cluster, ClusterState, CommandError, CreateCluster, Now};
+use keelson_coordinator_core::{Cluster, ClusterState, CommandError, CreateCluster, Now, ScalePool};
 use keelson_model::{
-    ClusterSpec, FleetEvent, Operation, OperationId, OperationState, PlanReport, Severity, WaitingOn,
+    ClusterSpec, FleetEvent, Operation, OperationId, OperationState, Plan, PlanName, PlanReport, Severity,
+    WaitingOn,
 };
 use keelson_pki::{admin_certificate, new_cluster_material};
 use keelson_planner::node::{ADMIN_GROUP, admin_kubeconfig};
@@ -39,6 +41,7 @@ use tokio_util::io::ReaderStream;
 use crate::catalog::Catalog;
 use crate::clock::wall_now;
 use crate::metrics;
+use crate::plans::{change_view, plan_problem, scale_problem};
 use crate::shell::{Handle, Shell, chain_text};
 use crate::state_dir::StateDir;
 
@@ -211,6 +214,36 @@ impl Fleet for CoordinatorFleet {
         }))
     }
 
+    fn preview_scale(&self, name: ClusterName, size: PoolSize) -> Answer<'_, PlanPreview> {
+        Box::pin(self.ask(move |shell| {
+            let request = ScalePool { cluster: name.clone(), pool: size.pool, count: size.count };
+            let planned = shell.core.preview_scale(&request).map_err(|error| scale_problem(&error))?;
+            Ok(preview(&name, &planned.diff, Some(planned.blueprint.generation)))
+        }))
+    }
+
+    fn scale_cluster(
+        &self,
+        name: ClusterName,
+        if_match: IfMatch,
+        size: PoolSize,
+    ) -> Answer<'_, OperationView> {
+        Box::pin(self.change(move |shell| {
+            if let Err(stale) = check_etag(shell, &name, &if_match) {
+                return Ok(Err(stale));
+            }
+            let now = shell.now();
+            let request = ScalePool { cluster: name, pool: size.pool, count: size.count };
+            match shell.core.scale_pool(now, &request) {
+                Ok(accepted) => {
+                    shell.carry_out(accepted.effects)?;
+                    Ok(Ok(view_operation(shell, &accepted.operation, now)))
+                }
+                Err(error) => Ok(Err(scale_problem(&error))),
+            }
+        }))
+    }
+
     fn kubeconfig(&self, name: ClusterName, ttl: Duration, caller: Caller) -> Answer<'_, KubeconfigView> {
         Box::pin(async move {
             let life = ttl.min(KUBECONFIG_LIFE_MAX);
@@ -361,7 +394,43 @@ impl Fleet for CoordinatorFleet {
     }
 
     fn plans(&self) -> Answer<'_, Vec<PlanView>> {
-        Box::pin(self.ask(|shell| Ok(shell.core.settings().plans.iter().map(plan_view).collect())))
+        Box::pin(self.ask(|shell| {
+            let view = |plan: &Plan| plan_view(plan, shell.core.is_built_in(&plan.name));
+            Ok(shell.core.plans().map(view).collect())
+        }))
+    }
+
+    fn preview_plan(&self, plan: Plan) -> Answer<'_, PlanChangeView> {
+        Box::pin(self.ask(move |shell| {
+            let change = shell.core.preview_plan(&plan).map_err(|error| plan_problem(&error))?;
+            Ok(change_view(&change))
+        }))
+    }
+
+    fn apply_plan(&self, plan: Plan, caller: Caller) -> Answer<'_, PlanChangeView> {
+        Box::pin(self.change(move |shell| {
+            let now = shell.now();
+            match shell.core.apply_plan(now, plan, &caller.0) {
+                Ok((change, effects)) => {
+                    shell.carry_out(effects)?;
+                    Ok(Ok(change_view(&change)))
+                }
+                Err(error) => Ok(Err(plan_problem(&error))),
+            }
+        }))
+    }
+
+    fn delete_plan(&self, name: PlanName, caller: Caller) -> Answer<'_, PlanChangeView> {
+        Box::pin(self.change(move |shell| {
+            let now = shell.now();
+            match shell.core.delete_plan(now, &name, &caller.0) {
+                Ok(effects) => {
+                    shell.carry_out(effects)?;
+                    Ok(Ok(plan_deleted_view(&name)))
+                }
+                Err(error) => Ok(Err(plan_problem(&error))),
+            }
+        }))
     }
 
     fn releases(&self) -> Answer<'_, Vec<ReleaseView>> {
@@ -588,9 +657,10 @@ fn events(shell: &Shell, query: &EventQuery) -> Result<EventBatch, StoreError> {
     Ok(EventBatch { items, oldest, newest: shell.core.newest_event() })
 }
 
-fn problem(error: &CommandError) -> Problem {
+pub(crate) fn problem(error: &CommandError) -> Problem {
     match error {
         CommandError::Invalid { why } => Problem::spec_invalid("spec", why),
+        CommandError::Spec(error) => spec_refused(error, SpecSource::Cluster),
         CommandError::UnknownPlan { name, known } => {
             Problem::plan_unknown(name, &known.split(", ").map(str::to_owned).collect::<Vec<_>>())
         }
@@ -600,13 +670,11 @@ fn problem(error: &CommandError) -> Problem {
         CommandError::Exists { name, .. } => Problem::cluster_exists(name).because(error),
         CommandError::MachineNameTaken { .. } => Problem::name_invalid("spec.name", error),
         CommandError::NoCluster { name } => Problem::cluster_not_found(name),
-        CommandError::BeingDeleted { name } => {
-            Problem::new(Code::ClusterBusy, format!("cluster {name} is being deleted")).because(error)
-        }
         CommandError::NoMachine { machine } => Problem::machine_not_found(machine),
         CommandError::MachineBusy { .. } => Problem::new(Code::MachineBusy, error.to_string()),
         CommandError::Held { hold, .. } => Problem::new(Code::RepairHeld, error.to_string())
             .because(format!("it ends when {}", hold.ends_when())),
+        CommandError::BeingDeleted { name } => Problem::being_deleted(name),
         CommandError::NoOperation { id } => Problem::operation_not_found(id),
         CommandError::Protected { name } => Problem::deletion_protected(name),
         CommandError::NotCancellable { id, .. } => Problem::operation_ended(id).because(error),

@@ -10,6 +10,7 @@ mod fleet;
 mod kubernetes;
 mod link;
 mod metrics;
+mod plans;
 mod providers;
 mod remote;
 mod serve;

@@ -120,6 +120,10 @@ catalogue! {
         "The self-test found it by trying. Each check that failed says what was seen.",
         "Do what stands beside the checks that failed, the first one first: the others often follow from it.",
         "keelson cluster check NAME";
+    DocumentInvalid, "KEEL-1021", 0, Usage, "the file holds no valid document",
+        "It is neither YAML nor JSON, or a document in it has a field that is missing, not known, or of the wrong kind.",
+        "Correct the place that is named; a document that is right: keelson plan show small -o yaml",
+        "keelson plan show small -o yaml";
 
     // Requests.
     Unauthenticated, "KEEL-2001", 401, Denied, "who asks is not known",
@@ -200,6 +204,14 @@ catalogue! {
         "The release is known, but this installation has no node image that carries it.",
         "Build the image, or choose a release that has one.",
         "keelson release list -o wide";
+    PoolUnknown, "KEEL-2106", 422, Usage, "no such pool",
+        "The cluster's plan has no pool of that name.",
+        "Choose one of the pools that the plan has.",
+        "keelson plan show small";
+    PlanInvalid, "KEEL-2107", 422, Usage, "the plan is not valid",
+        "A value of the plan is out of its range, or breaks a rule that every plan obeys.",
+        "Change the field that is named.",
+        "keelson plan show small -o yaml";
 
     // Clusters.
     ClusterNotFound, "KEEL-2201", 404, NotFound, "no such cluster",
@@ -263,6 +275,22 @@ catalogue! {
     PlanNotFound, "KEEL-2501", 404, NotFound, "no such plan",
         "The installation offers no plan of that name.",
         "Look at `keelson plan list`.",
+        "keelson plan list";
+    PlanBuiltIn, "KEEL-2503", 409, Refused, "the plan is built in",
+        "Plans that come with the coordinator are the same in every installation and stay as they are.",
+        "Make a plan of your own with another name.",
+        "keelson plan show small -o yaml";
+    PlanInUse, "KEEL-2504", 409, Refused, "clusters use the plan",
+        "A plan that clusters follow cannot be removed.",
+        "Remove the clusters that are named first, or leave the plan.",
+        "keelson cluster list";
+    PlanChangeRefused, "KEEL-2505", 409, Refused, "the change of the plan would harm clusters",
+        "Clusters follow their plan. One that is named would lose data or its API by the change, or could not follow it.",
+        "Leave the pools that are named as they are and add others, or apply the plan under another name.",
+        "keelson plan apply -f plan.yaml --dry-run";
+    PlansTooMany, "KEEL-2506", 409, Refused, "there are too many plans",
+        "The installation keeps a limited number of plans, because all of them are read with every list.",
+        "Remove plans that no cluster uses.",
         "keelson plan list";
     ReleaseNotFound, "KEEL-2502", 404, NotFound, "no such release",
         "The installation knows no release of that name.",

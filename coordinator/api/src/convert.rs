@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 
 use keelson_model::{
     Blueprint, BlueprintDiff, BlueprintMachine, ClusterSpec, Condition, ConditionStatus, Effect, FleetEvent,
-    LinkState, MachinePhase, Observed, ObservedMachine, Operation, OperationKind, OperationState, Plan,
-    PlanName, PlanReport, Release, Severity, WaitingOn,
+    LinkState, MachinePhase, Observed, ObservedMachine, Operation, OperationKind, OperationState, PlanName,
+    PlanReport, PoolName, Release, Severity, WaitingOn,
 };
 use keelson_protocol::health::{CgroupVersion, Facts, HealthReport, NodeState, UnitHealth, UnitState};
 use keelson_protocol::{ClusterName, Generation, MachineId, ReleaseName, WallTime};
@@ -20,7 +20,7 @@ use crate::types::{
     AgentView, CertificateView, ChangeView, ClusterSpecBody, ClusterSpecView, ClusterState,
     ClusterStatusView, ClusterView, ConditionState, ConditionView, EffectView, EventView, ExposeBody,
     ExposedView, FactsView, LabelsPatch, MachineState, MachineStep, MachineSummary, MachineView, Meta,
-    OperationKindView, OperationMetadata, OperationStateView, OperationView, PlanPreview, PlanView, PoolView,
+    OperationKindView, OperationMetadata, OperationStateView, OperationView, PlanPreview, PoolStatusView,
     PressureView, ReleaseView, SeverityView, UnitHealthView, UnitStateView, WaitingView, api_version,
 };
 
@@ -46,8 +46,8 @@ pub fn spec_from_body(body: ClusterSpecBody, default_release: &str) -> Result<Cl
         plan: PlanName(body.plan),
         release,
         workers: body.workers,
-        pools: BTreeMap::new(),
         drain: keelson_model::DrainSpec::default(),
+        pools: body.pools.into_iter().map(|(pool, count)| (PoolName(pool), count)).collect(),
         expose: body
             .expose
             .into_iter()
@@ -99,6 +99,7 @@ pub fn spec_view(spec: &ClusterSpec) -> ClusterSpecView {
         plan: spec.plan.to_string(),
         release: spec.release.to_string(),
         workers: spec.workers,
+        pools: spec.pools.iter().map(|(pool, count)| (pool.to_string(), *count)).collect(),
         expose: spec
             .expose
             .iter()
@@ -161,6 +162,7 @@ pub fn cluster_view(parts: &ClusterParts<'_>) -> ClusterView {
             release: release.to_string(),
             endpoint: parts.observed.endpoint.clone(),
             exposed: exposed_views(parts.observed),
+            pools: parts.blueprint.map_or_else(Vec::new, pool_views),
             machines,
             conditions: parts.conditions.iter().map(condition_view).collect(),
             waiting: parts.report.map_or_else(Vec::new, |report| {
@@ -171,6 +173,20 @@ pub fn cluster_view(parts: &ClusterParts<'_>) -> ClusterView {
         },
         meta: meta(spec, generation),
     }
+}
+
+fn pool_views(blueprint: &Blueprint) -> Vec<PoolStatusView> {
+    let mut pools: BTreeMap<&PoolName, (u32, u32)> = BTreeMap::new();
+    for machine in blueprint.machines.values() {
+        let (stay, leave) = pools.entry(&machine.pool).or_default();
+        *if machine.leaving { leave } else { stay } += 1;
+    }
+    let view = |(name, (machines, leaving)): (&PoolName, (u32, u32))| PoolStatusView {
+        name: name.to_string(),
+        machines,
+        leaving,
+    };
+    pools.into_iter().map(view).collect()
 }
 
 fn exposed_views(observed: &Observed) -> Vec<ExposedView> {
@@ -481,36 +497,13 @@ pub fn operation_view(operation: &Operation, metadata: OperationMetadata) -> Ope
             OperationKind::ScaleCluster => OperationKindView::ScaleCluster,
         },
         cluster: operation.cluster.to_string(),
+        detail: operation.detail.clone(),
         done: operation.is_done(),
         state,
         metadata,
         error,
         created: operation.created.into(),
         ended,
-    }
-}
-
-/// A plan as clients see it.
-#[must_use]
-pub fn plan_view(plan: &Plan) -> PlanView {
-    PlanView {
-        api_version: api_version(),
-        kind: "Plan".to_owned(),
-        name: plan.name.to_string(),
-        description: plan.description.clone(),
-        pools: plan
-            .pools
-            .iter()
-            .map(|pool| PoolView {
-                name: pool.name.to_string(),
-                roles: pool.roles.iter().map(ToString::to_string).collect(),
-                count: pool.count,
-                cpu_millis: pool.size.cpu_millis,
-                memory_bytes: pool.size.memory_bytes,
-                disk_bytes: pool.size.disk_bytes,
-            })
-            .collect(),
-        workers_sizable: plan.worker_pool().is_some(),
     }
 }
 

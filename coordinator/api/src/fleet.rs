@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::Stream;
 use futures::future::BoxFuture;
-use keelson_model::{ClusterSpec, OperationId};
+use keelson_model::{ClusterSpec, OperationId, Plan, PlanName, PoolName};
 use keelson_protocol::{ClusterName, MachineId};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
@@ -19,7 +19,8 @@ use crate::problem::Problem;
 use crate::query::{ClusterQuery, MachineQuery};
 use crate::types::{
     ClusterView, EventView, HealthView, KubeconfigView, LabelsPatch, MachineView, OperationView, Page,
-    PageRequest, PlanPreview, PlanView, ReleaseView, SeverityView, ShellRequestBody, StatusView, VersionView,
+    PageRequest, PlanChangeView, PlanPreview, PlanView, ReleaseView, SeverityView, ShellRequestBody,
+    StatusView, VersionView,
 };
 
 /// What a method of [`Fleet`] gives back: implementations write `Box::pin(async move { ... })`.
@@ -86,6 +87,18 @@ pub trait Fleet: Send + Sync + 'static {
     /// is protected. A cluster that is being removed already gives the operation that does it.
     fn delete_cluster(&self, name: ClusterName, if_match: IfMatch) -> Answer<'_, OperationView>;
 
+    /// What another size of a pool would come to. Refuses what [`Fleet::scale_cluster`] would refuse.
+    fn preview_scale(&self, name: ClusterName, size: PoolSize) -> Answer<'_, PlanPreview>;
+
+    /// Accepts the wish for another size of a pool. Refuses by [`IfMatch::check`]. A wish that is under way already is
+    /// replaced by the newer one.
+    fn scale_cluster(
+        &self,
+        name: ClusterName,
+        if_match: IfMatch,
+        size: PoolSize,
+    ) -> Answer<'_, OperationView>;
+
     /// Issues a client certificate of cluster-admin for `ttl`. Before that an event `KubeconfigIssued` is on disk, with
     /// `caller`, the cluster and the end of the certificate's life. The answer is secret.
     fn kubeconfig(&self, name: ClusterName, ttl: Duration, caller: Caller) -> Answer<'_, KubeconfigView>;
@@ -119,6 +132,17 @@ pub trait Fleet: Send + Sync + 'static {
 
     /// All plans.
     fn plans(&self) -> Answer<'_, Vec<PlanView>>;
+
+    /// What [`Fleet::apply_plan`] would do. Refuses what that would refuse, and changes nothing.
+    fn preview_plan(&self, plan: Plan) -> Answer<'_, PlanChangeView>;
+
+    /// Takes a plan, new or changed; clusters that use it follow. Refuses by [`Plan::check`], plans that are built in, and
+    /// a change that would harm a cluster. It is on disk, with an event `PlanApplied` that names `caller`, when this
+    /// returns. A plan that is like this already changes nothing.
+    fn apply_plan(&self, plan: Plan, caller: Caller) -> Answer<'_, PlanChangeView>;
+
+    /// Removes a plan. Refuses plans that are built in and plans that clusters use. An event `PlanDeleted` names `caller`.
+    fn delete_plan(&self, name: PlanName, caller: Caller) -> Answer<'_, PlanChangeView>;
 
     /// All releases. Exactly one should be the default.
     fn releases(&self) -> Answer<'_, Vec<ReleaseView>>;
@@ -171,6 +195,15 @@ pub enum Protection {
     On,
     /// It is not.
     Off,
+}
+
+/// A size for a pool.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PoolSize {
+    /// The pool.
+    pub pool: PoolName,
+    /// How many machines it shall have.
+    pub count: u16,
 }
 
 /// What changes of a cluster; what is absent stays.

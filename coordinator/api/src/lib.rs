@@ -17,6 +17,7 @@ pub mod convert;
 pub mod fake;
 pub mod fleet;
 pub mod frames;
+pub mod plans;
 pub mod problem;
 pub mod query;
 pub mod router;

@@ -179,6 +179,13 @@ impl Problem {
             .remedy(format!("wait for it: keelson operation watch {operation}"))
     }
 
+    /// The cluster is on its way out.
+    #[must_use]
+    pub fn being_deleted(name: &impl fmt::Display) -> Self {
+        Self::new(Code::ClusterBusy, format!("cluster `{name}` is being removed"))
+            .remedy(format!("wait until it is gone: keelson wait cluster/{name} --for deleted"))
+    }
+
     /// The cluster has no API server that answers yet.
     #[must_use]
     pub fn cluster_not_ready(name: &impl fmt::Display, why: impl fmt::Display) -> Self {

@@ -514,6 +514,128 @@ async fn previews_change_nothing() {
     assert_eq!(world.fleet.operation_count(), 1);
 }
 
+fn size(pool: &str, count: u16) -> String {
+    json!({ "pool": pool, "count": count }).to_string()
+}
+
+#[tokio::test]
+async fn a_pool_gets_another_size() {
+    let world = World::new().await;
+    world.fleet.add_ready("demo", "small");
+    let path = "/v1/clusters/demo:scale";
+    let preview = world.ask("POST", &format!("{path}?dryRun=true"), &[], &size("worker", 1)).await;
+    let changes = preview.json()["changes"].clone();
+    assert_eq!(
+        (changes[0]["effect"].clone(), changes[0]["object"].clone()),
+        (json!("delete"), json!("demo-worker-2"))
+    );
+    world.ask("POST", path, &[], &size("worker", 3)).await.problem(428, "KEEL-2010");
+    world.ask("POST", path, &[("if-match", "\"0-0\"")], &size("worker", 3)).await.problem(412, "KEEL-2011");
+    assert_eq!(world.fleet.operation_count(), 1);
+    let accepted = world.ask("POST", path, &[("if-match", "*")], &size("worker", 3)).await;
+    assert_eq!((accepted.status, accepted.header("location")), (202, "/v1/operations/op-2"));
+    let json = accepted.json();
+    assert_eq!(
+        (json["action"].clone(), json["detail"].clone()),
+        (json!("scaleCluster"), json!("pool worker from 2 to 3"))
+    );
+    assert_eq!(world.get("/v1/operations/op-2:wait").await.json()["state"], "succeeded");
+    let cluster = world.get("/v1/clusters/demo").await.json();
+    assert_eq!(cluster["spec"]["pools"], json!({ "worker": 3 }));
+    assert_eq!(cluster["status"]["pools"][2], json!({ "name": "worker", "machines": 3, "leaving": 0 }));
+}
+
+#[tokio::test]
+async fn sizes_that_cannot_be_name_field_and_choice() {
+    let world = World::new().await;
+    world.fleet.add_ready("demo", "small");
+    let check = async |cluster: &str, body: &str, status: u16, code: &str, field: &str| {
+        for query in ["", "?dryRun=true"] {
+            let path = format!("/v1/clusters/{cluster}:scale{query}");
+            let problem = world.ask("POST", &path, &[("if-match", "*")], body).await.problem(status, code);
+            let fields = problem["fields"].to_string();
+            assert!(fields.contains(field), "{field} is not in {fields}");
+        }
+    };
+    check("none", &size("worker", 3), 404, "KEEL-2201", "").await;
+    check("demo", &size("gpu", 3), 422, "KEEL-2106", "choose one of: etcd, master, worker").await;
+    check("demo", &size("etcd", 2), 422, "KEEL-2102", "count").await;
+    check("demo", &size("worker", 0), 422, "KEEL-2102", "count").await;
+    check("demo", &size("worker", 1001), 422, "KEEL-2102", "count").await;
+    check("demo", &size("worker", 300), 422, "KEEL-2102", "count").await;
+    check("demo", r#"{"pool":"worker"}"#, 400, "KEEL-2003", "count").await;
+    check("demo", r#"{"pool":"worker","count":1,"force":true}"#, 400, "KEEL-2004", "force").await;
+    world.ask("DELETE", "/v1/clusters/demo", &[("if-match", "*")], "").await;
+    check("demo", &size("worker", 3), 409, "KEEL-2204", "").await;
+    let body = r#"{"spec":{"name":"a","plan":"small","pools":{"gpu":1}}}"#;
+    let unknown = world.ask("POST", "/v1/clusters", &[], body).await.problem(422, "KEEL-2106");
+    assert_eq!(unknown["fields"][0]["field"], "spec.pools");
+}
+
+/// Plan `small` as its own document shows it, under another name.
+async fn small_as(world: &World, name: &str) -> Value {
+    let mut plan = world.get("/v1/plans/small").await.json();
+    plan["name"] = json!(name);
+    plan
+}
+
+#[tokio::test]
+async fn a_plan_is_made_changed_followed_and_removed() {
+    let world = World::new().await;
+    let mut plan = small_as(&world, "web").await;
+    let put = async |path: &str, plan: &Value| world.ask("PUT", path, &[], &plan.to_string()).await;
+    assert_eq!(put("/v1/plans/web?dryRun=true", &plan).await.json()["outcome"], "created");
+    world.get("/v1/plans/web").await.problem(404, "KEEL-2501");
+    assert_eq!(put("/v1/plans/web", &plan).await.json()["outcome"], "created");
+    assert_eq!(put("/v1/plans/web", &plan).await.json()["outcome"], "unchanged");
+    world.fleet.add_ready("demo", "web");
+    plan["pools"][2]["count"] = json!(3);
+    plan["pools"][2]["taints"] = json!([{ "key": "gpu", "effect": "NoSchedule" }]);
+    let changed = put("/v1/plans/web", &plan).await.json();
+    assert_eq!(changed["outcome"], "changed");
+    assert_eq!(changed["clusters"][0]["changes"][0]["object"], "demo-worker-3");
+    world.fleet.tick();
+    let events = world.get("/v1/events").await.json();
+    let applied =
+        events["items"].as_array().unwrap().iter().rfind(|event| event["reason"] == "PlanApplied").unwrap();
+    assert_eq!(applied["cause"], "asked for by admin");
+    world.ask("DELETE", "/v1/plans/web", &[], "").await.problem(409, "KEEL-2504");
+    plan["pools"][0]["name"] = json!("state");
+    let harmed = put("/v1/plans/web", &plan).await.problem(409, "KEEL-2505");
+    let why = "cluster demo: pool etcd would vanish, and with its machines the cluster's etcd data";
+    assert_eq!(harmed["causes"][0], why);
+    put("/v1/plans/other", &small_as(&world, "other").await).await;
+    assert_eq!(world.ask("DELETE", "/v1/plans/other", &[], "").await.json()["outcome"], "deleted");
+    world.ask("DELETE", "/v1/plans/other", &[], "").await.problem(404, "KEEL-2501");
+}
+
+#[tokio::test]
+async fn plans_that_cannot_be_name_their_field() {
+    let world = World::new().await;
+    let check = async |change: &dyn Fn(&mut Value), status: u16, code: &str, field: &str| {
+        let mut plan = small_as(&world, "web").await;
+        change(&mut plan);
+        let problem = world.ask("PUT", "/v1/plans/web", &[], &plan.to_string()).await.problem(status, code);
+        assert!(problem["fields"].to_string().contains(field), "{field}: {problem}");
+    };
+    check(&|plan| plan["kind"] = json!("Cluster"), 400, "KEEL-2003", "kind").await;
+    check(&|plan| plan["name"] = json!("other"), 422, "KEEL-2107", "name").await;
+    check(&|plan| plan["pools"][0]["cpus"] = json!(2), 400, "KEEL-2004", "cpus").await;
+    check(&|plan| plan["pools"][0]["cpu"] = json!("2 cores"), 422, "KEEL-2107", "pools[0].cpu").await;
+    check(&|plan| plan["pools"][1]["disk"] = json!("40Gi"), 422, "KEEL-2107", "pools[1].disk").await;
+    check(&|plan| plan["pools"][0]["count"] = json!(2), 422, "KEEL-2107", "pools.count").await;
+    check(&|plan| plan["pools"][2]["zones"] = json!(["zone-x"]), 422, "KEEL-2107", "pools.zones").await;
+    check(&|plan| plan["pools"][2]["roles"] = json!(["wroker"]), 422, "KEEL-2107", "pools[2].roles").await;
+    let mut small = small_as(&world, "small").await;
+    assert_eq!(
+        world.ask("PUT", "/v1/plans/small", &[], &small.to_string()).await.json()["outcome"],
+        "unchanged"
+    );
+    small["pools"][2]["count"] = json!(3);
+    world.ask("PUT", "/v1/plans/small", &[], &small.to_string()).await.problem(409, "KEEL-2503");
+    world.ask("DELETE", "/v1/plans/small", &[], "").await.problem(409, "KEEL-2503");
+}
+
 #[tokio::test]
 async fn logs_are_streamed() {
     let world = World::new().await;

@@ -30,8 +30,8 @@ pub(crate) struct Cli {
 }
 
 const HELP_BY_USER: &str = "\
-my clusters   keelson cluster create | list | show | kubeconfig | delete
-fleet         keelson status, plan list, release list, machine list
+my clusters   keelson cluster create | list | show | scale | kubeconfig | delete
+fleet         keelson status, plan list | apply, release list, machine list
 on call       keelson cluster show NAME --explain, events --follow, wait, operation watch, machine logs | shell
 more          keelson help exit-codes | pks, explain KEEL-1234 | cluster.spec, completion bash
 
@@ -72,7 +72,7 @@ pub(crate) enum ProgressMode {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Clusters: create, list, show, update, kubeconfig, delete
+    /// Clusters: create, list, show, update, scale, check, kubeconfig, delete
     #[command(subcommand, visible_alias = "clusters")]
     Cluster(ClusterCommand),
     /// Machines: list, show, logs, shell
@@ -81,7 +81,7 @@ pub(crate) enum Command {
     /// Long work: list, show, watch, cancel
     #[command(subcommand, visible_alias = "operations")]
     Operation(OperationCommand),
-    /// Make-ups of clusters to choose from: list, show
+    /// Make-ups of clusters to choose from: list, show, apply, delete
     #[command(subcommand, visible_alias = "plans")]
     Plan(PlanCommand),
     /// Sets of upstream parts to choose from: list, show
@@ -136,6 +136,8 @@ pub(crate) enum ClusterCommand {
     Show(ShowArgs),
     /// Change a cluster
     Update(UpdateArgs),
+    /// Change the size of one of its pools
+    Scale(ScaleArgs),
     /// Try out what its users need: pods on every worker, DNS, Services, logs, volumes and more
     ///
     /// Makes a namespace in it, runs a small pod on every worker, and removes both again. Ends with 0 when everything
@@ -211,6 +213,9 @@ pub(crate) struct CreateArgs {
     /// Number of workers; the plan's own number when absent
     #[arg(long, value_name = "N")]
     pub(crate) workers: Option<u16>,
+    /// Number of machines of a pool; the plan's own number when absent; may be repeated
+    #[arg(long, value_name = "NAME=N", value_parser = parse_pool)]
+    pub(crate) pool: Vec<(String, u16)>,
     /// The release that it runs; the installation's default when absent (`keelson release list`)
     #[arg(long, add = ArgValueCompleter::new(complete::releases))]
     pub(crate) release: Option<String>,
@@ -279,6 +284,26 @@ pub(crate) struct UpdateArgs {
     /// Set a label (KEY=VALUE) or remove it (KEY-); may be repeated
     #[arg(long, value_name = "KEY=VALUE|KEY-", value_parser = parse_label_change)]
     pub(crate) label: Vec<(String, Option<String>)>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ScaleArgs {
+    /// Its name
+    #[arg(add = ArgValueCompleter::new(complete::clusters))]
+    pub(crate) name: String,
+    /// The pool (`keelson cluster show NAME` lists them)
+    #[arg(long)]
+    pub(crate) pool: String,
+    /// How many machines the pool shall have
+    #[arg(long, value_name = "N")]
+    pub(crate) count: u16,
+    /// Do not ask when machines would be removed
+    #[arg(long)]
+    pub(crate) yes: bool,
+    #[command(flatten)]
+    pub(crate) preview: PreviewArgs,
+    #[command(flatten)]
+    pub(crate) wait: WaitArgs,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -430,6 +455,29 @@ pub(crate) enum PlanCommand {
         #[arg(add = ArgValueCompleter::new(complete::plans))]
         name: String,
     },
+    /// Make plans, or change them, as a file says; clusters that use them follow
+    ///
+    /// The file holds one or more documents as `keelson plan show NAME -o yaml` prints them. A change that would harm a
+    /// cluster is refused; a plan that is like this already is left alone.
+    Apply(PlanApplyArgs),
+    /// Remove a plan that no cluster uses
+    Delete {
+        /// Its name
+        #[arg(add = ArgValueCompleter::new(complete::plans))]
+        name: String,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PlanApplyArgs {
+    /// File with plans in YAML or JSON; - is standard input
+    #[arg(short, long)]
+    pub(crate) file: String,
+    /// Do not ask when machines of clusters would be removed
+    #[arg(long)]
+    pub(crate) yes: bool,
+    #[command(flatten)]
+    pub(crate) preview: PreviewArgs,
 }
 
 #[derive(Debug, Subcommand)]
@@ -515,6 +563,12 @@ impl SeverityArg {
             Self::Alarm => "alarm",
         }
     }
+}
+
+fn parse_pool(text: &str) -> Result<(String, u16), String> {
+    let wrong = || format!("`{text}` is not NAME=N, for example worker=3");
+    let (name, count) = text.split_once('=').ok_or_else(wrong)?;
+    Ok((name.to_owned(), count.parse().map_err(|_| wrong())?))
 }
 
 fn parse_expose(text: &str) -> Result<(String, u16), String> {

@@ -1,7 +1,7 @@
 //! The HTTPS client: one pinned CA, one token, HTTP/1.1.
 //!
 //! A request that broke before its answer came is sent once more: reads change nothing, and changes carry an
-//! `Idempotency-Key` or `If-Match`, so the second one finds what the first one did.
+//! `Idempotency-Key` or `If-Match`, or say how something shall be, so the second one finds what the first one did.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -69,6 +69,11 @@ impl Call {
     /// Changes something.
     pub(crate) fn patch(path: impl Into<String>) -> Self {
         Self::new(Method::PATCH, path)
+    }
+
+    /// Makes something, or makes it like this.
+    pub(crate) fn put(path: impl Into<String>) -> Self {
+        Self::new(Method::PUT, path)
     }
 
     /// Removes something.

@@ -68,8 +68,6 @@ const NO_PASSWORD: &str =
     "leave it out: a password on a command line can be read by others; the context file holds a token";
 const NO_USER: &str = "leave it out: the token of the context file says who asks";
 const NO_LOGIN: &str = "the context file holds coordinator and token: keelson --context FILE status";
-const NO_RESIZE: &str =
-    "clusters cannot be changed in size yet; make another one: keelson cluster create NAME --workers 3";
 const NO_UPGRADE: &str =
     "clusters cannot be upgraded yet; see which releases there are: keelson release list";
 const NO_CERTIFICATES: &str =
@@ -94,6 +92,12 @@ const CREATE: &[Flag] = &[
     Flag("--config-file", "", Refused("leave it out, and give its values as flags")),
 ];
 const DELETE: &[Flag] = &[JSON, Flag("--non-interactive", "", Switch(&["--yes"])), Flag("--wait", "", Wait)];
+const RESIZE: &[Flag] = &[
+    JSON,
+    Flag("--num-nodes", "-n", Value("--count")),
+    Flag("--non-interactive", "", Switch(&["--yes"])),
+    Flag("--wait", "", Wait),
+];
 const CREDENTIALS: &[Flag] = &[
     JSON,
     QUIET,
@@ -124,6 +128,15 @@ const VERBS: &[Verb] = &[
     command("clusters", &["cluster", "list"], READ),
     command("cluster", &["cluster", "show"], SHOW_CLUSTER),
     command("create-cluster", &["cluster", "create"], CREATE),
+    // Their size is the number of workers, and the built-in plans call that pool so.
+    Verb {
+        name: "resize",
+        becomes: Becomes::Command {
+            words: &["cluster", "scale"],
+            tail: &["--pool", "worker"],
+            flags: RESIZE,
+        },
+    },
     command("delete-cluster", &["cluster", "delete"], DELETE),
     credentials("get-credentials"),
     credentials("get-kubeconfig"),
@@ -134,7 +147,6 @@ const VERBS: &[Verb] = &[
     missing("login", NO_LOGIN),
     missing("logout", "remove the context file when the token shall no longer be here"),
     missing("update-cluster", "what can be changed: keelson cluster update NAME --label KEY=VALUE"),
-    missing("resize", NO_RESIZE),
     missing("upgrade-cluster", NO_UPGRADE),
     missing("upgrade-clusters", NO_UPGRADE),
     missing("certificates", NO_CERTIFICATES),
@@ -390,6 +402,10 @@ mod tests {
             "keelson delete-cluster demo --non-interactive",
             "keelson cluster delete demo --yes --no-wait",
         );
+        becomes(
+            "keelson resize demo -n 3 --non-interactive",
+            "keelson cluster scale demo --count 3 --yes --pool worker --no-wait",
+        );
         becomes("keelson get-credentials demo", "keelson cluster kubeconfig demo --set-context");
         becomes("keelson get-kubeconfig demo", "keelson cluster kubeconfig demo --set-context");
         becomes("keelson plans", "keelson plan list");
@@ -452,7 +468,7 @@ mod tests {
             ("keelson get-kubeconfig demo -p secret", "a password on a command line"),
             ("keelson get-kubeconfig demo -u me -p secret", "says who asks"),
             ("keelson create-cluster demo --plan", "give it one"),
-            ("keelson resize demo --num-nodes 3", "--workers 3"),
+            ("keelson resize demo --num-nodes", "give it one"),
             ("pks login -a x", "--context FILE"),
             ("pks status", "keelson help pks"),
         ] {

@@ -91,7 +91,7 @@ impl Subject for OperationSubject<'_> {
 
     fn progress(&self, view: &OperationView) -> Progress {
         Progress {
-            title: format!("{} {}  {}", view.action, view.cluster, view.id),
+            title: format!("{}  {}", one_line(&view.what()), view.id),
             state: view.state.to_string(),
             created: view.created,
             ended: view.ended,
@@ -228,7 +228,8 @@ fn ended(operation: OperationView) -> Result<OperationView, Failure> {
         OperationStateView::Failed => Code::OperationFailed,
         OperationStateView::Cancelled => Code::OperationCancelled,
     };
-    let OperationView { id, action, cluster, state, error, metadata, .. } = operation;
+    let what = operation.what();
+    let OperationView { id, state, error, metadata, .. } = operation;
     let (verb, remedy) = match state {
         OperationStateView::Cancelled => {
             ("was", format!("look at what is left: keelson operation show {id}"))
@@ -238,7 +239,7 @@ fn ended(operation: OperationView) -> Result<OperationView, Failure> {
         }
         _ => ("is", format!("do what the reason says, then: keelson operation watch {id}")),
     };
-    let mut problem = Problem::new(code, format!("operation {id} ({action} {cluster}) {verb} {state}"))
+    let mut problem = Problem::new(code, format!("operation {id} ({what}) {verb} {state}"))
         .remedy(remedy)
         .instance(format!("/v1/operations/{id}"));
     if let Some(error) = error {

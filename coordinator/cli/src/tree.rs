@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use keelson_api::types::{
-    ClusterView, ConditionState, MachineState, MachineSummary, PlanPreview, UnitStateView, WaitingView,
+    ClusterView, ConditionState, MachineState, MachineSummary, PlanPreview, PoolStatusView, UnitStateView,
+    WaitingView,
 };
 use keelson_protocol::WallTime;
 
@@ -55,6 +56,9 @@ pub(crate) fn cluster_tree(cluster: &ClusterView, now: WallTime, paint: Paint, d
     if !spec.labels.is_empty() {
         let _ = writeln!(text, "labels {}", labels(&spec.labels));
     }
+    if !status.pools.is_empty() {
+        let _ = writeln!(text, "pools {}", pools(&status.pools));
+    }
     for condition in &status.conditions {
         let _ = writeln!(
             text,
@@ -86,6 +90,15 @@ pub(crate) fn cluster_tree(cluster: &ClusterView, now: WallTime, paint: Paint, d
 /// Labels as a selector has them: `env=prod,tier=web`.
 pub(crate) fn labels(labels: &BTreeMap<String, String>) -> String {
     labels.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(",")
+}
+
+/// Sizes of pools: `etcd=1,worker=2`, and what still leaves.
+fn pools(pools: &[PoolStatusView]) -> String {
+    let text = |pool: &PoolStatusView| match pool.leaving {
+        0 => format!("{}={}", pool.name, pool.machines),
+        leaving => format!("{}={} ({leaving} leaving)", pool.name, pool.machines),
+    };
+    pools.iter().map(text).collect::<Vec<_>>().join(",")
 }
 
 fn lasts(state: ConditionState, now: WallTime, then: WallTime) -> String {

@@ -8,6 +8,7 @@ mod support;
 use std::fmt::Write;
 
 use keelson_api::fake::Fault;
+use keelson_cli::ExitCode;
 use support::{Outcome, World, golden};
 
 /// Runs command lines one after the other and writes down everything that came.
@@ -42,6 +43,8 @@ async fn catalogue() {
         "plan show small",
         "plan show small -o json",
         "plan show none",
+        "plan delete small",
+        "plan delete none",
         "release list",
         "release list -o wide",
         "release show 1.37.2",
@@ -242,6 +245,155 @@ async fn formats() {
 }
 
 #[tokio::test]
+async fn pools_get_other_sizes() {
+    let world = World::new().await;
+    world.fleet.add_ready("demo", "small");
+    let lines = [
+        "cluster scale demo --pool worker --count 3 --dry-run",
+        "cluster scale demo --pool worker --count 3 --wait --progress plain",
+        "cluster show demo",
+        "cluster scale demo --pool worker --count 3 --dry-run --exit-code",
+        "cluster scale demo --pool worker --count 1 --dry-run --exit-code",
+        "cluster scale demo --pool worker --count 1",
+        "cluster scale demo --pool worker --count 1 --yes",
+        "cluster show demo",
+        "operation show op-3",
+        "operation list",
+        "operation watch op-3 --progress none",
+        "cluster scale demo --pool etcd --count 3 --no-wait -o json",
+        "cluster scale demo --pool gpu --count 3",
+        "cluster scale demo --pool etcd --count 2",
+        "cluster scale demo --pool worker --count 0",
+        "cluster scale none --pool worker --count 2",
+        "cluster delete demo --yes --no-wait -o name",
+        "cluster scale demo --pool worker --count 2",
+        "cluster create next --pool worker=1 --pool etcd=3 --dry-run",
+        "cluster create next --pool gpu=1",
+        "cluster create next --pool worker=1 --workers 3",
+        "cluster create next --pool worker",
+    ];
+    golden("scale.txt", &record(&world, &lines).await);
+}
+
+#[tokio::test]
+async fn machines_that_would_go_are_confirmed_by_name() {
+    let world = World::new().await;
+    world.fleet.add_ready("demo", "small");
+    let line = "cluster scale demo --pool worker --count 1";
+    let wrong = world.keelson(line).on_terminal("dem\n").run().await.ends(ExitCode::Usage);
+    assert!(wrong.stderr.contains("(demo-worker-2); pods are moved first"), "{}", wrong.stderr);
+    assert_eq!(world.fleet.operation_count(), 1);
+    world.keelson(&format!("{line} --dry-run")).on_terminal("").run().await.ends(ExitCode::Done);
+    let right = world.keelson(line).on_terminal("demo\n").run().await.ends(ExitCode::Done);
+    assert!(right.stdout.contains("pool worker from 2 to 1"), "{}", right.stdout);
+    let more = world.keelson("cluster scale demo --pool worker --count 4").on_terminal("").run().await;
+    more.ends(ExitCode::Done);
+}
+
+const WEB: &str = "\
+apiVersion: keelson/v1
+kind: Plan
+name: web
+description: Web servers of one team
+pools:
+- name: etcd
+  roles: [etcd]
+  count: 1
+  disk: 20Gi
+- name: master
+  roles: [master]
+  count: 1
+  cpu: 2
+  memory: 4Gi
+  disk: 20Gi
+- name: worker
+  roles: [worker]
+  count: 2
+  cpu: 500m
+  memory: 2Gi
+  disk: 40G
+  zones: [zone-a, zone-b]
+  labels: {example.com/tier: web}
+  taints:
+  - {key: example.com/web, value: only, effect: NoSchedule}
+";
+
+#[tokio::test]
+async fn plans_are_applied_from_files() {
+    let world = World::new().await;
+    let file = |name: &str, text: &str| std::fs::write(world.home.path().join(name), text).unwrap();
+    file("web.yaml", WEB);
+    file("two.yaml", &format!("---\n{WEB}---\n{}", WEB.replace("name: web", "name: shop")));
+    file("more.yaml", &WEB.replace("count: 2", "count: 3").replace("2Gi", "3Gi"));
+    file("less.yaml", &WEB.replace("count: 2", "count: 1"));
+    file("harm.yaml", &WEB.replace("- name: etcd", "- name: state").replace("disk: 40G", "disk: 30G"));
+    file("even.yaml", &WEB.replacen("count: 1", "count: 2", 1));
+    file("typo.yaml", &WEB.replace("memory: 4Gi", "memmory: 4Gi"));
+    file("unit.yaml", &WEB.replace("4Gi", "4GB"));
+    file("twice.yaml", &format!("{WEB}---\n{WEB}"));
+    file("kind.yaml", &WEB.replace("kind: Plan", "kind: Pod"));
+    file("small.yaml", &WEB.replace("name: web", "name: small"));
+    file(
+        "one-bad.yaml",
+        &format!("{WEB}---\n{}", WEB.replace("name: web", "name: shop").replace("count: 2", "count: 0")),
+    );
+    file("empty.yaml", "---\n");
+    let home = world.home.path().to_str().unwrap().to_owned();
+    let lines = [
+        "plan apply -f HOME/web.yaml --dry-run --exit-code",
+        "plan apply -f HOME/web.yaml",
+        "plan apply -f HOME/web.yaml",
+        "plan apply -f HOME/web.yaml --dry-run --exit-code",
+        "plan show web",
+        "plan apply -f HOME/two.yaml",
+        "plan list",
+        "cluster create demo --plan web --wait --progress none",
+        "plan apply -f HOME/more.yaml --dry-run",
+        "plan apply -f HOME/more.yaml -o json",
+        "operation show op-1 -o name",
+        "operation show op-1 -o name",
+        "operation show op-1 -o name",
+        "cluster show demo",
+        "plan apply -f HOME/less.yaml --dry-run",
+        "plan apply -f HOME/less.yaml",
+        "plan apply -f HOME/less.yaml --yes",
+        "cluster show demo",
+        "plan apply -f HOME/harm.yaml",
+        "plan apply -f HOME/even.yaml",
+        "plan apply -f HOME/typo.yaml",
+        "plan apply -f HOME/unit.yaml",
+        "plan apply -f HOME/one-bad.yaml",
+        "plan apply -f HOME/twice.yaml",
+        "plan apply -f HOME/kind.yaml",
+        "plan apply -f HOME/small.yaml",
+        "plan apply -f HOME/empty.yaml",
+        "plan apply -f HOME/none.yaml",
+        "plan delete web",
+        "plan delete shop",
+        "events --limit 2 -o custom-columns=REASON:.reason,CAUSE:.cause,OUTCOME:.outcome",
+    ];
+    let mut text = String::new();
+    for line in lines {
+        text += &record(&world, &[&line.replace("HOME", &home)]).await;
+    }
+    golden("plans.txt", &world.stable(&text));
+}
+
+#[tokio::test]
+async fn a_plan_that_is_shown_can_be_applied_again() {
+    let world = World::new().await;
+    world.keelson("plan apply -f -").stdin(WEB).run().await.ends(ExitCode::Done);
+    for name in ["web", "small", "ha-stacked", "tiny"] {
+        for format in ["yaml", "json"] {
+            let shown = world.keelson(&format!("plan show {name} -o {format}")).run().await.stdout;
+            let again = world.keelson("plan apply -f - --dry-run --exit-code").stdin(&shown).run().await;
+            let again = again.ends(ExitCode::Done);
+            assert_eq!(again.stdout, format!("plan {name} is like this already\n"));
+        }
+    }
+}
+
+#[tokio::test]
 async fn fields_are_explained() {
     let world = World::new().await;
     let lines = [
@@ -273,7 +425,9 @@ async fn verbs_of_pks() {
         "get-credentials demo",
         "get-kubeconfig demo -p secret",
         "delete-cluster demo --non-interactive --wait --progress none",
-        "resize demo --num-nodes 3",
+        "create-cluster wide --plan small --wait --progress none",
+        "resize wide --num-nodes 3",
+        "resize wide -n 1 --non-interactive --wait --progress none",
     ];
     let mut text = record(&world, &lines).await;
     for line in ["pks clusters --json", "tkgi", "pks status"] {
@@ -291,6 +445,8 @@ async fn help_and_codes() {
         "help exit-codes",
         "help cluster create",
         "help cluster delete",
+        "help cluster scale",
+        "help plan apply",
         "help wait",
         "explain KEEL-2201",
         "explain 2203 -o json",
@@ -317,8 +473,17 @@ fn commands(text: &str) -> Vec<String> {
 async fn every_command_that_is_printed_can_be_typed() {
     let world = World::new().await;
     let mut checked = 0;
-    for name in ["empty.txt", "create.txt", "ready.txt", "delete.txt", "trouble.txt", "labels.txt", "pks.txt"]
-    {
+    for name in [
+        "empty.txt",
+        "create.txt",
+        "ready.txt",
+        "delete.txt",
+        "trouble.txt",
+        "labels.txt",
+        "pks.txt",
+        "scale.txt",
+        "plans.txt",
+    ] {
         let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
         for command in commands(&std::fs::read_to_string(path).unwrap()) {
             let outcome = world.keelson(&format!("{command} --help")).run().await;

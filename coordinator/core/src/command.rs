@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use keelson_model::{
     Blueprint, BlueprintDiff, ClusterMaterial, ClusterSpec, FleetEvent, Hold, MachinePhase, Operation,
-    OperationId, OperationKind, OperationState, RepairAction, Severity,
+    OperationId, OperationKind, OperationState, RepairAction, Severity, SpecError,
 };
 use keelson_planner::Wanted;
 use keelson_protocol::{ClusterName, MachineId};
@@ -34,6 +34,9 @@ pub enum CommandError {
         /// Why.
         why: String,
     },
+    /// The spec breaks a rule.
+    #[error(transparent)]
+    Spec(#[from] SpecError),
     /// No such plan.
     #[error("plan {name} does not exist; there are {known}")]
     UnknownPlan {
@@ -173,10 +176,8 @@ impl CoordinatorCore {
             return Ok(Preview { blueprint: cluster.row.blueprint.clone(), diff });
         }
         let known = |names: Vec<String>| if names.is_empty() { "none".to_owned() } else { names.join(", ") };
-        if !self.settings.plans.iter().any(|plan| plan.name == spec.plan) {
-            let names = self.settings.plans.iter().map(|plan| plan.name.to_string()).collect();
-            return Err(CommandError::UnknownPlan { name: spec.plan.to_string(), known: known(names) });
-        }
+        let plan = self.plan(&spec.plan).ok_or_else(|| self.unknown_plan(spec))?;
+        spec.check(plan, self.settings.place.network)?;
         if !self.settings.releases.releases.contains_key(&spec.release) {
             let names = self.settings.releases.releases.keys().map(ToString::to_string).collect();
             return Err(CommandError::UnknownRelease { name: spec.release.to_string(), known: known(names) });
@@ -191,6 +192,10 @@ impl CoordinatorCore {
         }
         let diff = blueprint.diff(None);
         Ok(Preview { blueprint, diff })
+    }
+
+    pub(crate) fn unknown_plan(&self, spec: &ClusterSpec) -> CommandError {
+        CommandError::UnknownPlan { name: spec.plan.to_string(), known: self.plan_names() }
     }
 
     /// A cluster can be asked for again when it is the same and did not come to be.

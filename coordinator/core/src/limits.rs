@@ -9,6 +9,8 @@ pub const TOKEN_LIFE: Duration = Duration::from_secs(3600);
 pub const PROVIDER_RETRY_MIN: Duration = Duration::from_secs(1);
 /// Longest delay before the provider is asked again: an operator who freed a quota should not wait longer.
 pub const PROVIDER_RETRY_MAX: Duration = Duration::from_secs(30);
+/// Most plans that users make: some for each team; all are read with every list.
+pub const PLANS_MAX: usize = 256;
 /// How often the provider's list is compared with the blueprints: finds machines that nobody names, and machines that
 /// lost their power.
 pub const LIST_INTERVAL: Duration = Duration::from_secs(30);

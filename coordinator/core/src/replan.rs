@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
-use keelson_model::{Blueprint, ClusterSpec, FleetEvent, Progress, Role, Severity};
+use keelson_model::{Blueprint, ClusterSpec, FleetEvent, Plan, Progress, Role, Severity};
 use keelson_planner::{PlanInput, Planned, Wanted, lint, plan};
 use keelson_protocol::health::UnitState;
 use keelson_protocol::{ClusterName, Incarnation, MachineId};
@@ -62,7 +62,7 @@ impl CoordinatorCore {
         parent: Option<&Blueprint>,
     ) -> Result<Planned, String> {
         let progress = parent.map(|parent| self.progress(parent)).unwrap_or_default();
-        self.plan_with(spec, wanted, parent, &progress)
+        self.plan_with(self.plan_of(spec)?, spec, wanted, parent, &progress)
     }
 
     /// The last step of a plan in a world where nothing fails: what a change comes to.
@@ -71,9 +71,20 @@ impl CoordinatorCore {
         spec: &ClusterSpec,
         parent: &Blueprint,
     ) -> Result<Blueprint, String> {
+        self.follow_to_the_end(self.plan_of(spec)?, spec, parent)
+    }
+
+    /// As [`Self::plan_to_the_end`], as if `plan` were the plan that the spec names.
+    pub(crate) fn follow_to_the_end(
+        &self,
+        plan: &Plan,
+        spec: &ClusterSpec,
+        parent: &Blueprint,
+    ) -> Result<Blueprint, String> {
         let mut last = parent.clone();
         for _ in 0..PLAN_STEPS_MAX {
-            let step = self.plan_with(spec, Wanted::Present, Some(&last), &Progress::all_well(&last))?;
+            let step =
+                self.plan_with(plan, spec, Wanted::Present, Some(&last), &Progress::all_well(&last))?;
             if step.blueprint == last {
                 return Ok(last);
             }
@@ -82,15 +93,18 @@ impl CoordinatorCore {
         Err(format!("the plan does not come to an end within {PLAN_STEPS_MAX} steps, please report this"))
     }
 
+    fn plan_of(&self, spec: &ClusterSpec) -> Result<&Plan, String> {
+        self.plan(&spec.plan).ok_or_else(|| format!("plan {} does not exist", spec.plan))
+    }
+
     fn plan_with(
         &self,
+        plan_of: &Plan,
         spec: &ClusterSpec,
         wanted: Wanted,
         parent: Option<&Blueprint>,
         progress: &Progress,
     ) -> Result<Planned, String> {
-        let plan_of = self.settings.plans.iter().find(|plan| plan.name == spec.plan);
-        let plan_of = plan_of.ok_or_else(|| format!("plan {} does not exist", spec.plan))?;
         let release = self.settings.releases.releases.get(&spec.release);
         let release = release.ok_or_else(|| format!("release {} does not exist", spec.release))?;
         let taken = &self.addresses;

@@ -2,7 +2,7 @@
 
 use keelson_model::{
     Blueprint, ClusterMaterial, ClusterSpec, Condition, FleetEvent, MachinePhase, Operation, OperationId,
-    RepairAction, Verdict,
+    Plan, PlanName, RepairAction, Verdict,
 };
 use keelson_protocol::{ClusterName, Generation, Incarnation, MachineId, WallTime};
 use serde::{Deserialize, Serialize};
@@ -190,6 +190,10 @@ pub enum Row {
     Event(Box<FleetEvent>),
     /// A counter's next value.
     Counter(Counter, u64),
+    /// A plan of a user, new or changed.
+    Plan(Box<Plan>),
+    /// A plan of a user is gone.
+    RemovePlan(PlanName),
     /// A request to remember.
     Idempotency(IdempotencyRow),
     /// A request to forget.
@@ -209,6 +213,8 @@ pub struct Saved {
     pub operations: Vec<Operation>,
     /// Counters.
     pub counters: Vec<(Counter, u64)>,
+    /// Plans of users.
+    pub plans: Vec<Plan>,
     /// Remembered requests.
     pub idempotency: Vec<IdempotencyRow>,
 }

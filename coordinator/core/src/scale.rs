@@ -27,6 +27,11 @@ impl CoordinatorCore {
         let spec = self.scaled_spec(request)?;
         let parent = &self.cluster_of(&request.cluster)?.row.blueprint;
         let blueprint = self.plan_to_the_end(&spec, parent).map_err(|why| CommandError::Invalid { why })?;
+        if let Some((machine, holder)) = self.name_of_another(&spec.name, blueprint.machines.keys()) {
+            let pool = &request.pool;
+            let why = format!("machine {machine} of cluster {holder} has a name that pool {pool} needs");
+            return Err(CommandError::Invalid { why });
+        }
         let diff = blueprint.diff(Some(parent));
         Ok(Preview { blueprint, diff })
     }
@@ -64,15 +69,12 @@ impl CoordinatorCore {
             return Err(CommandError::BeingDeleted { name: request.cluster.clone() });
         }
         let mut spec = cluster.row.spec.clone();
-        let plan = self.settings.plans.iter().find(|plan| plan.name == spec.plan);
-        let plan =
-            plan.ok_or_else(|| CommandError::Invalid { why: format!("plan {} does not exist", spec.plan) })?;
+        let plan = self.plan(&spec.plan).ok_or_else(|| self.unknown_plan(&spec))?;
         if plan.worker_pool().is_some_and(|pool| pool.name == request.pool) {
             spec.workers = None;
         }
         spec.pools.insert(request.pool.clone(), request.count);
-        spec.check(plan, self.settings.place.network)
-            .map_err(|error| CommandError::Invalid { why: error.to_string() })?;
+        spec.check(plan, self.settings.place.network)?;
         Ok(spec)
     }
 
@@ -95,7 +97,7 @@ impl CoordinatorCore {
 fn spec_count(core: &CoordinatorCore, name: &ClusterName, pool: &PoolName) -> u16 {
     let count = || {
         let spec = &core.clusters.get(name)?.row.spec;
-        let plan = core.settings.plans.iter().find(|plan| plan.name == spec.plan)?;
+        let plan = core.plan(&spec.plan)?;
         Some(spec.count(plan, plan.pool(pool)?))
     };
     count().unwrap_or_default()

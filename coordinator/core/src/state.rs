@@ -8,7 +8,7 @@ use std::time::Duration;
 use keelson_model::etcd::EtcdCall;
 use keelson_model::{
     ClusterMaterial, EtcdHold, Evidence, FleetEvent, LeaveStep, LinkState, Observed, ObservedMachine,
-    Operation, OperationId, Plan, ReleaseCatalog, RepairAction, Severity, Verdict,
+    Operation, OperationId, Plan, PlanName, ReleaseCatalog, RepairAction, Severity, Verdict,
 };
 use keelson_planner::{Addresses, Place};
 use keelson_protocol::health::{Facts, HealthReport, Heartbeat, NodeState};
@@ -42,7 +42,7 @@ pub struct Settings {
     pub install: InstallId,
     /// Where machines can be placed.
     pub place: Place,
-    /// The plans that users may choose.
+    /// The plans that are always there; [`CoordinatorCore::plans`] knows those of users too.
     pub plans: Vec<Plan>,
     /// The releases that users may choose.
     pub releases: ReleaseCatalog,
@@ -235,6 +235,8 @@ pub struct CoordinatorCore {
     pub(crate) members: BTreeMap<ClusterName, BTreeSet<MachineId>>,
     pub(crate) sessions: BTreeMap<SessionId, Voice>,
     pub(crate) operations: BTreeMap<OperationId, Operation>,
+    /// Plans of users.
+    pub(crate) plans: BTreeMap<PlanName, Plan>,
     pub(crate) idempotency: BTreeMap<String, IdempotencyRow>,
     pub(crate) counters: BTreeMap<Counter, u64>,
     pub(crate) calls: BTreeMap<CallId, CallFor>,
@@ -289,6 +291,7 @@ impl CoordinatorCore {
                 .into_iter()
                 .map(|operation| (operation.id.clone(), operation))
                 .collect(),
+            plans: saved.plans.into_iter().map(|plan| (plan.name.clone(), plan)).collect(),
             idempotency: saved.idempotency.into_iter().map(|row| (row.key.clone(), row)).collect(),
             counters: saved.counters.into_iter().collect(),
             calls: BTreeMap::new(),

@@ -103,6 +103,14 @@ pub struct Taint {
     pub effect: TaintEffect,
 }
 
+impl fmt::Display for Taint {
+    /// As `kubectl taint` has it: `key=value:effect`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let equals = if self.value.is_empty() { "" } else { "=" };
+        write!(f, "{}{equals}{}:{}", self.key, self.value, self.effect)
+    }
+}
+
 /// A set of equal machines.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

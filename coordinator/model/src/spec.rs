@@ -245,7 +245,7 @@ pub enum LabelError {
         value: String,
     },
     /// There are too many.
-    #[error("a cluster has at most {LABELS_MAX} labels")]
+    #[error("at most {LABELS_MAX} labels are possible")]
     TooMany,
 }
 
@@ -340,25 +340,7 @@ impl ClusterSpec {
             return Err(SpecError::NoPool { plan, pool, known: known.join(", ") });
         }
         self.check_workers(plan)?;
-        for pool in &plan.pools {
-            self.check_pool(pool, self.count(plan, pool))?;
-        }
-        let with = |role: Role| plan.pools.iter().filter(move |pool| pool.roles.contains(&role));
-        let sum = |role: Role| with(role).map(|pool| self.count(plan, pool)).fold(0, u16::saturating_add);
-        let members = sum(Role::Etcd);
-        if !ETCD_COUNTS.contains(&members) {
-            return Err(SpecError::EtcdCount { members });
-        }
-        for (role, count_max) in [(Role::Master, MASTERS_MAX), (Role::Worker, WORKERS_MAX)] {
-            let count = sum(role);
-            if let Some(pool) = with(role).next()
-                && (count == 0 || count > count_max)
-            {
-                let why = format!("a cluster has 1 to {count_max} machines with role {role}");
-                return Err(SpecError::PoolCount { pool: pool.name.clone(), count, why });
-            }
-        }
-        Ok(plan.pools.iter().map(|pool| usize::from(self.count(plan, pool))).sum())
+        check_plan_counts(plan, |pool| self.count(plan, pool))
     }
 
     fn check_workers(&self, plan: &Plan) -> Result<(), SpecError> {
@@ -371,14 +353,6 @@ impl ClusterSpec {
         }
         if workers == 0 || workers > WORKERS_MAX {
             return Err(SpecError::Workers { workers, workers_max: WORKERS_MAX });
-        }
-        Ok(())
-    }
-
-    fn check_pool(&self, pool: &PoolPlan, count: u16) -> Result<(), SpecError> {
-        if count == 0 && !(pool.roles.len() == 1 && pool.roles.contains(&Role::Worker)) {
-            let why = "without them the cluster would lose its state or its API".to_owned();
-            return Err(SpecError::PoolCount { pool: pool.name.clone(), count, why });
         }
         Ok(())
     }
@@ -410,6 +384,37 @@ impl ClusterSpec {
         let workers = self.workers.filter(|_| sized);
         self.pools.get(&pool.name).copied().or(workers).unwrap_or(pool.count)
     }
+}
+
+/// Checks the numbers of a plan's machines, `count` of each pool, and returns their sum.
+pub(crate) fn check_plan_counts(plan: &Plan, count: impl Fn(&PoolPlan) -> u16) -> Result<usize, SpecError> {
+    for pool in &plan.pools {
+        check_pool_count(pool, count(pool))?;
+    }
+    let with = |role: Role| plan.pools.iter().filter(move |pool| pool.roles.contains(&role));
+    let sum = |role: Role| with(role).map(&count).fold(0, u16::saturating_add);
+    let members = sum(Role::Etcd);
+    if !ETCD_COUNTS.contains(&members) {
+        return Err(SpecError::EtcdCount { members });
+    }
+    for (role, count_max) in [(Role::Master, MASTERS_MAX), (Role::Worker, WORKERS_MAX)] {
+        let count = sum(role);
+        if let Some(pool) = with(role).next()
+            && (count == 0 || count > count_max)
+        {
+            let why = format!("a cluster has 1 to {count_max} machines with role {role}");
+            return Err(SpecError::PoolCount { pool: pool.name.clone(), count, why });
+        }
+    }
+    Ok(plan.pools.iter().map(|pool| usize::from(count(pool))).sum())
+}
+
+fn check_pool_count(pool: &PoolPlan, count: u16) -> Result<(), SpecError> {
+    if count == 0 && !(pool.roles.len() == 1 && pool.roles.contains(&Role::Worker)) {
+        let why = "without them the cluster would lose its state or its API".to_owned();
+        return Err(SpecError::PoolCount { pool: pool.name.clone(), count, why });
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -3,10 +3,11 @@
 use rusqlite::Connection;
 
 /// The newest schema version, kept in SQLite's `user_version`.
-pub const SCHEMA_VERSION: u32 = 1;
+pub const SCHEMA_VERSION: u32 = 2;
 
 /// Step `i` leads from version `i` to `i + 1`.
-const STEPS: [&str; SCHEMA_VERSION as usize] = ["
+pub(crate) const STEPS: [&str; SCHEMA_VERSION as usize] = [
+    "
     CREATE TABLE clusters (name TEXT PRIMARY KEY, row TEXT NOT NULL) STRICT;
     CREATE TABLE material (cluster TEXT PRIMARY KEY, sealed BLOB NOT NULL) STRICT;
     CREATE TABLE machines (id TEXT PRIMARY KEY, row TEXT NOT NULL) STRICT;
@@ -17,7 +18,10 @@ const STEPS: [&str; SCHEMA_VERSION as usize] = ["
         (id INTEGER PRIMARY KEY, severity INTEGER NOT NULL, cluster TEXT, machine TEXT, row TEXT NOT NULL) STRICT;
     CREATE INDEX events_by_cluster ON events (cluster, id);
     CREATE INDEX events_by_machine ON events (machine, id);
-"];
+",
+    // Plans of users.
+    "CREATE TABLE plans (name TEXT PRIMARY KEY, row TEXT NOT NULL) STRICT;",
+];
 
 /// The version of an open database.
 pub(crate) fn version(connection: &Connection) -> rusqlite::Result<u32> {

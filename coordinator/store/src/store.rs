@@ -95,6 +95,7 @@ impl Store {
             material: self.material()?,
             machines: self.all("machines", "SELECT id, row FROM machines ORDER BY id")?,
             operations: self.all("operations", "SELECT id, row FROM operations ORDER BY id")?,
+            plans: self.all("plans", "SELECT name, row FROM plans ORDER BY name")?,
             idempotency: self.all("idempotency", "SELECT key, row FROM idempotency ORDER BY key")?,
             counters: counters.collect::<Result<_, _>>()?,
         })
@@ -214,6 +215,8 @@ fn write(transaction: &Transaction, key: &SealingKey, row: &Row, path: &Path) ->
             "INSERT OR REPLACE INTO counters VALUES (?1, ?2)",
             params![counter.name(), *value as i64],
         ),
+        Row::Plan(row) => put("INSERT OR REPLACE INTO plans VALUES (?1, ?2)", &row.name.0, text(row)),
+        Row::RemovePlan(name) => remove("DELETE FROM plans WHERE name = ?1", &name.0),
         Row::Idempotency(row) => {
             put("INSERT OR REPLACE INTO idempotency VALUES (?1, ?2)", &row.key, text(row))
         }

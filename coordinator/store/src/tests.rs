@@ -9,11 +9,12 @@ use keelson_coordinator_core::{ClusterRow, Counter, MachineRow, Row, Saved};
 use keelson_model::material::Authority;
 use keelson_model::{
     Blueprint, ClusterMaterial, ClusterNetwork, ClusterSpec, FleetEvent, MachinePhase, Operation,
-    OperationId, OperationKind, OperationState, Severity,
+    OperationId, OperationKind, OperationState, Plan, PlanName, Severity,
 };
 use keelson_pki::SealingKey;
 use keelson_protocol::{Generation, Incarnation, SecretBytes, WallTime};
 
+use crate::migrations::STEPS;
 use crate::{EventFilter, EventRange, SCHEMA_VERSION, Store, StoreError};
 
 fn key() -> SealingKey {
@@ -83,6 +84,10 @@ fn machine() -> MachineRow {
     }
 }
 
+fn plan() -> Plan {
+    Plan { name: PlanName("web".to_owned()), ..Plan::built_in().remove(1) }
+}
+
 fn event(id: u64, severity: Severity) -> FleetEvent {
     FleetEvent {
         incident: None,
@@ -112,6 +117,7 @@ fn saved() -> (Saved, Vec<Row>) {
         Row::Machine(Box::new(machine())),
         Row::Operation(Box::new(operation.clone())),
         Row::Counter(Counter::Event, 7),
+        Row::Plan(Box::new(plan())),
     ];
     let saved = Saved {
         clusters: vec![cluster()],
@@ -119,6 +125,7 @@ fn saved() -> (Saved, Vec<Row>) {
         machines: vec![machine()],
         operations: vec![operation],
         counters: vec![(Counter::Event, 7)],
+        plans: vec![plan()],
         idempotency: Vec::new(),
     };
     (saved, rows)
@@ -154,6 +161,7 @@ fn removed_rows_are_gone() {
         Row::RemoveCluster("demo".parse().unwrap()),
         Row::RemoveMachine("demo-etcd-1".parse().unwrap()),
         Row::RemoveOperation(OperationId("op-1".to_owned())),
+        Row::RemovePlan(PlanName("web".to_owned())),
     ];
     store.apply(&rows).unwrap();
     let left = Saved { counters: vec![(Counter::Event, 7)], ..Saved::default() };
@@ -180,6 +188,24 @@ fn a_newer_file_is_refused_and_stays_untouched() {
     let refused = Store::open(&path, key());
     assert!(matches!(refused, Err(StoreError::Newer { .. })), "{refused:?}");
     assert_eq!(bytes_below(folder.path()), before);
+}
+
+#[test]
+fn a_file_of_the_first_version_keeps_everything_and_takes_plans() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("keelson.db");
+    let connection = rusqlite::Connection::open(&path).unwrap();
+    connection.execute_batch(STEPS[0]).unwrap();
+    let row = serde_json::to_string(&cluster()).unwrap();
+    connection.execute("INSERT INTO clusters VALUES ('demo', ?1)", [row]).unwrap();
+    connection.pragma_update(None, "user_version", 1).unwrap();
+    drop(connection);
+    let mut store = Store::open(&path, key()).unwrap();
+    assert_eq!(store.load().unwrap(), Saved { clusters: vec![cluster()], ..Saved::default() });
+    store.apply(&[Row::Plan(Box::new(plan()))]).unwrap();
+    drop(store);
+    let saved = Store::open(&path, key()).unwrap().load().unwrap();
+    assert_eq!((saved.plans, saved.clusters), (vec![plan()], vec![cluster()]));
 }
 
 #[test]

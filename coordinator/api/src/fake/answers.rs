@@ -4,28 +4,30 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::stream;
-use keelson_model::{ClusterSpec, OperationId, OperationKind, OperationState, Severity};
+use keelson_model::{ClusterSpec, OperationId, OperationKind, OperationState, Plan, PlanName, Severity};
 use keelson_protocol::message::ShellFrame;
 use keelson_protocol::{ClusterName, Generation, MachineId, wire};
 use tokio::io::DuplexStream;
 use tokio::sync::watch;
 
 use super::cluster::{FakeCluster, Goal, blueprint};
-use super::{BEGIN, FakeFleet, Fault, INSTALL, SECRET_MARKER, State, plans, releases};
+use super::{BEGIN, FakeFleet, Fault, INSTALL, SECRET_MARKER, State, releases};
 use crate::auth::Caller;
 use crate::catalogue::Code;
 use crate::convert::{self, ClusterParts};
 use crate::fleet::{
     Answer, ClusterChange, EventBatch, EventQuery, EventRange, Fleet, Follow, Idempotency, IfMatch,
-    LogStream, LogsRequest, Protection, ShellPipe,
+    LogStream, LogsRequest, PoolSize, Protection, ShellPipe,
 };
 use crate::frames::{read_frame, write_frame};
+use crate::plans::{SpecSource, plan_view, spec_refused};
 use crate::problem::Problem;
 use crate::query::{ClusterQuery, MachineQuery};
 use crate::types::{
     API_VERSION, ClusterCounts, ClusterState, ClusterView, HealthView, KubeconfigView, MachineCounts,
-    MachineState, MachineView, OperationCounts, OperationView, Page, PageRequest, PlanPreview, PlanView,
-    ProtocolView, ReleaseView, SecretText, ShellRequestBody, StatusView, Timestamp, VersionView,
+    MachineState, MachineView, OperationCounts, OperationView, Page, PageRequest, PlanChangeView,
+    PlanPreview, PlanView, ProtocolView, ReleaseView, SecretText, ShellRequestBody, StatusView, Timestamp,
+    VersionView,
 };
 
 fn ready<'a, T: Send + 'a>(answer: Result<T, Problem>) -> Answer<'a, T> {
@@ -48,7 +50,7 @@ impl State {
         })
     }
 
-    fn cluster(&self, name: &ClusterName) -> Result<&FakeCluster, Problem> {
+    pub(super) fn cluster(&self, name: &ClusterName) -> Result<&FakeCluster, Problem> {
         self.clusters.get(name).ok_or_else(|| Problem::cluster_not_found(name))
     }
 
@@ -83,15 +85,13 @@ impl State {
     }
 
     fn check_new(&self, spec: &ClusterSpec) -> Result<(), Problem> {
-        let known: Vec<String> = plans().iter().map(|plan| plan.name.to_string()).collect();
-        let plan = plans().into_iter().find(|plan| plan.name == spec.plan);
-        let plan = plan.ok_or_else(|| Problem::plan_unknown(&spec.plan, &known))?;
+        let plan = self.plan(&spec.plan)?;
         let known: Vec<String> = releases().iter().map(|release| release.name.to_string()).collect();
         if !known.contains(&spec.release.to_string()) {
             return Err(Problem::release_unknown(&spec.release, &known));
         }
-        let infrastructure = "10.89.0.0/16".parse().expect("it is a network");
-        spec.check(&plan, infrastructure).map_err(|error| Problem::spec_invalid("spec", error))?;
+        spec.check(plan, super::infrastructure())
+            .map_err(|error| spec_refused(&error, SpecSource::Cluster))?;
         if self.clusters.contains_key(&spec.name) {
             return Err(Problem::cluster_exists(&spec.name));
         }
@@ -115,7 +115,7 @@ impl State {
             return Err(Problem::from(Code::StoreUnavailable));
         }
         self.check_new(&spec)?;
-        let plan = plans().into_iter().find(|plan| plan.name == spec.plan).expect("it was checked");
+        let plan = self.plan(&spec.plan)?.clone();
         let name = spec.name.clone();
         let id = self.start(OperationKind::CreateCluster, &name);
         self.clusters.insert(name, FakeCluster::new(spec, &plan, id.clone(), self.now));
@@ -304,10 +304,9 @@ impl Fleet for FakeFleet {
 
     fn preview_create(&self, spec: ClusterSpec) -> Answer<'_, PlanPreview> {
         let state = self.lock();
-        ready(state.check_new(&spec).map(|()| {
-            let plan = plans().into_iter().find(|plan| plan.name == spec.plan).expect("it was checked");
-            let next = blueprint(&spec, &plan);
-            convert::preview(&spec.name, &next.diff(None), Some(next.generation))
+        ready(state.check_new(&spec).and_then(|()| {
+            let next = blueprint(&spec, state.plan(&spec.plan)?);
+            Ok(convert::preview(&spec.name, &next.diff(None), Some(next.generation)))
         }))
     }
 
@@ -348,6 +347,23 @@ impl Fleet for FakeFleet {
     fn delete_cluster(&self, name: ClusterName, if_match: IfMatch) -> Answer<'_, OperationView> {
         let mut state = self.lock();
         let answer = state.delete(&name, &if_match).and_then(|id| state.operation_view(&id));
+        drop(state);
+        self.touch();
+        ready(answer)
+    }
+
+    fn preview_scale(&self, name: ClusterName, size: PoolSize) -> Answer<'_, PlanPreview> {
+        ready(self.lock().preview_scale(&name, &size))
+    }
+
+    fn scale_cluster(
+        &self,
+        name: ClusterName,
+        if_match: IfMatch,
+        size: PoolSize,
+    ) -> Answer<'_, OperationView> {
+        let mut state = self.lock();
+        let answer = state.scale(&name, &if_match, &size).and_then(|id| state.operation_view(&id));
         drop(state);
         self.touch();
         ready(answer)
@@ -456,7 +472,24 @@ impl Fleet for FakeFleet {
     }
 
     fn plans(&self) -> Answer<'_, Vec<PlanView>> {
-        ready(Ok(plans().iter().map(convert::plan_view).collect()))
+        let state = self.lock();
+        ready(Ok(state.plans().map(|plan| plan_view(plan, state.is_built_in(&plan.name))).collect()))
+    }
+
+    fn preview_plan(&self, plan: Plan) -> Answer<'_, PlanChangeView> {
+        ready(self.lock().preview_plan(&plan))
+    }
+
+    fn apply_plan(&self, plan: Plan, caller: Caller) -> Answer<'_, PlanChangeView> {
+        let answer = self.lock().apply_plan(plan, &caller);
+        self.touch();
+        ready(answer)
+    }
+
+    fn delete_plan(&self, name: PlanName, caller: Caller) -> Answer<'_, PlanChangeView> {
+        let answer = self.lock().delete_plan(&name, &caller);
+        self.touch();
+        ready(answer)
     }
 
     fn releases(&self) -> Answer<'_, Vec<ReleaseView>> {

@@ -1,6 +1,6 @@
 //! One cluster of the fake fleet: a goal and a number of steps towards it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
@@ -36,6 +36,8 @@ pub(super) struct FakeCluster {
     step: u32,
     step_since: WallTime,
     was_ready: bool,
+    /// Machines that the steps are about; `None` is all.
+    moving: Option<BTreeSet<MachineId>>,
 }
 
 impl FakeCluster {
@@ -50,22 +52,42 @@ impl FakeCluster {
             step: 0,
             step_since: now,
             was_ready: false,
+            moving: None,
         }
     }
 
     pub(super) fn advance(&mut self, now: WallTime) {
         self.step = self.step.saturating_add(1);
         self.step_since = now;
-        self.was_ready |= self.goal == Goal::Ready && self.step >= STEPS_TO_READY;
+        if self.goal == Goal::Ready && self.step >= STEPS_TO_READY {
+            self.finish();
+        }
     }
 
     pub(super) fn finish(&mut self) {
         self.step = STEPS_TO_READY;
         self.was_ready = true;
+        self.blueprint.machines.retain(|_, machine| !machine.leaving);
+    }
+
+    /// Goes on its way to another blueprint; machines that stay as they are stay ready.
+    pub(super) fn move_to(&mut self, next: Blueprint, now: WallTime) {
+        let same = |id: &MachineId| self.blueprint.machines.get(id) == next.machines.get(id);
+        let moving = next.machines.keys().filter(|id| !same(id)).cloned().collect();
+        self.moving = self.was_ready.then_some(moving);
+        self.blueprint = next;
+        (self.step, self.step_since) = (0, now);
+    }
+
+    /// The step of one machine.
+    fn step_of(&self, machine: &MachineId) -> u32 {
+        let moves = self.moving.as_ref().is_none_or(|moving| moving.contains(machine));
+        if moves { self.step } else { STEPS_TO_READY }
     }
 
     pub(super) fn remove(&mut self, operation: OperationId, now: WallTime) {
         (self.goal, self.operation, self.step, self.step_since) = (Goal::Gone, operation, 0, now);
+        self.moving = None;
     }
 
     pub(super) fn is_there(&self) -> bool {
@@ -81,6 +103,7 @@ impl FakeCluster {
             (Goal::Ready, Some(Fault::Blocked | Fault::Fails(_))) if !self.is_there() => ClusterState::Failed,
             (Goal::Ready, Some(Fault::Silent)) if self.is_there() => ClusterState::Degraded,
             (Goal::Ready, _) if self.is_there() => ClusterState::Ready,
+            (Goal::Ready, _) if self.was_ready => ClusterState::Degraded,
             (Goal::Ready, _) => ClusterState::Creating,
         }
     }
@@ -91,7 +114,8 @@ impl FakeCluster {
             let seen = if silent == Some(&machine.id) { self.silent() } else { self.seen(machine, fault) };
             (machine.id.clone(), seen)
         });
-        let endpoint = (self.step >= STEPS_TO_READY).then(|| "https://127.0.0.1:26443".to_owned());
+        let stands = self.step >= STEPS_TO_READY || (self.goal == Goal::Ready && self.was_ready);
+        let endpoint = stands.then(|| "https://127.0.0.1:26443".to_owned());
         let address = |expose: &keelson_model::ExposeSpec| format!("127.0.0.1:{}", expose.node_port);
         let exposed = match endpoint {
             Some(_) => self.spec.expose.iter().map(|expose| (expose.name.clone(), address(expose))).collect(),
@@ -102,8 +126,10 @@ impl FakeCluster {
 
     fn seen(&self, machine: &BlueprintMachine, fault: Option<&Fault>) -> ObservedMachine {
         let since = self.step_since;
-        let phase = match (self.goal, self.step) {
+        let step = self.step_of(&machine.id);
+        let phase = match (self.goal, step) {
             (Goal::Gone, _) => MachinePhase::Deleting { since, why: None },
+            (Goal::Ready, _) if machine.leaving => MachinePhase::Deleting { since, why: None },
             (Goal::Ready, 0) if fault == Some(&Fault::Blocked) => {
                 MachinePhase::Refused { why: "no right to create machines".to_owned() }
             }
@@ -112,7 +138,7 @@ impl FakeCluster {
             (Goal::Ready, _) => MachinePhase::Enrolled { since },
         };
         let enrolled = matches!(phase, MachinePhase::Enrolled { .. });
-        let ready = self.step >= STEPS_TO_READY;
+        let ready = step >= STEPS_TO_READY;
         let node_state = if ready { NodeState::Ready } else { NodeState::Applying };
         let boot = BootId(7);
         let link = if enrolled { LinkState::Connected { since, boot } } else { LinkState::Never };
@@ -145,9 +171,10 @@ impl FakeCluster {
     }
 
     pub(super) fn report(&self, fault: Option<&Fault>) -> PlanReport {
-        let wait = |machine: &MachineId| -> Option<WaitingOn> {
-            let machine = machine.clone();
-            match (self.goal, self.step) {
+        let wait = |planned: &BlueprintMachine| -> Option<WaitingOn> {
+            let machine = planned.id.clone();
+            match (self.goal, self.step_of(&machine)) {
+                (Goal::Ready, _) if planned.leaving => Some(WaitingOn::ProviderDelete { machine, why: None }),
                 (Goal::Gone, 0 | 1) => Some(WaitingOn::ProviderDelete { machine, why: None }),
                 (Goal::Gone, _) => None,
                 (Goal::Ready, 0) if fault == Some(&Fault::Blocked) => Some(WaitingOn::ProviderRefused {
@@ -164,7 +191,7 @@ impl FakeCluster {
                 (Goal::Ready, _) => None,
             }
         };
-        let mut waiting: Vec<WaitingOn> = self.blueprint.machines.keys().filter_map(wait).collect();
+        let mut waiting: Vec<WaitingOn> = self.blueprint.machines.values().filter_map(wait).collect();
         if fault == Some(&Fault::Silent) && self.is_there() {
             let machine = self.blueprint.machines.keys().last().expect("a blueprint has machines").clone();
             waiting.push(WaitingOn::Silent { machine });
@@ -245,6 +272,28 @@ pub(super) fn blueprint(spec: &ClusterSpec, plan: &Plan) -> Blueprint {
         next_number,
         expose: spec.expose.clone(),
     }
+}
+
+/// The blueprint that follows `before` on the way to `wanted`: what stands stays as it was made, what is too much leaves.
+pub(super) fn next_blueprint(before: &Blueprint, wanted: &Blueprint) -> Blueprint {
+    let mut machines = before.machines.clone();
+    for machine in machines.values_mut() {
+        machine.leaving |= !wanted.machines.contains_key(&machine.id);
+    }
+    let used: BTreeSet<Ipv4Addr> = before.machines.values().map(|machine| machine.address).collect();
+    let mut free = (10..u8::MAX).filter(|host| !used.contains(&Ipv4Addr::new(10, 89, 0, *host)));
+    for (id, machine) in &wanted.machines {
+        machines.entry(id.clone()).or_insert_with(|| {
+            let host = free.next().expect("tests have small clusters");
+            let pods = Some(Ipv4Net::new_assert([10, 244, host, 0].into(), 24));
+            BlueprintMachine { address: Ipv4Addr::new(10, 89, 0, host), pods, ..machine.clone() }
+        });
+    }
+    if machines == before.machines {
+        return before.clone();
+    }
+    let (generation, parent) = (before.generation.next(), Some(before.generation));
+    Blueprint { generation, parent, machines, ..wanted.clone() }
 }
 
 fn facts(boot: BootId) -> Facts {

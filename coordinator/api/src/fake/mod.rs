@@ -5,13 +5,15 @@
 
 mod answers;
 mod cluster;
+mod plans;
 mod server;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use keelson_model::{
-    ClusterSpec, FleetEvent, Operation, OperationId, OperationKind, OperationState, Plan, Release, Severity,
+    ClusterSpec, FleetEvent, Operation, OperationId, OperationKind, OperationState, Plan, PlanName, Release,
+    Severity,
 };
 use keelson_protocol::{ClusterName, ReleaseName, WallTime};
 use tokio::sync::watch;
@@ -58,6 +60,8 @@ struct State {
     operations: BTreeMap<u64, Operation>,
     events: Vec<FleetEvent>,
     events_kept_from: u64,
+    built_in: Vec<Plan>,
+    own_plans: BTreeMap<PlanName, Plan>,
     keys: BTreeMap<(String, String), ([u8; 32], OperationId)>,
     fault: Option<Fault>,
 }
@@ -70,6 +74,8 @@ impl Default for FakeFleet {
             operations: BTreeMap::new(),
             events: Vec::new(),
             events_kept_from: 1,
+            built_in: Plan::built_in(),
+            own_plans: BTreeMap::new(),
             keys: BTreeMap::new(),
             fault: None,
         };
@@ -112,7 +118,7 @@ impl FakeFleet {
     pub fn add_labelled(&self, name: &str, plan: &str, labels: &[(&str, &str)]) {
         let name = ClusterName::new(name).expect("tests use valid names");
         let mut state = self.lock();
-        let plan = plans().into_iter().find(|known| known.name.0 == plan).expect("tests use known plans");
+        let plan = state.plan(&PlanName(plan.to_owned())).expect("tests use known plans").clone();
         let spec = ClusterSpec {
             name: name.clone(),
             plan: plan.name.clone(),
@@ -173,9 +179,9 @@ impl FakeFleet {
     }
 }
 
-/// The plans of the fake installation.
-fn plans() -> Vec<Plan> {
-    Plan::built_in()
+/// The network of the fake infrastructure.
+fn infrastructure() -> ipnet::Ipv4Net {
+    ipnet::Ipv4Net::new_assert([10, 89, 0, 0].into(), 16)
 }
 
 /// The releases of the fake installation; the last one is the default.
@@ -197,13 +203,22 @@ fn releases() -> Vec<Release> {
 
 impl State {
     fn start(&mut self, kind: OperationKind, cluster: &ClusterName) -> OperationId {
+        self.start_with(kind, cluster, None)
+    }
+
+    fn start_with(
+        &mut self,
+        kind: OperationKind,
+        cluster: &ClusterName,
+        detail: Option<String>,
+    ) -> OperationId {
         let number = self.operations.len() as u64 + 1;
         let id = OperationId(format!("op-{number}"));
         let operation = Operation {
             id: id.clone(),
             kind,
             cluster: cluster.clone(),
-            detail: None,
+            detail,
             created: self.now,
             state: OperationState::Running,
         };
@@ -228,6 +243,17 @@ impl State {
         reason: &str,
         outcome: &str,
     ) {
+        self.note_on(Some(cluster), caller, severity, reason, outcome);
+    }
+
+    fn note_on(
+        &mut self,
+        cluster: Option<&ClusterName>,
+        caller: &str,
+        severity: Severity,
+        reason: &str,
+        outcome: &str,
+    ) {
         let id = self.events.last().map_or(self.events_kept_from, |event| event.id + 1);
         self.events.push(FleetEvent {
             incident: None,
@@ -235,7 +261,7 @@ impl State {
             at: self.now,
             severity,
             reason: reason.to_owned(),
-            cluster: Some(cluster.clone()),
+            cluster: cluster.cloned(),
             machine: None,
             cause: format!("asked for by {caller}"),
             outcome: outcome.to_owned(),
@@ -244,9 +270,13 @@ impl State {
 
     /// Clusters with an operation that has not ended.
     fn in_motion(&self) -> Vec<(ClusterName, OperationId)> {
-        let moves = |id: &OperationId| self.operations.values().any(|op| op.id == *id && !op.is_done());
         let all = self.clusters.iter().map(|(name, cluster)| (name.clone(), cluster.operation.clone()));
-        all.filter(|(_, id)| moves(id)).collect()
+        all.filter(|(_, id)| self.moves(id)).collect()
+    }
+
+    /// Whether an operation has not ended.
+    fn moves(&self, id: &OperationId) -> bool {
+        self.operations.values().any(|op| op.id == *id && !op.is_done())
     }
 
     /// Gives operations in motion the state that the fault makes of them.
@@ -274,7 +304,13 @@ impl State {
             return;
         }
         let now = self.now;
-        for (name, _) in self.in_motion() {
+        let on_their_way: Vec<ClusterName> = self
+            .clusters
+            .iter()
+            .filter(|(_, cluster)| self.moves(&cluster.operation) || !cluster.is_there())
+            .map(|(name, _)| name.clone())
+            .collect();
+        for name in on_their_way {
             if let Some(cluster) = self.clusters.get_mut(&name) {
                 cluster.advance(now);
             }
@@ -290,11 +326,12 @@ impl State {
             return;
         }
         let (id, gone) = (cluster.operation.clone(), cluster.goal == Goal::Gone);
-        if let Some(operation) = self.operation_mut(&id) {
+        // A cluster that followed its plan has no operation of its own.
+        if let Some(operation) = self.operation_mut(&id).filter(|operation| !operation.is_done()) {
             operation.state = OperationState::Succeeded { at: now };
+            let outcome = if gone { "removed with all its machines" } else { "ready" };
+            self.note(name, Severity::Info, "OperationSucceeded", outcome);
         }
-        let outcome = if gone { "removed with all its machines" } else { "ready" };
-        self.note(name, Severity::Info, "OperationSucceeded", outcome);
         if gone {
             self.clusters.remove(name);
         }

@@ -6,6 +6,7 @@ use axum::Extension;
 use axum::extract::{FromRequest, Path, Request, State};
 use axum::http::HeaderMap;
 use axum::response::Response;
+use keelson_model::PoolName;
 use serde::Deserialize;
 
 use super::extract::{self, ClusterListParams, Json, Params, split_verb};
@@ -13,11 +14,11 @@ use super::{Api, respond};
 use crate::auth::Caller;
 use crate::catalogue::Code;
 use crate::convert;
-use crate::fleet::{ClusterChange, Protection};
+use crate::fleet::{ClusterChange, PoolSize, Protection};
 use crate::problem::{Problem, ProblemView};
 use crate::types::{
-    API_VERSION, ClusterPatchBody, ClusterSpecPatch, ClusterView, KubeconfigRequestBody, KubeconfigView,
-    ListView, NewClusterBody, OperationView, PlanPreview,
+    ClusterPatchBody, ClusterSpecPatch, ClusterView, KubeconfigRequestBody, KubeconfigView, ListView,
+    NewClusterBody, OperationView, PlanPreview, ScaleBody,
 };
 
 /// Life of a client certificate when the caller does not say, in seconds.
@@ -30,7 +31,7 @@ const KUBECONFIG_TTL_S: std::ops::RangeInclusive<u32> = 60..=86_400;
 #[serde(deny_unknown_fields)]
 pub(super) struct ChangeParams {
     #[serde(rename = "dryRun", default)]
-    dry_run: bool,
+    pub(super) dry_run: bool,
 }
 
 /// Clusters. Labels select them as in Kubernetes; every page follows the one before without a gap.
@@ -79,7 +80,7 @@ pub(super) async fn create(
     headers: HeaderMap,
     body: Json<NewClusterBody>,
 ) -> Result<Response, Problem> {
-    check_document(&body.value)?;
+    extract::check_document(body.value.api_version.as_deref(), body.value.kind.as_deref(), "Cluster")?;
     let idempotency = extract::idempotency(&headers, &caller, body.sha256)?;
     let spec = body.value.spec;
     let default_release = match spec.release {
@@ -91,18 +92,6 @@ pub(super) async fn create(
         return respond::document(&api.fleet.preview_create(spec).await?);
     }
     respond::accepted(&api.fleet.create_cluster(spec, idempotency).await?)
-}
-
-fn check_document(body: &NewClusterBody) -> Result<(), Problem> {
-    for (field, given, expected) in
-        [("apiVersion", &body.api_version, API_VERSION), ("kind", &body.kind, "Cluster")]
-    {
-        if given.as_deref().is_some_and(|given| given != expected) {
-            let why = format!("this address takes {expected}");
-            return Err(Problem::new(Code::RequestMalformed, why.clone()).field(field, why));
-        }
-    }
-    Ok(())
 }
 
 async fn default_release(api: &Api) -> Result<String, Problem> {
@@ -163,10 +152,15 @@ pub(super) async fn delete(
 pub(super) async fn act(
     State(api): State<Api>,
     Path(segment): Path<String>,
+    Params(params): Params<ChangeParams>,
     Extension(caller): Extension<Caller>,
     request: Request,
 ) -> Result<Response, Problem> {
     match split_verb(&segment) {
+        (name, Some("scale")) => scale(&api, name, &params, request).await,
+        (_, Some(_)) if params.dry_run => {
+            Err(Problem::new(Code::ParameterInvalid, "this verb does not take dryRun"))
+        }
         (name, Some("kubeconfig")) => {
             let body = Json::from_request(request, &()).await?;
             kubeconfig(&api, name, &body.value, caller).await
@@ -174,6 +168,25 @@ pub(super) async fn act(
         (_, Some(verb)) => Err(Problem::new(Code::RouteNotFound, format!("clusters have no verb `{verb}`"))),
         (_, None) => Err(Problem::new(Code::MethodNotAllowed, "a cluster does not take POST without a verb")),
     }
+}
+
+/// Gives a pool another size. With `dryRun=true` nothing is done, and 200 carries what it would come to.
+#[utoipa::path(post, path = "/v1/clusters/{name}:scale", tag = "clusters", request_body = ScaleBody,
+    params(("name" = String, Path, description = "Name of the cluster"),
+           ("dryRun" = Option<bool>, Query, description = "Only say what would be done"),
+           ("If-Match" = String, Header, description = "ETag of the state that was seen, or *")),
+    responses((status = 202, body = OperationView), (status = 200, body = PlanPreview),
+        (status = "default", body = ProblemView, content_type = "application/problem+json")))]
+async fn scale(api: &Api, name: &str, params: &ChangeParams, request: Request) -> Result<Response, Problem> {
+    let name = extract::cluster_name(name)?;
+    let headers = request.headers().clone();
+    let ScaleBody { pool, count } = Json::from_request(request, &()).await?.value;
+    let size = PoolSize { pool: PoolName(pool), count };
+    if params.dry_run {
+        return respond::document(&api.fleet.preview_scale(name, size).await?);
+    }
+    let if_match = extract::if_match(&headers)?;
+    respond::accepted(&api.fleet.scale_cluster(name, if_match, size).await?)
 }
 
 /// Issues a kubeconfig with a client certificate of cluster-admin. The answer is secret.

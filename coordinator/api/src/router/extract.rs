@@ -17,7 +17,7 @@ use crate::fleet::{Idempotency, IfMatch};
 use crate::problem::Problem;
 use crate::query::{ClusterOrder, ClusterQuery, MachineQuery, TEXT_BYTES_MAX};
 use crate::selector::{Selector, SelectorError};
-use crate::types::{ClusterState, MachineState, PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX, PageRequest};
+use crate::types::{API_VERSION, ClusterState, MachineState, PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX, PageRequest};
 
 /// Longest `Idempotency-Key`, in characters: twice what any client library makes.
 pub const IDEMPOTENCY_KEY_CHARS_MAX: usize = 128;
@@ -100,6 +100,22 @@ fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
         Problem::new(Code::RequestMalformed, "something follows the JSON document").because(error)
     })?;
     Ok(value)
+}
+
+/// Checks that a body is of the kind that an address takes, where it says so.
+pub(super) fn check_document(
+    api_version: Option<&str>,
+    kind: Option<&str>,
+    kind_expected: &str,
+) -> Result<(), Problem> {
+    for (field, given, expected) in [("apiVersion", api_version, API_VERSION), ("kind", kind, kind_expected)]
+    {
+        if given.is_some_and(|given| given != expected) {
+            let why = format!("this address takes {expected}");
+            return Err(Problem::new(Code::RequestMalformed, why.clone()).field(field, why));
+        }
+    }
+    Ok(())
 }
 
 /// The parameters of every list.

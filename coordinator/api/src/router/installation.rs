@@ -11,7 +11,7 @@ use super::{Api, respond};
 use crate::catalogue::Code;
 use crate::problem::{Problem, ProblemView};
 use crate::types::{
-    API_VERSION, HealthView, ListView, Page, PageRequest, PlanView, ReleaseView, StatusView, VersionView,
+    API_VERSION, HealthView, ListView, Page, PageRequest, ReleaseView, StatusView, VersionView,
 };
 
 /// Who answers.
@@ -28,33 +28,6 @@ pub(super) async fn version(State(api): State<Api>) -> Result<Response, Problem>
         content_type = "application/problem+json")))]
 pub(super) async fn status(State(api): State<Api>) -> Result<Response, Problem> {
     respond::document(&api.fleet.status().await?)
-}
-
-/// Plans that clusters can follow.
-#[utoipa::path(get, path = "/v1/plans", tag = "installation",
-    params(("page_token" = Option<String>, Query, description = "nextPageToken of the page before"),
-           ("page_size" = Option<usize>, Query, description = "1 to 500, 100 when absent")),
-    responses((status = 200, body = ListView<PlanView>), (status = "default", body = ProblemView,
-        content_type = "application/problem+json")))]
-pub(super) async fn plans(
-    State(api): State<Api>,
-    Params(params): Params<ListParams>,
-) -> Result<Response, Problem> {
-    params.without_cluster()?;
-    let mut plans = api.fleet.plans().await?;
-    plans.sort_by(|a, b| a.name.cmp(&b.name));
-    small_list("Plan", &plans, &params.page()?, |plan| plan.name.clone())
-}
-
-/// One plan.
-#[utoipa::path(get, path = "/v1/plans/{name}", tag = "installation",
-    params(("name" = String, Path, description = "Name of the plan")),
-    responses((status = 200, body = PlanView), (status = "default", body = ProblemView,
-        content_type = "application/problem+json")))]
-pub(super) async fn plan(State(api): State<Api>, Path(name): Path<String>) -> Result<Response, Problem> {
-    let found = api.fleet.plans().await?.into_iter().find(|plan| plan.name == name);
-    let missing = || Problem::new(Code::PlanNotFound, format!("there is no plan `{name}`"));
-    respond::document(&found.ok_or_else(missing)?)
 }
 
 /// Releases that clusters can run.
@@ -84,7 +57,7 @@ pub(super) async fn release(State(api): State<Api>, Path(name): Path<String>) ->
     respond::document(&found.ok_or_else(missing)?)
 }
 
-fn small_list<T: Serialize + Clone>(
+pub(super) fn small_list<T: Serialize + Clone>(
     kind: &str,
     all: &[T],
     request: &PageRequest,

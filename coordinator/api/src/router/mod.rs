@@ -10,6 +10,7 @@ mod installation;
 mod machines;
 mod openapi;
 mod operations;
+mod plans;
 mod respond;
 mod shell;
 
@@ -88,8 +89,8 @@ fn v1_routes() -> Router<Api> {
         .route("/v1/machines/{id}/shell", post(shell::shell))
         .route("/v1/operations", get(operations::list))
         .route("/v1/operations/{id}", get(operations::show).post(operations::act))
-        .route("/v1/plans", get(installation::plans))
-        .route("/v1/plans/{name}", get(installation::plan))
+        .route("/v1/plans", get(plans::plans))
+        .route("/v1/plans/{name}", get(plans::plan).put(plans::apply).delete(plans::delete))
         .route("/v1/releases", get(installation::releases))
         .route("/v1/releases/{name}", get(installation::release))
         .route("/v1/events", get(events::events))

@@ -5,7 +5,7 @@ use axum::response::{IntoResponse, Response};
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
 use utoipa::{Modify, OpenApi};
 
-use super::{clusters, events, installation, machines, operations, shell};
+use super::{clusters, events, installation, machines, operations, plans, shell};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -17,10 +17,10 @@ use super::{clusters, events, installation, machines, operations, shell};
         version = "v1"
     ),
     paths(
-        installation::version, installation::status, installation::plans, installation::plan,
+        installation::version, installation::status, plans::plans, plans::plan, plans::apply, plans::delete,
         installation::releases, installation::release, installation::error_entry,
         installation::healthz, installation::readyz, installation::metrics,
-        clusters::list, clusters::show, clusters::create, clusters::patch, clusters::delete, clusters::kubeconfig,
+        clusters::list, clusters::show, clusters::create, clusters::patch, clusters::delete, clusters::scale, clusters::kubeconfig,
         machines::list, machines::show, machines::logs, shell::shell,
         operations::list, operations::show, operations::wait, operations::cancel,
         events::events,

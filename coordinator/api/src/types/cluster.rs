@@ -39,6 +39,9 @@ pub struct ClusterSpecBody {
     /// Number of workers; the plan's own number when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workers: Option<u16>,
+    /// Numbers of machines by pool; the plan's own number for a pool that is not named.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub pools: BTreeMap<String, u16>,
     /// NodePort services that users reach from outside.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub expose: Vec<ExposeBody>,
@@ -124,6 +127,9 @@ pub struct ClusterSpecView {
     /// Number of workers, when it was asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workers: Option<u16>,
+    /// Numbers of machines by pool, where they were asked for.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub pools: BTreeMap<String, u16>,
     /// NodePort services that users reach from outside.
     pub expose: Vec<ExposeBody>,
     /// Addresses of pods (CIDR).
@@ -195,6 +201,9 @@ pub struct ClusterStatusView {
     /// Its other services that are reachable from outside.
     #[serde(default)]
     pub exposed: Vec<ExposedView>,
+    /// Its pools, in order of their names.
+    #[serde(default)]
+    pub pools: Vec<PoolStatusView>,
     /// Its machines, in order of their ids.
     pub machines: Vec<MachineSummary>,
     /// Statements about it.
@@ -206,6 +215,18 @@ pub struct ClusterStatusView {
     /// The operation that works on it, if one does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub operation: Option<String>,
+}
+
+/// How many machines a pool has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PoolStatusView {
+    /// Its name.
+    pub name: String,
+    /// Machines that its blueprint names and that stay.
+    pub machines: u32,
+    /// Machines on their way out.
+    pub leaving: u32,
 }
 
 /// A service that is reachable from outside.
@@ -258,6 +279,16 @@ pub struct ConditionView {
     pub message: String,
     /// Since when it is so.
     pub since: Timestamp,
+}
+
+/// Body of a request for another size of a pool.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ScaleBody {
+    /// The pool.
+    pub pool: String,
+    /// How many machines it shall have.
+    pub count: u16,
 }
 
 /// Body of a request for a kubeconfig.

@@ -17,7 +17,7 @@ mod time;
 pub use cluster::{
     ClusterPatchBody, ClusterSpecBody, ClusterSpecPatch, ClusterSpecView, ClusterState, ClusterStatusView,
     ClusterView, ConditionState, ConditionView, ExposeBody, ExposedView, KubeconfigRequestBody,
-    KubeconfigView, LabelsPatch, Meta, NewClusterBody,
+    KubeconfigView, LabelsPatch, Meta, NewClusterBody, PoolStatusView, ScaleBody,
 };
 pub use event::{EventView, SeverityView};
 pub use installation::{
@@ -31,7 +31,10 @@ pub use machine::{
 pub use operation::{
     MachineStep, OperationKindView, OperationMetadata, OperationStateView, OperationView, WaitingView,
 };
-pub use plan::{ChangeView, EffectView, PlanPreview, PlanView, PoolView};
+pub use plan::{
+    ChangeView, EffectView, PlanBody, PlanChangeView, PlanOutcome, PlanPreview, PlanView, PoolBody, PoolView,
+    TaintBody, TaintEffectView,
+};
 pub use release::ReleaseView;
 pub use secret::SecretText;
 pub use time::Timestamp;

@@ -75,6 +75,9 @@ pub struct OperationView {
     pub action: OperationKindView,
     /// For which cluster.
     pub cluster: String,
+    /// What exactly, where the action does not say it all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
     /// Whether it has ended.
     pub done: bool,
     /// How far it is.
@@ -89,6 +92,15 @@ pub struct OperationView {
     /// When it ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended: Option<Timestamp>,
+}
+
+impl OperationView {
+    /// What was asked for, in words: `scale cluster demo, pool worker from 2 to 3`.
+    #[must_use]
+    pub fn what(&self) -> String {
+        let detail = self.detail.as_ref().map_or_else(String::new, |detail| format!(", {detail}"));
+        format!("{} {}{detail}", self.action, self.cluster)
+    }
 }
 
 /// Progress of an operation.

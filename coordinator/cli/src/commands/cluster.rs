@@ -9,7 +9,7 @@ use keelson_api::types::{
 };
 use keelson_api::{Code, ExitCode, Problem};
 
-use super::{Work, access, check, delete, filtered, operation, sort};
+use super::{Work, access, check, delete, filtered, operation, scale, sort};
 use crate::args::{
     ClusterCommand, ClusterListArgs, CreateArgs, FilterArgs, PreviewArgs, ShowArgs, Switch, UpdateArgs,
     WaitArgs,
@@ -21,7 +21,7 @@ use crate::paint::Paint;
 use crate::table::Table;
 use crate::tree::{self, Detail};
 
-/// `keelson cluster create|list|show|update|check|kubeconfig|delete`.
+/// `keelson cluster create|list|show|update|scale|check|kubeconfig|delete`.
 pub(super) async fn run(work: &mut Work<'_>, command: ClusterCommand) -> Result<ExitCode, Failure> {
     let mut client = work.client()?;
     match command {
@@ -29,6 +29,7 @@ pub(super) async fn run(work: &mut Work<'_>, command: ClusterCommand) -> Result<
         ClusterCommand::List(args) => list(work, &mut client, &args).await,
         ClusterCommand::Show(args) => show(work, &mut client, &args).await,
         ClusterCommand::Update(args) => update(work, &mut client, &args).await,
+        ClusterCommand::Scale(args) => scale::run(work, &mut client, &args).await,
         ClusterCommand::Check(args) => check::run(work, &mut client, &args).await,
         ClusterCommand::Kubeconfig(args) => access::run(work, &mut client, &args).await,
         ClusterCommand::Delete(args) => delete::run(work, &mut client, &args).await,
@@ -49,6 +50,7 @@ async fn create(work: &mut Work<'_>, client: &mut Client, args: CreateArgs) -> R
             plan: args.plan,
             release: args.release,
             workers: args.workers,
+            pools: args.pool.into_iter().collect(),
             expose: args.expose.into_iter().map(|(name, node_port)| ExposeBody { name, node_port }).collect(),
             pod_network: args.pod_network,
             service_network: args.service_network,
@@ -68,10 +70,20 @@ async fn create(work: &mut Work<'_>, client: &mut Client, args: CreateArgs) -> R
 
 /// Prints what a change would do.
 pub(super) fn print_preview(work: &mut Work<'_>, preview: &PlanPreview, args: &PreviewArgs) -> ExitCode {
+    print_preview_noted(work, preview, args, "")
+}
+
+/// As [`print_preview`], with a note for people.
+pub(super) fn print_preview_noted(
+    work: &mut Work<'_>,
+    preview: &PlanPreview,
+    args: &PreviewArgs,
+    note: &str,
+) -> ExitCode {
     let now = work.session.now();
     let names: Vec<String> =
         preview.changes.iter().map(|change| format!("machine/{}", change.object)).collect();
-    work.output().document(preview, &names, |_| tree::preview(preview, now));
+    work.output().document(preview, &names, |_| tree::preview(preview, now) + note);
     let differs = !preview.changes.is_empty();
     if args.exit_code && differs { ExitCode::Differences } else { ExitCode::Done }
 }
@@ -123,7 +135,7 @@ pub(super) fn announce(work: &mut Work<'_>, id: &str, wait: Wait) {
 }
 
 /// Waits for the operation when asked to, or when a person looks on; says which.
-async fn wait_or_leave(
+pub(super) async fn wait_or_leave(
     work: &mut Work<'_>,
     client: &mut Client,
     operation: &OperationView,

@@ -204,7 +204,8 @@ fn confirm_count(work: &mut Work<'_>, client: &Client, clusters: &[ClusterView])
     typed_is(work, "To go on, type how many clusters these are:", &count.to_string())
 }
 
-fn typed_is(work: &mut Work<'_>, question: &str, expected: &str) -> Result<(), Failure> {
+/// Asks a question on standard error and goes on only with the expected answer.
+pub(super) fn typed_is(work: &mut Work<'_>, question: &str, expected: &str) -> Result<(), Failure> {
     work.output().hint(question);
     let mut typed = String::new();
     if let Some(stdin) = work.session.stdin.as_mut() {

@@ -2,7 +2,6 @@
 
 mod access;
 mod await_state;
-mod catalogue;
 mod check;
 mod cluster;
 mod delete;
@@ -11,6 +10,9 @@ mod fleet;
 mod machine;
 mod offline;
 mod operation;
+mod plan;
+mod release;
+mod scale;
 mod schema;
 mod shell;
 
@@ -78,8 +80,8 @@ pub(crate) async fn dispatch(cli: Cli, session: &mut Session) -> Result<ExitCode
         Command::Cluster(command) => cluster::run(&mut work, command).await,
         Command::Machine(command) => machine::run(&mut work, command).await,
         Command::Operation(command) => operation::run(&mut work, command).await,
-        Command::Plan(command) => catalogue::plans(&mut work, command).await,
-        Command::Release(command) => catalogue::releases(&mut work, command).await,
+        Command::Plan(command) => plan::run(&mut work, command).await,
+        Command::Release(command) => release::run(&mut work, command).await,
         Command::Events(args) => events::run(&mut work, &args).await,
         Command::Status => fleet::status(&mut work).await,
         Command::Version { client } => fleet::version(&mut work, client).await,

@@ -53,8 +53,8 @@ async fn list(
     let names: Vec<String> = list.items.iter().map(|item| format!("operation/{}", item.id)).collect();
     let now = work.session.now();
     work.output().list(&list, &names, "no operations", |wide| {
-        const HEAD: [&str; 7] = ["ID", "ACTION", "CLUSTER", "STATE", "AGE", "TOOK", "WAITS FOR"];
-        let mut table = Table::new(&HEAD[..if wide { 7 } else { 6 }]);
+        const HEAD: [&str; 8] = ["ID", "ACTION", "CLUSTER", "STATE", "AGE", "TOOK", "DETAIL", "WAITS FOR"];
+        let mut table = Table::new(&HEAD[..if wide { 8 } else { 7 }]);
         for item in &list.items {
             let took = item.ended.map_or_else(|| "-".to_owned(), |ended| ago(ended.0, item.created.0));
             let mut cells = vec![
@@ -64,6 +64,7 @@ async fn list(
                 item.state.to_string(),
                 ago(now, item.created.0),
                 took,
+                item.detail.clone().unwrap_or_default(),
             ];
             if wide {
                 cells.push(item.metadata.waiting.first().map_or_else(String::new, |wait| wait.text.clone()));
@@ -84,7 +85,7 @@ pub(super) fn show(work: &mut Work<'_>, operation: &OperationView) {
 
 /// An operation in full, for people.
 pub(super) fn text(operation: &OperationView, now: WallTime, paint: Paint) -> String {
-    let title = format!("operation {}  {} {}", operation.id, operation.action, operation.cluster);
+    let title = format!("operation {}  {}", operation.id, one_line(&operation.what()));
     let mut text = format!("{}  {}\n", paint.bold(&title), operation.state);
     let until = operation.ended.map_or(now, |ended| ended.0);
     let verb = if operation.done { "took" } else { "runs for" };
@@ -133,10 +134,15 @@ pub(super) fn result(work: &mut Work<'_>, operation: &OperationView) {
             ("is ready", format!("next: keelson cluster kubeconfig {cluster}"))
         }
         OperationKindView::DeleteCluster => ("is gone", String::new()),
-        OperationKindView::ScaleCluster => ("has its new size", String::new()),
+        OperationKindView::ScaleCluster => {
+            ("has its new size", format!("next: keelson cluster show {cluster}"))
+        }
     };
+    let detail =
+        operation.detail.as_ref().map_or_else(String::new, |detail| format!(": {}", one_line(detail)));
     let name = format!("operation/{id}");
-    work.output().document(operation, &[name], |_| format!("cluster {cluster} {done} ({id}, {took})\n"));
+    work.output()
+        .document(operation, &[name], |_| format!("cluster {cluster} {done}{detail} ({id}, {took})\n"));
     if !next.is_empty() && work.for_people() {
         work.output().hint(&next);
     }

@@ -7,9 +7,9 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use keelson_coordinator_core::{
-    Accepted, CallId, ClusterState, CoordinatorCore, CreateCluster, Effect, EnrolId, Input, Now,
-    ProviderAnswer, ProviderCall, ProviderFailure, Remedy, Row, Saved, ScalePool, SeenMachine, SessionId,
-    Settings,
+    Accepted, CallId, ClusterState, CoordinatorCore, CreateCluster, Effect, EnrolId, Input, Now, PlanChange,
+    PlanRefused, ProviderAnswer, ProviderCall, ProviderFailure, Remedy, Row, Saved, ScalePool, SeenMachine,
+    SessionId, Settings,
 };
 use keelson_model::etcd::{EtcdAnswer, EtcdCall, EtcdMember, MemberId};
 use keelson_model::kubernetes::{
@@ -18,8 +18,8 @@ use keelson_model::kubernetes::{
 };
 use keelson_model::material::Authority;
 use keelson_model::{
-    BlueprintMachine, ClusterMaterial, ClusterSpec, FleetEvent, Plan, PoolName, Release, ReleaseCatalog,
-    Role, SeatBegins,
+    BlueprintMachine, ClusterMaterial, ClusterSpec, FleetEvent, Plan, PlanName, PoolName, Release,
+    ReleaseCatalog, Role, SeatBegins,
 };
 use keelson_planner::Place;
 use keelson_planner::node::member_name;
@@ -155,6 +155,20 @@ impl World {
         let request = ScalePool { cluster: name.parse().unwrap(), pool, count };
         let accepted = self.core.scale_pool(self.now(), &request).unwrap();
         self.carry_out(accepted.effects);
+    }
+
+    /// Applies a plan, and gives back what that changes.
+    pub(crate) fn apply_plan(&mut self, plan: Plan) -> Result<PlanChange, PlanRefused> {
+        let (change, effects) = self.core.apply_plan(self.now(), plan, "admin")?;
+        self.carry_out(effects);
+        Ok(change)
+    }
+
+    /// Removes a plan.
+    pub(crate) fn delete_plan(&mut self, name: &str) -> Result<(), PlanRefused> {
+        let effects = self.core.delete_plan(self.now(), &PlanName(name.to_owned()), "admin")?;
+        self.carry_out(effects);
+        Ok(())
     }
 
     /// The coordinator dies before the effect that is so many further on.
@@ -590,6 +604,11 @@ impl Disk {
                 saved.counters.retain(|(old, _)| *old != counter);
                 saved.counters.push((counter, value));
             }
+            Row::Plan(plan) => {
+                saved.plans.retain(|old| old.name != plan.name);
+                saved.plans.push(*plan);
+            }
+            Row::RemovePlan(name) => saved.plans.retain(|old| old.name != name),
             Row::Idempotency(row) => saved.idempotency.push(row),
             Row::RemoveIdempotency(key) => saved.idempotency.retain(|old| old.key != key),
         }
