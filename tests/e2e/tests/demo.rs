@@ -18,22 +18,28 @@ const BOOT: [&str; 4] = ["systemctl", "show", "--value", "--property=UserspaceTi
 #[test]
 fn kubernetes_shows_roles_zones_and_taints() -> Result<()> {
     let installation = Installation::open()?;
-    let nodes: serde_json::Value =
-        serde_json::from_str(&installation.kubectl(&["get", "nodes", "--output", "json"])?)?;
-    let nodes = nodes["items"].as_array().context("no nodes")?;
-    ensure!(nodes.len() == 3, "{} nodes", nodes.len());
-    for node in nodes {
-        let name = node["metadata"]["name"].as_str().unwrap_or_default();
-        let labels = &node["metadata"]["labels"];
-        ensure!(labels["topology.kubernetes.io/zone"].is_string(), "{name} has no zone");
-        let master = name.contains("master");
-        let role =
-            if master { "node-role.kubernetes.io/control-plane" } else { "node-role.kubernetes.io/worker" };
-        ensure!(labels[role].is_string(), "{name} has no role label");
-        let taints = node["spec"]["taints"].to_string();
-        ensure!(taints.contains("node-role.kubernetes.io/control-plane") == master, "{name}: {taints}");
-    }
-    Ok(())
+    // The coordinator gives nodes their roles when it has seen them.
+    wait_for("nodes with their roles", || {
+        let nodes: serde_json::Value =
+            serde_json::from_str(&installation.kubectl(&["get", "nodes", "--output", "json"])?)?;
+        let nodes = nodes["items"].as_array().context("no nodes")?;
+        ensure!(nodes.len() == 3, "{} nodes", nodes.len());
+        for node in nodes {
+            let name = node["metadata"]["name"].as_str().unwrap_or_default();
+            let labels = &node["metadata"]["labels"];
+            ensure!(labels["topology.kubernetes.io/zone"].is_string(), "{name} has no zone");
+            let master = name.contains("master");
+            let role = if master {
+                "node-role.kubernetes.io/control-plane"
+            } else {
+                "node-role.kubernetes.io/worker"
+            };
+            ensure!(labels[role].is_string(), "{name} has no role label");
+            let taints = node["spec"]["taints"].to_string();
+            ensure!(taints.contains("node-role.kubernetes.io/control-plane") == master, "{name}: {taints}");
+        }
+        Ok(())
+    })
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! What every cluster carries inside Kubernetes: DNS, access of the API servers to kubelets, node roles.
+//! What every cluster carries inside Kubernetes: DNS, and access of the API servers to kubelets.
 
 use keelson_model::Role;
 use keelson_protocol::config::{Issuer, Need, UnitKind, UnitSpec, Usage};
@@ -20,6 +20,16 @@ pub(crate) fn add(node: &mut Node) {
     node.certificate(ADDONS, Issuer::Kubernetes, Usage::Client, subject);
     let config = paths::conf("addons.kubeconfig");
     node.json_file(&config, &kubeconfig(ADDONS));
+    pods_welcome(node);
+    // One master applies them: several at once would fight over the address of the DNS Service.
+    let first = node.input.blueprint.staying(Role::Master).next();
+    if first.is_some_and(|first| first.id == node.machine.id) {
+        apply(node, config);
+    }
+}
+
+/// Applies the manifests when they change.
+fn apply(node: &mut Node, config: String) {
     let manifests = paths::conf("addons.json");
     let mut items = bindings();
     items.extend(dns(node));
@@ -31,14 +41,12 @@ pub(crate) fn add(node: &mut Node) {
     command.push(manifests.clone());
     let environment = vec![("HOME".to_owned(), "/var/lib/keelson/addons".to_owned())];
     node.unit(UnitSpec {
-        environment: environment.clone(),
+        environment,
         state_directories: vec!["/var/lib/keelson/addons".to_owned()],
         needs: vec![Need::Unit("kube-apiserver.service".to_owned())],
-        restart_on: vec![manifests, config.clone(), ADDONS.to_owned()],
+        restart_on: vec![manifests, config, ADDONS.to_owned()],
         ..oneshot("addons", "DNS and access rules of the cluster", command)
     });
-    node_roles(node, &kubectl, &config, &environment);
-    pods_welcome(node);
 }
 
 /// A new namespace refuses pods until the controller-manager has made its service account; a cluster is not called
@@ -52,33 +60,6 @@ fn pods_welcome(node: &mut Node) {
         health: Some(api_probe("the service account of namespace default", path, Some(ADDONS))),
         ..base_unit("pods-welcome", "Pods can be made", Vec::new())
     });
-}
-
-/// Role labels of nodes. Kubelets may not give them to themselves, so a master does, once the nodes exist.
-fn node_roles(node: &mut Node, kubectl: &str, config: &str, environment: &[(String, String)]) {
-    let blueprint = node.input.blueprint;
-    for (role, label) in [(Role::Master, "control-plane"), (Role::Worker, "worker")] {
-        let nodes: Vec<String> = blueprint.with_role(role).map(|machine| machine.id.to_string()).collect();
-        let mut command: Vec<String> =
-            [kubectl, "--kubeconfig", config, "label", "--overwrite", "nodes"].map(str::to_owned).to_vec();
-        let mut needs = vec![Need::Unit("kube-apiserver.service".to_owned())];
-        for name in nodes {
-            needs.push(Need::Probe(api_probe(
-                format!("node {name} to register"),
-                format!("/api/v1/nodes/{name}"),
-                Some(ADDONS),
-            )));
-            command.push(name);
-        }
-        command.push(format!("node-role.kubernetes.io/{label}="));
-        let unit = UnitSpec {
-            environment: environment.to_vec(),
-            needs,
-            restart_on: vec![config.to_owned(), ADDONS.to_owned()],
-            ..oneshot(&format!("node-role-{label}"), &format!("Label the {label} nodes"), command)
-        };
-        node.unit(unit);
-    }
 }
 
 fn bindings() -> Vec<Value> {

@@ -26,6 +26,12 @@ pub(crate) const KUBELET_CLIENT_USER: &str = "keelson:kube-apiserver-kubelet-cli
 const API_QPS: u32 = 100;
 const API_BURST: u32 = 200;
 
+/// How long an API server that stops lets watches go on. Without it it waits for them as long as systemd lets it, and a
+/// cluster with one master has no API meanwhile.
+const WATCHES_END: &str = "2s";
+/// How long it serves on after it has begun to say that it is not ready: balancers notice within a second.
+const SHUTDOWN_DELAY: &str = "2s";
+
 /// Adds the three programs.
 pub(crate) fn add(node: &mut Node) {
     certificates(node);
@@ -144,8 +150,13 @@ fn api_server(node: &mut Node) {
         ("proxy-client-key-file", paths::key(FRONT_PROXY)),
         ("allow-privileged", "true".to_owned()),
         ("profiling", "false".to_owned()),
+        ("shutdown-watch-termination-grace-period", WATCHES_END.to_owned()),
     ];
-    let command = command(node, API_SERVER, &flags);
+    let mut command = command(node, API_SERVER, &flags);
+    if node.input.blueprint.staying(Role::Master).count() > 1 {
+        // Balancers see that it is on its way out and lead clients elsewhere before it stops to listen.
+        command.push(format!("--shutdown-delay-duration={SHUTDOWN_DELAY}"));
+    }
     let members = node.input.blueprint.staying(Role::Etcd).map(|member| ProbeSpec {
         name: format!("etcd on {}", member.id),
         target: ProbeTarget::Tcp((member.address, paths::ETCD_CLIENT_PORT).into()),
