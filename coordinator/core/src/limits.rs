@@ -108,3 +108,5 @@ pub const DISRUPTED_PERCENT_MAX: usize = 10;
 pub const EVACUATE_MAX: Duration = Duration::from_secs(5);
 /// How long a machine that was switched on may take to speak before its silence counts again.
 pub const BOOT_GRACE: Duration = Duration::from_secs(60);
+/// How long an agent may be mending its machine before that is an incident: most things it mends within seconds.
+pub const REPAIRING_AFTER: Duration = Duration::from_secs(30);

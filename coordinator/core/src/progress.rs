@@ -194,7 +194,9 @@ fn state_of(cluster: &Cluster, waits: &[WaitingOn]) -> ClusterState {
     if waits.iter().any(WaitingOn::needs_person) {
         return ClusterState::Failed;
     }
-    match (waits.is_empty(), cluster.row.first_ready) {
+    // Between two steps of a plan nothing is waited for, and the spec is not reached all the same.
+    let planned = !cluster.plan_due || cluster.row.first_ready.is_none();
+    match (waits.is_empty() && planned, cluster.row.first_ready) {
         (true, _) => ClusterState::Ready,
         (false, None) => ClusterState::Creating,
         (false, Some(_)) => ClusterState::Degraded,

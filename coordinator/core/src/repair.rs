@@ -9,7 +9,8 @@ use crate::detect::Census;
 use crate::effect::ProviderCall;
 use crate::guard::{Asker, prune};
 use crate::limits::{
-    ACTS_KEPT_MAX, AGENT_DOWN_AFTER, GIVEN_UP_AFTER, MENDED_AFTER, MISSING_AFTER, UNBORN_AFTER,
+    ACTS_KEPT_MAX, AGENT_DOWN_AFTER, GIVEN_UP_AFTER, MENDED_AFTER, MISSING_AFTER, REPAIRING_AFTER,
+    UNBORN_AFTER,
 };
 use crate::row::{Act, Incident};
 use crate::state::{CallFor, CoordinatorCore, Machine, Now};
@@ -31,7 +32,8 @@ impl CoordinatorCore {
         let Some(machine) = self.machines.get_mut(id) else { return };
         let repair = machine.repair.get_or_insert_default();
         repair.since = Some(now.mono);
-        if verdict.is_fine() {
+        // What an agent mends by itself within moments is in its own events, and no incident.
+        if verdict.is_fine() || verdict == Verdict::Repairing {
             return;
         }
         // Its power was taken away by us.
@@ -45,8 +47,8 @@ impl CoordinatorCore {
             self.metrics.detected(class, now.mono.since(heard));
         }
         self.open_incident(now, id, verdict);
-        let severity = if verdict == Verdict::Repairing { Severity::Info } else { Severity::Warning };
-        self.note_repair(now, id, severity, "FaultFound", &evidence, &format!("{class} fault: {verdict}"));
+        let outcome = format!("{class} fault: {verdict}");
+        self.note_repair(now, id, Severity::Warning, "FaultFound", &evidence, &outcome);
     }
 
     fn open_incident(&mut self, now: Now, id: &MachineId, verdict: Verdict) {
@@ -73,6 +75,12 @@ impl CoordinatorCore {
         };
         if machine.row.acting.is_some() || machine.row.renew || planned.leaving {
             return;
+        }
+        if self.repairs_for_long(now, machine) {
+            let cause = "its agent has been mending it for a while";
+            self.open_incident(now, id, Verdict::Repairing);
+            let outcome = format!("process fault: {}", Verdict::Repairing);
+            return self.note_repair(now, id, Severity::Warning, "FaultFound", cause, &outcome);
         }
         let hold = match self.next_action(now, machine) {
             Ok(None) => None,
@@ -103,6 +111,14 @@ impl CoordinatorCore {
                 return Err(Hold::Evidence { verdict });
             }
         })
+    }
+
+    /// Whether an agent takes longer to mend something than a restart takes, and that was not told yet.
+    fn repairs_for_long(&self, now: Now, machine: &Machine) -> bool {
+        let since = machine.repair.as_ref().and_then(|repair| repair.since);
+        machine.verdict == Verdict::Repairing
+            && machine.row.incident.is_none()
+            && since.is_some_and(|since| now.mono.since(since) >= REPAIRING_AFTER)
     }
 
     /// A machine that was switched on long ago and whose agent never asked for a certificate.
