@@ -29,6 +29,7 @@ mod looks;
 mod network;
 mod probes;
 mod report;
+mod rest;
 mod retry;
 mod status;
 mod unit_text;
