@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 
 use keelson_agent_core::{
     Active, CertificateSeen, Digest, FileSeen, Invocation, Observation, Query, Step, StepOutput,
@@ -38,6 +39,8 @@ pub(crate) struct Memory {
     /// Unit files, and what systemd would make of them.
     unit_files: BTreeMap<String, (Digest, u32, UnitFile)>,
     units: BTreeMap<String, Unit>,
+    /// What the last look at units found; `None` when one has changed since.
+    seen: Option<(Arc<[String]>, Vec<UnitSeen>)>,
     routes: BTreeSet<RouteSpec>,
     pub(crate) balancer: Option<BalancerSpec>,
     next_invocation: u128,
@@ -121,6 +124,7 @@ impl Host {
     }
 
     pub(crate) fn unit_mut(&mut self, unit: &str) -> Option<&mut Unit> {
+        self.memory.seen = None;
         self.memory.units.get_mut(unit)
     }
 
@@ -134,6 +138,7 @@ impl Host {
 
     /// Starts a unit anew.
     pub(crate) fn start(&mut self, name: &str) -> Result<(), String> {
+        self.memory.seen = None;
         let invocation = Invocation(self.memory.next_invocation + 1);
         let unit = self.memory.units.get_mut(name).filter(|unit| unit.loaded.is_some());
         let unit = unit.ok_or_else(|| format!("Unit {name} not found."))?;
@@ -146,11 +151,9 @@ impl Host {
     }
 
     /// What a look sees.
-    pub(crate) fn look(&self, query: Query) -> Observation {
+    pub(crate) fn look(&mut self, query: Query) -> Observation {
         match query {
-            Query::Units(names) => Observation::Units(
-                names.into_iter().map(|name| (self.unit_seen(&name), name)).map(|(u, n)| (n, u)).collect(),
-            ),
+            Query::Units(names) => Observation::Units(self.units_seen(&names)),
             Query::Files(paths) => {
                 let seen = |path: String| (self.file_seen(&path), path);
                 Observation::Files(paths.into_iter().map(seen).map(|(seen, path)| (path, seen)).collect())
@@ -174,6 +177,18 @@ impl Host {
                 inodes_used_percent: 1,
                 memory_available_percent: 60,
             }),
+        }
+    }
+
+    /// Nearly every look finds what the last one found, and there is one each second: it is kept until a unit changes.
+    fn units_seen(&mut self, names: &Arc<[String]>) -> Vec<UnitSeen> {
+        match &self.memory.seen {
+            Some((asked, seen)) if Arc::ptr_eq(asked, names) => seen.clone(),
+            _ => {
+                let seen: Vec<UnitSeen> = names.iter().map(|name| self.unit_seen(name)).collect();
+                self.memory.seen = Some((Arc::clone(names), seen.clone()));
+                seen
+            }
         }
     }
 
@@ -259,6 +274,7 @@ impl Host {
 
     /// Ends a unit's program.
     pub(crate) fn end(&mut self, name: &str, why: &str, then: UnitState) {
+        self.memory.seen = None;
         if let Some(unit) = self.memory.units.get_mut(name) {
             unit.state = then;
             unit.serial += 1;
@@ -300,6 +316,7 @@ impl Host {
 
     fn reload(&mut self) {
         let memory = &mut self.memory;
+        memory.seen = None;
         for (name, unit) in &mut memory.units {
             unit.loaded = memory.unit_files.get(name).map(|(_, _, file)| file.clone());
         }

@@ -221,6 +221,7 @@ impl World {
             match action {
                 // They rely on nothing, and a slow disk must not make a machine look dead.
                 Action::Heartbeat(heartbeat) => self.send_heartbeat(ix, heartbeat),
+                action if self.carries_out_at_once(ix) => self.carry_out_action(ix, action),
                 action => self.queue_action(ix, action),
             }
         }
@@ -229,6 +230,13 @@ impl World {
             self.check_generation(ix);
         }
         self.set_wake(ix);
+    }
+
+    /// Whether nothing is in front of an action, as nearly always.
+    fn carries_out_at_once(&self, ix: Ix) -> bool {
+        let machine = &self.machines[ix];
+        let rests = |agent: &Agent| agent.persisting.is_none() && agent.queue.is_empty();
+        machine.dies_after.is_none() && machine.agent.as_ref().is_some_and(rests)
     }
 
     fn queue_action(&mut self, ix: Ix, action: Action) {

@@ -6,8 +6,9 @@
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 
-/// Milliseconds that the wheel covers; a power of two. Longer than a heartbeat and than most waits.
-const SLOTS: usize = 1 << 13;
+/// Milliseconds that the wheel covers; a power of two. Longer than a heartbeat and than most waits, and so short that the
+/// wheel stays in the cache.
+const SLOTS: usize = 1 << 11;
 const MASK: u64 = SLOTS as u64 - 1;
 /// Bits of a word of the map of slots in use.
 const WORD_BITS: usize = 64;
