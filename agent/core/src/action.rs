@@ -1,6 +1,7 @@
 //! What the core asks the shell to do.
 
 use std::net::SocketAddrV4;
+use std::sync::Arc;
 use std::time::Duration;
 
 use keelson_protocol::SecretBytes;
@@ -70,8 +71,8 @@ pub struct Look {
 /// What to look at.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Query {
-    /// States of units.
-    Units(Vec<String>),
+    /// States of units, asked for each second: the list is shared, not copied.
+    Units(Arc<[String]>),
     /// Digests and modes of files.
     Files(Vec<String>),
     /// Validity of certificates, and whether their keys belong to them.

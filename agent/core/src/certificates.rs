@@ -16,6 +16,7 @@ use crate::desired::Desired;
 use crate::digest::Digest;
 use crate::event::{CertificateSeen, StepOutput, Validity};
 use crate::looks::Class;
+use crate::rest::News;
 use crate::retry::Backoff;
 
 /// A request without an answer is sent again after this time.
@@ -61,6 +62,10 @@ impl CertificateRun {
         self.seen = None;
     }
 
+    pub(crate) fn asks_nothing(&self) -> bool {
+        matches!(self.request, Request::None)
+    }
+
     pub(crate) fn validity(&self) -> Option<Validity> {
         match self.seen {
             Some(CertificateSeen::Held(validity)) => Some(validity),
@@ -97,20 +102,28 @@ pub(crate) struct LinkRun {
 }
 
 impl AgentCore {
-    pub(crate) fn certificates_seen(&mut self, seen: BTreeMap<String, CertificateSeen>) {
+    pub(crate) fn certificates_seen(&mut self, seen: BTreeMap<String, CertificateSeen>) -> News {
+        let mut news = false;
         for (name, seen) in seen {
             if let Some(run) = self.certificates.get_mut(&name) {
-                run.seen = Some(seen);
+                let seen = Some(seen);
+                news |= run.seen != seen;
+                run.seen = seen;
             }
         }
+        News::when(news)
     }
 
     pub(crate) fn reconcile_certificates(&mut self, config: &NodeConfig, desired: &Desired) {
+        self.certificates_stand =
+            config.certificates.iter().all(|spec| self.holds_certificate(desired, &spec.name));
         for spec in &config.certificates {
             let wanted = desired.certificates[&spec.name];
-            let Some(mut run) = self.certificates.remove(&spec.name) else { continue };
+            let Some(mut run) = self.certificates.get_mut(&spec.name).map(std::mem::take) else { continue };
             self.reconcile_certificate(config, spec, wanted, &mut run);
-            self.certificates.insert(spec.name.clone(), run);
+            if let Some(place) = self.certificates.get_mut(&spec.name) {
+                *place = run;
+            }
         }
     }
 
@@ -132,8 +145,10 @@ impl AgentCore {
         let key = StepKey::Certificate(spec.name.clone());
         match &mut run.request {
             Request::None => {
-                let Some(cause) = needed else { return };
-                if self.link_view.connected() && self.free(&key) {
+                if let Some(cause) = needed
+                    && self.link_view.connected()
+                    && self.free(&key)
+                {
                     run.cause = cause;
                     run.spec = Some(wanted);
                     run.files = Some(files_of(spec));

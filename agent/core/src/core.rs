@@ -11,8 +11,8 @@ use keelson_protocol::{BootId, Generation, Incarnation, MachineId, MonoTime, Wal
 
 use crate::action::{Action, Step, StepKey};
 use crate::certificates::{CertificateRun, LinkRun};
-use crate::desired::{Desired, owned_paths};
-use crate::event::{Event, LinkNews, Observation, StepOutput, UnitSeen};
+use crate::desired::Desired;
+use crate::event::{Event, LinkNews, Observation, StepOutput};
 use crate::files::Files;
 use crate::journal::Journal;
 use crate::ledger::Ledger;
@@ -21,9 +21,10 @@ use crate::network::Network;
 use crate::peers::Peers;
 use crate::probes::Probes;
 use crate::report::Reporter;
+use crate::rest::{News, Rest};
 use crate::retry::{Backoff, Seed};
 use crate::status::LinkView;
-use crate::units::UnitRun;
+use crate::units::{UnitRun, UnitsSeen};
 
 /// The core is woken at least this often: whatever has no time of its own is looked at then.
 const WAKE_MAX: Duration = Duration::from_secs(1);
@@ -94,9 +95,11 @@ pub struct AgentCore {
     pub(crate) desired: Option<Desired>,
     pub(crate) journal: Journal,
     pub(crate) units: BTreeMap<String, UnitRun>,
-    pub(crate) units_seen: BTreeMap<String, UnitSeen>,
+    pub(crate) units_seen: UnitsSeen,
     pub(crate) files: Files,
     pub(crate) certificates: BTreeMap<String, CertificateRun>,
+    /// Whether all were held as wanted at the last comparison.
+    pub(crate) certificates_stand: bool,
     pub(crate) link: LinkRun,
     pub(crate) link_view: LinkView,
     pub(crate) network: Network,
@@ -114,8 +117,9 @@ pub struct AgentCore {
     refused: Option<String>,
     /// Why the ledger could not be written, told once however often it is tried.
     unwritten: Option<String>,
-    out: Vec<Action>,
-    wake: MonoTime,
+    pub(crate) out: Vec<Action>,
+    pub(crate) wake: MonoTime,
+    pub(crate) rest: Rest,
 }
 
 /// A step that failed, and when it may be tried again.
@@ -163,9 +167,10 @@ impl AgentCore {
             desired: ledger.config.as_ref().map(Desired::of),
             journal: Journal::restored(&ledger),
             units: BTreeMap::new(),
-            units_seen: BTreeMap::new(),
+            units_seen: UnitsSeen::default(),
             files: Files::new(),
             certificates: BTreeMap::new(),
+            certificates_stand: false,
             link: LinkRun::default(),
             link_view: LinkView::new(wall),
             network: Network::default(),
@@ -183,10 +188,12 @@ impl AgentCore {
             unwritten: None,
             out: Vec::new(),
             wake: now,
+            rest: Rest::None,
             me,
             ledger,
         };
         core.prepare_runs();
+        core.settle_state();
         let outcome = match core.generation() {
             Some(generation) => format!("works on generation {generation} of its ledger"),
             None => "waits for a config".to_owned(),
@@ -201,8 +208,14 @@ impl AgentCore {
     pub fn handle(&mut self, now: MonoTime, wall: WallTime, event: Event) -> Vec<Action> {
         self.now = Now { mono: now.max(self.now.mono), wall };
         self.wake = self.now.mono.plus(WAKE_MAX);
-        self.take(event);
-        self.reconcile();
+        let mut news = self.take(event);
+        if news == News::Some || self.rest.is_over(self.now) {
+            news = News::Some;
+            self.compare();
+        } else if let Some(due) = self.rest.due() {
+            self.wake_at(due);
+        }
+        self.pass_time(news);
         self.flush();
         std::mem::take(&mut self.out)
     }
@@ -219,34 +232,42 @@ impl AgentCore {
         self.ledger.config.as_ref().map(|config| config.generation)
     }
 
-    fn take(&mut self, event: Event) {
+    fn take(&mut self, event: Event) -> News {
         match event {
-            Event::Woke => {}
-            Event::Persisted(result) => self.persisted(result),
+            Event::Woke => return News::None,
+            Event::Persisted(result) => {
+                self.persisted(result);
+                return News::None;
+            }
+            Event::Observed { id, observation } => return self.observed(id, observation),
+            Event::Probed { id, result } => return self.probes.answered(id, result),
+            Event::Message(message) => return self.message(*message),
             Event::StepDone { key, result } => self.step_done(key, result),
-            Event::Observed { id, observation } => self.observed(id, observation),
-            Event::Probed { id, result } => self.probes.answered(id, self.now.mono, result),
             Event::PeersProbed { id, answers } => self.peers_probed(id, answers),
             Event::Link(news) => self.link_news(news),
-            Event::Message(message) => self.message(*message),
         }
+        News::Some
     }
 
-    fn reconcile(&mut self) {
+    pub(crate) fn reconcile(&mut self) {
         if let (Some(config), Some(desired)) = (self.ledger.config.take(), self.desired.take()) {
             self.reconcile_files(&config, &desired);
             self.reconcile_certificates(&config, &desired);
             self.reconcile_network(&config);
             self.reconcile_peers(&config);
             self.reconcile_units(&config, &desired);
-            self.reconcile_looks(&config, &desired);
             self.ledger.config = Some(config);
             self.desired = Some(desired);
         }
+    }
+
+    /// Does what time alone makes due.
+    fn pass_time(&mut self, news: News) {
+        self.look_at_what_is_due();
         self.reconcile_link();
         self.look_at_pressure();
         self.ask_probes();
-        self.send_reports();
+        self.send_reports(news);
     }
 
     /// Puts the ledger in front of everything that this call decided, when it is due.
@@ -324,14 +345,14 @@ impl AgentCore {
         self.failures.insert(key.clone(), Failure { backoff, retry_at, why, told_at });
     }
 
-    fn observed(&mut self, id: u64, observation: Result<Observation, String>) {
+    fn observed(&mut self, id: u64, observation: Result<Observation, String>) -> News {
         // A stale answer shows the machine as it was before our last change: it is asked again instead.
-        let Some(class) = self.looks.answered(id, self.now.mono) else { return };
+        let Some(class) = self.looks.answered(id, self.now.mono) else { return News::None };
         if observation.is_ok() {
             self.looks.succeeded(class);
         }
         match observation {
-            Ok(Observation::Units(units)) => self.units_seen = units,
+            Ok(Observation::Units(units)) => self.units_seen.answered(units),
             Ok(Observation::Files(files)) => self.files.seen(files),
             Ok(Observation::Certificates(certificates)) => self.certificates_seen(certificates),
             Ok(Observation::Routes(routes)) => self.network.routes_seen(routes),
@@ -341,6 +362,7 @@ impl AgentCore {
                 if self.looks.failed(class, &why) {
                     self.note(EventKind::ActionFailed, class.name(), &why, "could not look; tried again");
                 }
+                News::None
             }
         }
     }
@@ -367,10 +389,10 @@ impl AgentCore {
         }
     }
 
-    fn message(&mut self, message: ToAgent) {
+    fn message(&mut self, message: ToAgent) -> News {
         match message {
             // The link has dealt with these two.
-            ToAgent::Welcome { .. } | ToAgent::Refused(_) => {}
+            ToAgent::Welcome { .. } | ToAgent::Refused(_) => return News::None,
             ToAgent::Config(config) => self.offered(*config),
             ToAgent::Certificate { name, chain } => self.certificate_came(&name, chain),
             ToAgent::CertificateRefused { name, why } => self.certificate_refused(&name, &why),
@@ -379,10 +401,12 @@ impl AgentCore {
                 if self.journal.stored(&mut self.ledger, through) {
                     self.persist_soon();
                 }
+                return News::None;
             }
-            ToAgent::Time { asked_at, now } => self.time_came(asked_at, now),
+            ToAgent::Time { asked_at, now } => return self.time_came(asked_at, now),
             ToAgent::ProbePeers { id, targets } => self.coordinator_asks(id, targets),
         }
+        News::Some
     }
 
     fn offered(&mut self, config: NodeConfig) {
@@ -442,11 +466,12 @@ impl AgentCore {
             config.files.len(),
             config.certificates.len()
         );
-        self.ledger.files.extend(owned_paths(&config));
         for unit in config.units.iter().filter(|unit| unit.kind != UnitKind::Check) {
             self.ledger.units.entry(unit.name.clone()).or_default();
         }
+        self.units_seen.list_anew();
         let desired = Desired::of(&config);
+        self.ledger.files.extend(desired.owned.iter().cloned());
         let before = self.desired.replace(desired);
         self.ledger.config = Some(config);
         self.refused = None;
@@ -516,6 +541,10 @@ impl AgentCore {
             }
             _ => true,
         }
+    }
+
+    pub(crate) fn nothing_in_flight(&self) -> bool {
+        self.in_flight.is_empty()
     }
 
     pub(crate) fn is_in_flight(&self, key: &StepKey) -> bool {

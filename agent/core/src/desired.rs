@@ -19,6 +19,8 @@ pub(crate) struct Desired {
     pub(crate) certificates: BTreeMap<String, Digest>,
     /// Digest of each unit's inputs.
     pub(crate) inputs: BTreeMap<String, Digest>,
+    /// Every path that the config makes, certificates included.
+    pub(crate) owned: BTreeSet<String>,
 }
 
 /// A file to own.
@@ -61,7 +63,7 @@ impl Desired {
             .iter()
             .map(|unit| (unit.name.clone(), inputs_digest(unit, &files, &certificates)))
             .collect();
-        Self { files, certificates, inputs }
+        Self { files, certificates, inputs, owned: owned_paths(config) }
     }
 
     /// Content of a file of this config.
@@ -74,7 +76,7 @@ impl Desired {
 }
 
 /// Every path that a config makes, certificates included.
-pub(crate) fn owned_paths(config: &NodeConfig) -> BTreeSet<String> {
+fn owned_paths(config: &NodeConfig) -> BTreeSet<String> {
     let files = config.files.iter().map(|file| file.path.clone());
     let certificates =
         config.certificates.iter().flat_map(|spec| [spec.certificate_path.clone(), spec.key_path.clone()]);

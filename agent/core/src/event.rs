@@ -121,8 +121,8 @@ impl Validity {
 /// What was seen.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Observation {
-    /// Units, each that was asked for.
-    Units(BTreeMap<String, UnitSeen>),
+    /// Units, each that was asked for, in the order of the question.
+    Units(Vec<UnitSeen>),
     /// Files, each that was asked for.
     Files(BTreeMap<String, FileSeen>),
     /// Certificates, each that was asked for.

@@ -8,14 +8,17 @@ use keelson_protocol::health::EventKind;
 
 use crate::action::{FileWrite, Step, StepKey};
 use crate::core::AgentCore;
-use crate::desired::{Desired, DesiredFile, owned_paths};
+use crate::desired::{Desired, DesiredFile};
 use crate::event::{FileSeen, StepOutput};
 use crate::looks::Class;
+use crate::rest::News;
 use crate::unit_text;
 
 #[derive(Debug)]
 pub(crate) struct Files {
     seen: BTreeMap<String, FileSeen>,
+    /// Whether all were as wanted at the last comparison.
+    stand: bool,
     /// Were as wanted at least once under this config: another state from then on is drift.
     settled: BTreeSet<String>,
     /// Could not be written when it was last tried.
@@ -33,6 +36,7 @@ impl Files {
     pub(crate) fn new() -> Self {
         Self {
             seen: BTreeMap::new(),
+            stand: false,
             settled: BTreeSet::new(),
             failed: BTreeSet::new(),
             writing: BTreeMap::new(),
@@ -46,38 +50,60 @@ impl Files {
         self.failed.clear();
     }
 
-    pub(crate) fn seen(&mut self, files: BTreeMap<String, FileSeen>) {
-        self.seen = files;
+    pub(crate) fn seen(&mut self, files: BTreeMap<String, FileSeen>) -> News {
+        let before = std::mem::replace(&mut self.seen, files);
+        News::when(before != self.seen)
     }
 
     /// Whether the file is known to be as wanted.
     pub(crate) fn is_as_wanted(&self, path: &str, wanted: &DesiredFile) -> bool {
-        matches!(self.seen.get(path), Some(FileSeen::Present { digest, mode })
-            if *digest == wanted.digest && *mode == wanted.mode)
+        self.stand || self.seen.get(path).is_some_and(|seen| wanted.is(seen))
     }
 
     /// The first file that is still on its way. One that cannot be written is not: it must not hold up everything.
     pub(crate) fn on_its_way<'a>(&self, desired: &'a Desired) -> Option<&'a str> {
+        if self.stand {
+            return None;
+        }
         let mut missing = desired.files.iter().filter(|(path, wanted)| !self.is_as_wanted(path, wanted));
         missing.find(|(path, _)| !self.failed.contains(*path)).map(|(path, _)| path.as_str())
     }
 
-    pub(crate) fn all_as_wanted(&self, desired: &Desired) -> bool {
-        desired.files.iter().all(|(path, wanted)| self.is_as_wanted(path, wanted))
+    pub(crate) fn all_as_wanted(&self) -> bool {
+        self.stand
+    }
+
+    /// Compares all files. Both sides are in order of their paths, so that one walk along both is enough.
+    fn compare(&mut self, desired: &Desired) {
+        let mut seen = self.seen.iter();
+        self.stand = desired.files.iter().all(|(path, wanted)| {
+            let found = seen.find(|(other, _)| *other >= path);
+            found.is_some_and(|(other, seen)| other == path && wanted.is(seen))
+        });
+        if self.settled.len() == desired.files.len() {
+            return;
+        }
+        for (path, wanted) in &desired.files {
+            if self.is_as_wanted(path, wanted) {
+                self.settled.insert(path.clone());
+            }
+        }
+    }
+}
+
+impl DesiredFile {
+    fn is(&self, seen: &FileSeen) -> bool {
+        matches!(seen, FileSeen::Present { digest, mode } if *digest == self.digest && *mode == self.mode)
     }
 }
 
 impl AgentCore {
     pub(crate) fn reconcile_files(&mut self, config: &NodeConfig, desired: &Desired) {
-        for (path, wanted) in &desired.files {
-            if self.files.is_as_wanted(path, wanted) {
-                self.files.settled.insert(path.clone());
-            }
-        }
+        self.files.compare(desired);
         if self.free(&StepKey::Files) {
             let different = self.different(desired);
             if different.is_empty() {
-                self.remove_stale_files(config);
+                self.remove_stale_files(desired);
             } else {
                 self.write(config, desired, different);
             }
@@ -92,6 +118,9 @@ impl AgentCore {
     /// Paths that are known to differ, with what was seen.
     fn different(&self, desired: &Desired) -> BTreeMap<String, String> {
         let mut different = BTreeMap::new();
+        if self.files.stand {
+            return different;
+        }
         for (path, wanted) in &desired.files {
             let seen = match self.files.seen.get(path) {
                 Some(FileSeen::Absent) => "it was missing".to_owned(),
@@ -122,18 +151,16 @@ impl AgentCore {
     }
 
     /// Files of earlier configs go when the units that may use them are gone.
-    fn remove_stale_files(&mut self, config: &NodeConfig) {
-        let stale_units = self.stale_units(config);
-        let stopped: Vec<String> = stale_units
-            .iter()
+    fn remove_stale_files(&mut self, desired: &Desired) {
+        let stopped: Vec<String> = self
+            .stale_units(desired)
             .filter(|name| self.is_known_stopped(name))
             .map(|name| unit_text::path(name))
             .collect();
         let stale: Vec<String> = if !stopped.is_empty() {
             stopped
-        } else if stale_units.is_empty() {
-            let wanted = owned_paths(config);
-            self.ledger.files.difference(&wanted).cloned().collect()
+        } else if self.stale_units(desired).next().is_none() {
+            self.ledger.files.difference(&desired.owned).cloned().collect()
         } else {
             return;
         };

@@ -30,6 +30,7 @@ mod network;
 mod peers;
 mod probes;
 mod report;
+mod rest;
 mod retry;
 mod status;
 mod unit_text;

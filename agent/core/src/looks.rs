@@ -1,6 +1,5 @@
 //! When to look at what, and which answers are stale.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use keelson_protocol::MonoTime;
@@ -8,7 +7,6 @@ use keelson_protocol::config::NodeConfig;
 
 use crate::action::{Action, CertificateFiles, Look, Query};
 use crate::core::AgentCore;
-use crate::desired::Desired;
 
 /// Units are looked at this often: a crash is noticed within a second.
 const UNITS_EVERY: Duration = Duration::from_secs(1);
@@ -59,7 +57,7 @@ impl Class {
 
 #[derive(Debug, Default)]
 pub(crate) struct Looks {
-    slots: BTreeMap<Class, Slot>,
+    slots: [Slot; Class::ALL.len()],
     id_last: u64,
 }
 
@@ -75,30 +73,35 @@ struct Slot {
 impl Looks {
     /// The class that was answered, unless the answer is stale or nobody asked.
     pub(crate) fn answered(&mut self, id: u64, now: MonoTime) -> Option<Class> {
-        let (class, slot) = self.slots.iter_mut().find(|(_, slot)| slot.in_flight == Some(id))?;
+        let class = Class::ALL.into_iter().find(|class| self.slot(*class).in_flight == Some(id))?;
+        let slot = self.slot(class);
         slot.in_flight = None;
         if std::mem::take(&mut slot.stale) {
             slot.due = now;
             return None;
         }
-        Some(*class)
+        Some(class)
+    }
+
+    fn slot(&mut self, class: Class) -> &mut Slot {
+        &mut self.slots[class as usize]
     }
 
     /// Notes that a look failed; true when that is news.
     pub(crate) fn failed(&mut self, class: Class, why: &str) -> bool {
-        let slot = self.slots.entry(class).or_default();
+        let slot = self.slot(class);
         let fresh = slot.error.is_none();
         slot.error = Some(why.to_owned());
         fresh
     }
 
     pub(crate) fn succeeded(&mut self, class: Class) {
-        self.slots.entry(class).or_default().error = None;
+        self.slot(class).error = None;
     }
 
     /// Something of this class was changed: look at once, and do not believe what is on its way.
     pub(crate) fn changed(&mut self, class: Class, now: MonoTime) {
-        let slot = self.slots.entry(class).or_default();
+        let slot = self.slot(class);
         slot.stale = slot.in_flight.is_some();
         slot.due = now;
     }
@@ -107,33 +110,47 @@ impl Looks {
         Class::ALL.into_iter().for_each(|class| self.changed(class, now));
     }
 
-    /// Begins a look when it is due; else says when it will be.
-    fn begin(&mut self, class: Class, every: Duration, now: MonoTime) -> Result<u64, Option<MonoTime>> {
-        let slot = self.slots.entry(class).or_default();
+    /// Begins a look when it is due before `by`; else says when it will be.
+    fn begin(
+        &mut self,
+        class: Class,
+        every: Duration,
+        (now, by): (MonoTime, MonoTime),
+    ) -> Result<u64, Option<MonoTime>> {
+        let next = self.id_last + 1;
+        let slot = self.slot(class);
         if slot.in_flight.is_some() {
             return Err(None);
         }
         let due = slot.due.min(slot.began.plus(every));
-        if due > now {
+        if due > by {
             return Err(Some(due));
         }
-        self.id_last += 1;
-        slot.in_flight = Some(self.id_last);
+        slot.in_flight = Some(next);
         slot.began = now;
         slot.due = now.plus(class.every());
-        Ok(self.id_last)
+        self.id_last = next;
+        Ok(next)
     }
 }
 
 impl AgentCore {
-    pub(crate) fn reconcile_looks(&mut self, config: &NodeConfig, desired: &Desired) {
-        let units_every = if self.units_starting() { UNITS_STARTING_EVERY } else { UNITS_EVERY };
+    pub(crate) fn look_at_what_is_due(&mut self) {
+        let Some(config) = &self.ledger.config else { return };
+        let certificates = !config.certificates.is_empty();
+        let units_every =
+            if !self.is_resting() && self.units_starting() { UNITS_STARTING_EVERY } else { UNITS_EVERY };
         self.look(Class::Units, units_every, |core| {
-            Query::Units(core.ledger.units.keys().cloned().collect())
+            Query::Units(core.units_seen.ask(core.ledger.units.keys().cloned()))
         });
-        self.look(Class::Files, FILES_EVERY, |_| Query::Files(desired.files.keys().cloned().collect()));
-        if !config.certificates.is_empty() {
-            self.look(Class::Certificates, CERTIFICATES_EVERY, |_| Query::Certificates(pairs(config)));
+        self.look(Class::Files, FILES_EVERY, |core| {
+            let files = core.desired.iter().flat_map(|desired| desired.files.keys());
+            Query::Files(files.cloned().collect())
+        });
+        if certificates {
+            self.look(Class::Certificates, CERTIFICATES_EVERY, |core| {
+                Query::Certificates(core.ledger.config.as_ref().map(pairs).unwrap_or_default())
+            });
         }
         self.look(Class::Routes, ROUTES_EVERY, |_| Query::Routes);
     }
@@ -142,8 +159,8 @@ impl AgentCore {
         self.look(Class::Pressure, PRESSURE_EVERY, |_| Query::Pressure);
     }
 
-    fn look(&mut self, class: Class, every: Duration, query: impl FnOnce(&Self) -> Query) {
-        match self.looks.begin(class, every, self.now.mono) {
+    fn look(&mut self, class: Class, every: Duration, query: impl FnOnce(&mut Self) -> Query) {
+        match self.looks.begin(class, every, (self.now.mono, self.due_by())) {
             Ok(id) => {
                 let query = query(self);
                 self.push(Action::Look(Look { id, query }));

@@ -8,6 +8,7 @@ use keelson_protocol::health::EventKind;
 use crate::action::{Step, StepKey};
 use crate::core::AgentCore;
 use crate::looks::Class;
+use crate::rest::News;
 
 #[derive(Debug, Default)]
 pub(crate) struct Network {
@@ -42,8 +43,9 @@ impl Balancer {
 }
 
 impl Network {
-    pub(crate) fn routes_seen(&mut self, routes: BTreeSet<RouteSpec>) {
-        self.routes = Some(routes);
+    pub(crate) fn routes_seen(&mut self, routes: BTreeSet<RouteSpec>) -> News {
+        let before = self.routes.replace(routes);
+        News::when(before != self.routes)
     }
 
     pub(crate) fn config_changed(&mut self) {

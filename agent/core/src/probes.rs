@@ -11,16 +11,21 @@ use keelson_protocol::config::ProbeSpec;
 
 use crate::action::Action;
 use crate::core::AgentCore;
+use crate::rest::News;
 
 #[derive(Debug, Default)]
 pub(crate) struct Probes {
     running: BTreeMap<ProbeSpec, ProbeRun>,
+    /// What the last comparison wants to know, and how often.
     wanted: BTreeMap<ProbeSpec, Duration>,
+    /// Whether [`Self::wanted`] is not yet in [`Self::running`].
+    changed: bool,
     id_last: u64,
 }
 
 #[derive(Debug, Default)]
 struct ProbeRun {
+    every: Duration,
     in_flight: Option<u64>,
     began: Option<MonoTime>,
     answer: Option<Result<(), String>>,
@@ -47,7 +52,13 @@ impl Probes {
         }
     }
 
-    /// Somebody wants this probe's answer at least this often, until the next call of [`AgentCore::ask_probes`].
+    /// A comparison begins: it says anew what it wants to know.
+    pub(crate) fn want_none(&mut self) {
+        self.wanted.clear();
+        self.changed = true;
+    }
+
+    /// Somebody wants this probe's answer at least this often, until the next comparison.
     pub(crate) fn want(&mut self, probe: &ProbeSpec, every: Duration) {
         let known = self.wanted.entry(probe.clone()).or_insert(every);
         *known = every.min(*known);
@@ -58,34 +69,62 @@ impl Probes {
         self.running.remove(probe);
     }
 
-    pub(crate) fn answered(&mut self, id: u64, _now: MonoTime, result: Result<(), String>) {
-        let Some(run) = self.running.values_mut().find(|run| run.in_flight == Some(id)) else { return };
+    /// A good answer after a good one is no news.
+    pub(crate) fn answered(&mut self, id: u64, result: Result<(), String>) -> News {
+        let Some(run) = self.running.values_mut().find(|run| run.in_flight == Some(id)) else {
+            return News::None;
+        };
+        let news = result.is_err() || run.answer != Some(Ok(()));
         run.in_flight = None;
         run.failures_in_row = if result.is_ok() { 0 } else { run.failures_in_row.saturating_add(1) };
         run.answer = Some(result);
+        News::when(news)
+    }
+
+    /// Brings what runs in line with what is wanted, and forgets the others.
+    fn settle(&mut self) {
+        if !std::mem::take(&mut self.changed) {
+            return;
+        }
+        let wanted = &self.wanted;
+        self.running.retain(|probe, _| wanted.contains_key(probe));
+        for (probe, every) in wanted {
+            match self.running.get_mut(probe) {
+                Some(run) => run.every = *every,
+                None => {
+                    let run = ProbeRun { every: *every, ..ProbeRun::default() };
+                    self.running.insert(probe.clone(), run);
+                }
+            }
+        }
     }
 }
 
 impl AgentCore {
-    /// Asks every probe that is wanted and due, and forgets the others.
+    /// Asks every probe that is wanted and due.
     pub(crate) fn ask_probes(&mut self) {
-        let wanted = std::mem::take(&mut self.probes.wanted);
-        self.probes.running.retain(|probe, _| wanted.contains_key(probe));
-        for (probe, every) in wanted {
-            let run = self.probes.running.entry(probe.clone()).or_default();
+        self.probes.settle();
+        let (now, by) = (self.now.mono, self.due_by());
+        let mut next: Option<MonoTime> = None;
+        for (probe, run) in &mut self.probes.running {
             if run.in_flight.is_some() {
                 continue;
             }
-            match run.began.map(|began| began.plus(every)) {
-                Some(due) if due > self.now.mono => self.wake_at(due),
+            match run.began.map(|began| began.plus(run.every)) {
+                Some(due) if due > by => {
+                    next = Some(next.map_or(due, |next| next.min(due)));
+                }
                 _ => {
                     self.probes.id_last += 1;
                     let id = self.probes.id_last;
                     run.in_flight = Some(id);
-                    run.began = Some(self.now.mono);
-                    self.push(Action::Probe { id, probe });
+                    run.began = Some(now);
+                    self.out.push(Action::Probe { id, probe: probe.clone() });
                 }
             }
+        }
+        if let Some(due) = next {
+            self.wake_at(due);
         }
     }
 }

@@ -12,6 +12,7 @@ use keelson_protocol::{MonoTime, WallTime};
 use crate::action::{Action, StepKey};
 use crate::certificates::CertificateRun;
 use crate::core::AgentCore;
+use crate::rest::News;
 use crate::units::Phase;
 
 /// A report is sent this often even when nothing changes, so that a lost one is not missed for long; a little earlier
@@ -46,6 +47,10 @@ pub(crate) struct Reporter {
     report_at: Option<MonoTime>,
     report_every: Duration,
     reported: Option<HealthReport>,
+    /// When the next report is due, unless something new is to be told.
+    report_due: Option<MonoTime>,
+    /// The machine's state, as of the last comparison.
+    state: NodeState,
     time_asked: Option<MonoTime>,
     pub(crate) clock_offset_ms: Option<i64>,
     pub(crate) pressure: Option<Pressure>,
@@ -63,6 +68,8 @@ impl Reporter {
             report_at: None,
             report_every: REPORT_EVERY,
             reported: None,
+            report_due: None,
+            state: NodeState::Idle,
             time_asked: None,
             clock_offset_ms: None,
             pressure: None,
@@ -76,6 +83,7 @@ impl Reporter {
         self.heartbeat_at = None;
         self.reported = None;
         self.report_at = None;
+        self.report_due = None;
         self.time_asked = None;
     }
 }
@@ -86,14 +94,18 @@ fn due(last: Option<MonoTime>, every: Duration, now: MonoTime) -> MonoTime {
 }
 
 impl AgentCore {
-    pub(crate) fn send_reports(&mut self) {
+    /// Tells what is due; a report also when there may be `news`.
+    pub(crate) fn send_reports(&mut self, news: News) {
         if !self.link_view.connected() {
             return;
         }
         let now = self.now.mono;
-        self.send_report();
+        match self.reporter.report_due {
+            Some(due) if due > now && news == News::None => self.wake_at(due),
+            _ => self.send_report(),
+        }
         let heartbeat_due = due(self.reporter.heartbeat_at, HEARTBEAT_INTERVAL, now);
-        if heartbeat_due <= now {
+        if heartbeat_due <= self.due_by() {
             self.send_heartbeat();
         } else {
             self.wake_at(heartbeat_due);
@@ -127,6 +139,7 @@ impl AgentCore {
         let every = if changed { REPORT_GAP } else { self.reporter.report_every };
         let at = due(self.reporter.report_at, every, now);
         if at > now {
+            self.reporter.report_due = Some(at);
             self.wake_at(at);
             return;
         }
@@ -134,6 +147,7 @@ impl AgentCore {
         report.sequence = self.reporter.report_sequence;
         self.reporter.report_at = Some(now);
         self.reporter.report_every = REPORT_EVERY - self.seed.jitter(REPORT_JITTER);
+        self.reporter.report_due = Some(now.plus(self.reporter.report_every));
         self.reporter.reported = Some(report.clone());
         self.push(Action::Send(ToCoordinator::Health(Box::new(report))));
     }
@@ -182,6 +196,15 @@ impl AgentCore {
     /// State of the machine in one word.
     #[must_use]
     pub fn state(&self) -> NodeState {
+        self.reporter.state
+    }
+
+    /// Works the state out anew, after a comparison.
+    pub(crate) fn settle_state(&mut self) {
+        self.reporter.state = self.judge_state();
+    }
+
+    fn judge_state(&self) -> NodeState {
         if self.ledger.config.is_none() {
             return NodeState::Idle;
         }
@@ -198,7 +221,7 @@ impl AgentCore {
     /// The first thing that is not as the config wants it, in words.
     pub(crate) fn unsettled(&self) -> Option<String> {
         let (config, desired) = (self.ledger.config.as_ref()?, self.desired.as_ref()?);
-        if !self.files.all_as_wanted(desired) {
+        if !self.files.all_as_wanted() {
             let why = self.failure(&StepKey::Files);
             return Some(why.map_or_else(|| "files are being written".to_owned(), str::to_owned));
         }
@@ -206,7 +229,7 @@ impl AgentCore {
         if let Some(spec) = missing {
             return Some(format!("certificate {} is being asked for", spec.name));
         }
-        if let Some(stale) = self.stale_units(config).first() {
+        if let Some(stale) = self.stale_units(desired).next() {
             return Some(format!("{stale} of the config before is being removed"));
         }
         let waiting = |name: &str| self.units.get(name).is_none_or(|run| !run.phase.is_healthy());
@@ -216,19 +239,21 @@ impl AgentCore {
         self.network.unsettled(config).map(|what| format!("{what} are being set"))
     }
 
-    pub(crate) fn time_came(&mut self, asked_at: WallTime, coordinator: WallTime) {
-        let Some(asked) = self.reporter.time_asked else { return };
+    pub(crate) fn time_came(&mut self, asked_at: WallTime, coordinator: WallTime) -> News {
+        let Some(asked) = self.reporter.time_asked else { return News::None };
         let round_trip = self.now.mono.since(asked);
         if round_trip > TIME_ROUND_TRIP_MAX {
-            return;
+            return News::None;
         }
         let half_ms = i64::try_from(round_trip.as_millis() / 2).unwrap_or(0);
         let answered_at = asked_at.0.saturating_add(half_ms);
-        self.reporter.clock_offset_ms = Some(answered_at.saturating_sub(coordinator.0));
+        let before = self.reporter.clock_offset_ms.replace(answered_at.saturating_sub(coordinator.0));
+        // Where it drifts to is told with the next report.
+        News::when(before.is_none())
     }
 
-    pub(crate) fn pressure_seen(&mut self, pressure: Pressure) {
-        self.reporter.pressure = Some(pressure);
+    pub(crate) fn pressure_seen(&mut self, pressure: Pressure) -> News {
+        let before = self.reporter.pressure.replace(pressure);
         let used = pressure.disk_used_percent.max(pressure.inodes_used_percent);
         let disk = crossed(
             &mut self.reporter.disk_tight,
@@ -255,6 +280,7 @@ impl AgentCore {
                 if self.reporter.memory_tight { "memory runs short" } else { "there is memory again" };
             self.note(EventKind::Pressure, "memory", &cause, outcome);
         }
+        News::when(before != Some(pressure))
     }
 }
 

@@ -20,8 +20,10 @@ use crate::looks::Class;
 use crate::probes::Said;
 use crate::unit_text;
 
+mod seen;
 mod step;
 
+pub(crate) use seen::UnitsSeen;
 pub(crate) use step::{Facts, Order, Phase, Reading, UnitRun};
 
 /// Most repairs of one unit in [`REPAIRS_WINDOW`]: more means that starting again is no remedy, and a person or the
@@ -59,14 +61,15 @@ const NEED_QUICK: Duration = Duration::from_secs(60);
 
 impl AgentCore {
     pub(crate) fn reconcile_units(&mut self, config: &NodeConfig, desired: &Desired) {
-        self.stop_stale_units(config);
+        self.stop_stale_units(desired);
+        let cleared = self.cleared(desired);
         for spec in &config.units {
             let key = StepKey::Unit(spec.name.clone());
             if self.is_in_flight(&key) {
                 continue;
             }
-            let Some(mut run) = self.units.remove(&spec.name) else { continue };
-            let facts = self.facts(config, desired, spec);
+            let Some(mut run) = self.take_run(&spec.name) else { continue };
+            let facts = self.facts(desired, spec, &cleared);
             let before = run.phase.clone();
             let order = match &spec.health {
                 Some(probe) if spec.kind == UnitKind::Check => run.check(&facts, &probe.name),
@@ -90,12 +93,24 @@ impl AgentCore {
             {
                 self.carry_out(desired, spec, &mut run, order);
             }
-            self.units.insert(spec.name.clone(), run);
+            self.put_run(&spec.name, run);
+        }
+    }
+
+    /// Takes a unit's state out for a while, and leaves an empty one in its place.
+    fn take_run(&mut self, name: &str) -> Option<UnitRun> {
+        let empty = UnitRun::new(self.now.wall);
+        self.units.get_mut(name).map(|run| std::mem::replace(run, empty))
+    }
+
+    fn put_run(&mut self, name: &str, run: UnitRun) {
+        if let Some(place) = self.units.get_mut(name) {
+            *place = run;
         }
     }
 
     /// Everything that the transition of a unit depends on.
-    fn facts(&self, config: &NodeConfig, desired: &Desired, spec: &UnitSpec) -> Facts {
+    fn facts(&self, desired: &Desired, spec: &UnitSpec, cleared: &Result<(), String>) -> Facts {
         let wanted = desired.inputs[&spec.name];
         let record = self.ledger.units.get(&spec.name);
         let start = record.and_then(|record| record.start).filter(|start| start.boot == self.me.boot);
@@ -123,7 +138,7 @@ impl AgentCore {
         Facts {
             reading,
             started,
-            ready: self.ready(config, desired, spec),
+            ready: cleared.clone().and_then(|()| self.ready(desired, spec)),
             needs,
             health: match &spec.health {
                 None => Said::Good,
@@ -133,14 +148,27 @@ impl AgentCore {
         }
     }
 
-    /// Whether everything that a unit reads is in place.
-    fn ready(&self, config: &NodeConfig, desired: &Desired, spec: &UnitSpec) -> Result<(), String> {
-        if let Some(stale) = self.stale_units(config).first() {
+    /// Whether nothing is in the way of any unit; the same for all of them, and worked out once.
+    fn cleared(&self, desired: &Desired) -> Result<(), String> {
+        if let Some(stale) = self.stale_units(desired).next() {
             return Err(format!("{stale} of the config before to stop"));
         }
-        if let Some(path) = self.files.on_its_way(desired) {
-            return Err(format!("file {path}"));
+        self.files.on_its_way(desired).map_or(Ok(()), |path| Err(format!("file {path}")))
+    }
+
+    /// Whether everything that a unit reads is in place.
+    fn ready(&self, desired: &Desired, spec: &UnitSpec) -> Result<(), String> {
+        if !self.files.all_as_wanted() || !self.certificates_stand {
+            self.inputs_stand(desired, spec)?;
         }
+        if self.files.reload_due || self.is_in_flight(&StepKey::Reload) {
+            return Err("systemd to read the unit files".to_owned());
+        }
+        Ok(())
+    }
+
+    /// Whether a unit's files and certificates are in place; else which is not.
+    fn inputs_stand(&self, desired: &Desired, spec: &UnitSpec) -> Result<(), String> {
         let unit_file = (spec.kind != UnitKind::Check).then(|| unit_text::path(&spec.name));
         for input in spec.restart_on.iter().chain(&unit_file) {
             if let Some(wanted) = desired.files.get(input) {
@@ -150,9 +178,6 @@ impl AgentCore {
             } else if !self.holds_certificate(desired, input) {
                 return Err(format!("certificate {input}"));
             }
-        }
-        if self.files.reload_due || self.is_in_flight(&StepKey::Reload) {
-            return Err("systemd to read the unit files".to_owned());
         }
         Ok(())
     }
@@ -310,12 +335,12 @@ impl AgentCore {
         if result.is_err() {
             self.look_again(Class::Files);
         }
-        self.units_seen.remove(name);
-        let Some(mut run) = self.units.remove(name) else { return };
+        self.units_seen.forget(name);
+        let Some(mut run) = self.take_run(name) else { return };
         if let Some((kind, cause, outcome)) = run.done(&result, self.now.mono) {
             self.note(kind, name, &cause, &outcome);
         }
-        self.units.insert(name.to_owned(), run);
+        self.put_run(name, run);
     }
 
     /// A new config: units whose inputs changed begin with a clean record.
@@ -330,16 +355,17 @@ impl AgentCore {
     }
 
     /// Units of earlier configs that are not gone yet.
-    pub(crate) fn stale_units(&self, config: &NodeConfig) -> Vec<String> {
-        self.ledger.units.keys().filter(|name| config.unit(name).is_none()).cloned().collect()
+    pub(crate) fn stale_units<'a>(&'a self, desired: &'a Desired) -> impl Iterator<Item = &'a String> {
+        self.ledger.units.keys().filter(|name| !desired.inputs.contains_key(*name))
     }
 
     pub(crate) fn is_known_stopped(&self, name: &str) -> bool {
         self.units_seen.get(name).is_some_and(|seen| seen.active == Active::Stopped)
     }
 
-    fn stop_stale_units(&mut self, config: &NodeConfig) {
-        for name in self.stale_units(config) {
+    fn stop_stale_units(&mut self, desired: &Desired) {
+        let stale: Vec<String> = self.stale_units(desired).cloned().collect();
+        for name in stale {
             let seen = self.units_seen.get(&name).map(|seen| seen.active);
             let up = seen.is_some_and(|active| !matches!(active, Active::Stopped));
             if up && self.free(&StepKey::Unit(name.clone())) {
@@ -353,7 +379,8 @@ impl AgentCore {
         let wanted = self.ledger.config.as_ref().is_some_and(|config| config.unit(name).is_some());
         if !wanted {
             self.ledger.units.remove(name);
-            self.units_seen.remove(name);
+            self.units_seen.forget(name);
+            self.units_seen.list_anew();
         }
     }
 

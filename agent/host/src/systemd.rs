@@ -35,9 +35,9 @@ pub(crate) struct Systemd {
 }
 
 impl Systemd {
-    pub(crate) async fn units(&self, names: &[String]) -> Result<BTreeMap<String, UnitSeen>, HostError> {
+    pub(crate) async fn units(&self, names: &[String]) -> Result<Vec<UnitSeen>, HostError> {
         if names.is_empty() {
-            return Ok(BTreeMap::new());
+            return Ok(Vec::new());
         }
         let reply = self.call("ListUnitsByNames", &(names,), "list units").await?;
         let rows: Vec<Row> = reply.body().deserialize().map_err(|error| lost("list units", error))?;
@@ -48,7 +48,10 @@ impl Systemd {
                 seen.insert(name, self.unit(row).await?);
             }
         }
-        Ok(seen)
+        // systemd answers for every name, also for those that it does not know. If it does not, nothing was seen.
+        let silent =
+            |name: &String| lost("list units", zbus::Error::Failure(format!("it said nothing about {name}")));
+        names.iter().map(|name| seen.remove(name).ok_or_else(|| silent(name))).collect()
     }
 
     async fn unit(&self, row: Row) -> Result<UnitSeen, HostError> {

@@ -54,19 +54,37 @@ pub(crate) enum KubeFor {
 impl CoordinatorCore {
     /// Looks at a cluster's nodes and brings them to what the blueprint says.
     pub(crate) fn reconcile_nodes(&mut self, now: Now, name: &ClusterName) {
-        let reachable = self.endpoint(name).is_some();
-        let Some(cluster) = self.clusters.get(name).filter(|cluster| cluster.row.wanted && reachable) else {
+        if !self.may_ask_kube(name) {
             return;
-        };
-        if cluster.kube.is_due(now)
+        }
+        self.look_at_nodes(now, name);
+        let ids: Vec<MachineId> = self.node_ids(name);
+        for id in ids {
+            self.reconcile_node(now, name, &id);
+        }
+    }
+
+    /// Looks at the nodes of every cluster whose time it is. Nothing else is compared for that; the answer is the reason
+    /// to compare.
+    pub(crate) fn look_at_due_nodes(&mut self, now: Now) {
+        let due = self
+            .clusters
+            .iter()
+            .filter(|(name, cluster)| cluster.kube.is_due(now) && self.may_ask_kube(name));
+        let names: Vec<ClusterName> = due.map(|(name, _)| name.clone()).collect();
+        names.iter().for_each(|name| self.look_at_nodes(now, name));
+    }
+
+    fn may_ask_kube(&self, name: &ClusterName) -> bool {
+        self.clusters.get(name).is_some_and(|cluster| cluster.row.wanted) && self.endpoint(name).is_some()
+    }
+
+    fn look_at_nodes(&mut self, now: Now, name: &ClusterName) {
+        if self.clusters.get(name).is_some_and(|cluster| cluster.kube.is_due(now))
             && let Some(id) = self.call_kube(name, KubeFor::Look, KubeCall::Nodes)
             && let Some(cluster) = self.clusters.get_mut(name)
         {
             cluster.kube.call = Some(id);
-        }
-        let ids: Vec<MachineId> = self.node_ids(name);
-        for id in ids {
-            self.reconcile_node(now, name, &id);
         }
     }
 

@@ -283,7 +283,8 @@ impl CoordinatorCore {
             self.begin_silence(now, &id);
         }
         self.detect(now);
-        self.touch_unsettled(now);
+        self.touch_unsettled();
+        self.look_at_due_nodes(now);
         self.forget_old(now);
     }
 
@@ -320,7 +321,7 @@ impl CoordinatorCore {
     }
 
     /// Clusters with something that may be due: a call to repeat, or a machine on its way.
-    fn touch_unsettled(&mut self, now: Now) {
+    fn touch_unsettled(&mut self) {
         let on_its_way = |machine: &&crate::state::Machine| {
             !matches!(machine.row.phase, MachinePhase::Enrolled { .. } | MachinePhase::Refused { .. })
         };
@@ -329,7 +330,6 @@ impl CoordinatorCore {
         let clusters = self.clusters.values().filter(|cluster| {
             !cluster.row.wanted
                 || cluster.busy
-                || cluster.kube.is_due(now)
                 || cluster.exposures.is_empty()
                 || cluster.exposures.values().any(|e| e.address.is_none())
         });

@@ -173,6 +173,18 @@ impl FakeProvider {
         self.state().machines.get(machine).map(|m| m.request.clone())
     }
 
+    /// A machine as it is at this moment, whatever a list that lags says.
+    #[must_use]
+    pub fn view(&self, machine: &MachineId) -> Option<MachineView> {
+        self.state().machines.get(machine).map(Machine::view)
+    }
+
+    /// All machines as they are at this moment, whatever a list that lags says.
+    #[must_use]
+    pub fn views(&self) -> Vec<MachineView> {
+        self.state().machines.values().map(Machine::view).collect()
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

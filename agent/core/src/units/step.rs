@@ -323,6 +323,8 @@ impl UnitRun {
             (Phase::Healthy { since }, Said::Good | Said::Nothing) => {
                 if now.since(*since) >= STABLE_AFTER {
                     self.failures = Backoff::default();
+                } else if self.failures.failures > 0 {
+                    self.wake = Some(since.plus(STABLE_AFTER));
                 }
             }
             (_, Said::Good) => self.healthy(now),

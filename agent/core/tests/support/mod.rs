@@ -347,9 +347,9 @@ impl World {
 
     fn look(&self, query: Query) -> Observation {
         match query {
-            Query::Units(names) => Observation::Units(
-                names.into_iter().map(|name| (name.clone(), self.unit_seen(&name))).collect(),
-            ),
+            Query::Units(names) => {
+                Observation::Units(names.iter().map(|name| self.unit_seen(name)).collect())
+            }
             Query::Files(paths) => Observation::Files(
                 paths
                     .into_iter()

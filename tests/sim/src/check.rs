@@ -1,0 +1,76 @@
+//! What must never happen, whatever goes wrong: the safety checkers. Each looks only at what an event touched.
+
+use std::fmt;
+
+use serde::Serialize;
+
+/// Which rule was broken. docs/simulation.md has a paragraph on each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Checker {
+    /// No act of ours costs an etcd cluster its quorum.
+    Quorum,
+    /// Never two live machines of one identity, and nobody is accepted with an identity that is not in force.
+    Identity,
+    /// Acts of ours make no more nodes unavailable at one time than the budget allows.
+    Disruption,
+    /// No disk is destroyed that a blueprint names.
+    Disk,
+    /// Generations, incarnations and counters only grow.
+    Growth,
+    /// Nothing at the provider stays without an owner.
+    Owner,
+    /// Queues and answers have bounds.
+    Bounds,
+    /// No node is evacuated whose machine has power.
+    Evacuation,
+    /// What is sent arrives as it was.
+    Codec,
+    /// When nothing goes wrong any more, everything becomes as it shall be.
+    Liveness,
+}
+
+impl fmt::Display for Checker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self:?}")
+    }
+}
+
+/// A rule that was broken.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Violation {
+    /// Which rule.
+    pub checker: Checker,
+    /// When, in milliseconds.
+    pub at_ms: u64,
+    /// What happened.
+    pub what: String,
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} at {}: {}", self.checker, crate::trace::time(self.at_ms), self.what)
+    }
+}
+
+/// A member that stopped working less than this long ago may be taken for a working one, in milliseconds: an agent needs
+/// 15 seconds to be sure that a program hangs, and what it says is then on its way.
+pub(crate) const NOTICED_AFTER_MS: u64 = 30_000;
+/// How often members are looked at, in milliseconds.
+pub(crate) const SAMPLE_EVERY_MS: u64 = 5_000;
+/// How often the provider's machines are compared with the blueprints, in milliseconds.
+pub(crate) const OWNERS_EVERY_MS: u64 = 60_000;
+/// How long a machine may be without an owner while coordinator and provider work, in milliseconds: a list each half
+/// minute finds it, and a provider that loses answers needs some tries.
+pub(crate) const UNOWNED_MAX_MS: u64 = 15 * 60_000;
+/// Effects of one input: some for each machine of the fleet when all come back at once, and a few beside.
+pub(crate) const EFFECTS_PER_MACHINE_MAX: usize = 8;
+/// See [`EFFECTS_PER_MACHINE_MAX`].
+pub(crate) const EFFECTS_BESIDE_MAX: usize = 256;
+/// Events that wait for each machine: its timers, its answers, and messages of a burst that a cut held back.
+pub(crate) const WAITING_PER_MACHINE_MAX: usize = 512;
+/// See [`WAITING_PER_MACHINE_MAX`].
+pub(crate) const WAITING_BESIDE_MAX: usize = 10_000;
+/// Part of a cluster's nodes that may be drained at one time, in percent; at least one.
+pub(crate) const DRAINED_PERCENT_MAX: usize = 25;

@@ -1,0 +1,183 @@
+//! What a seed stands for: a fleet, what its users ask for, and what goes wrong. Swarm style: each seed draws first which
+//! kinds of faults exist at all and how often, so that some runs have much of few kinds and others little of many.
+
+use keelson_protocol::ClusterName;
+
+use crate::case::{Case, Fault, FaultKind, Side, Target, Timed, Way, Weather, Wish};
+use crate::coordinator::settings;
+use crate::rng::{Stream, Tree};
+
+/// Most faults of a case: more would leave no time for anything to recover.
+const FAULTS_MAX: usize = 2_000;
+/// Shortest and longest mean time between two faults of a kind, in milliseconds.
+const PAUSE_MS: (u64, u64) = (60_000, 20 * 60_000);
+/// Shortest and longest time that a fault lasts, in milliseconds.
+const LASTS_MS: (u64, u64) = (1_000, 5 * 60_000);
+/// Largest jump of a wall clock, in milliseconds: certificates begin five minutes early, and the real link refuses those
+/// that have not begun.
+const JUMP_MS: u64 = 4 * 60_000;
+/// Most workers of a drawn cluster.
+const WORKERS_MAX: u64 = 8;
+/// Shortest and longest mean time between two wishes about a cluster, in milliseconds.
+const WISH_PAUSE_MS: (u64, u64) = (5 * 60_000, 30 * 60_000);
+
+/// What a run is drawn for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fleet {
+    /// About how many machines there are.
+    pub machines: u64,
+    /// How long faults and wishes come, in milliseconds.
+    pub duration_ms: u64,
+    /// Whether anything goes wrong.
+    pub faults: bool,
+}
+
+/// The case of a seed.
+#[must_use]
+pub fn draw(seed: u64, fleet: Fleet) -> Case {
+    let tree = Tree::root(seed).child("case");
+    let (weather, faults) = if fleet.faults {
+        (weather(&mut tree.child("weather").stream()), faults(&tree.child("faults"), fleet.duration_ms))
+    } else {
+        (Weather::default(), Vec::new())
+    };
+    let wishes = wishes(&tree.child("wishes"), fleet);
+    Case { seed, duration_ms: fleet.duration_ms, weather, faults, wishes }
+}
+
+fn weather(random: &mut Stream) -> Weather {
+    let mut odds = |most: u64| {
+        let exists = random.chance(500);
+        let odds = random.between(1, most);
+        if exists { odds } else { 0 }
+    };
+    let mut permille = |most: u64| u32::try_from(odds(most)).unwrap_or(0);
+    Weather {
+        loss_permille: permille(100),
+        duplicate_permille: permille(100),
+        drift_ppm: permille(200),
+        provider_lost_permille: permille(200),
+        provider_broken_permille: permille(200),
+        provider_full_permille: permille(400),
+        answers_lost_permille: permille(100),
+        unit_crash_permille: permille(200),
+        step_fails_permille: permille(100),
+        jitter_ms: odds(200),
+        provider_lag: usize::try_from(odds(3)).unwrap_or(0),
+    }
+}
+
+fn faults(tree: &Tree, duration_ms: u64) -> Vec<Timed<Fault>> {
+    let mut kinds = tree.child("kinds").stream();
+    let mut faults = Vec::new();
+    for kind in FaultKind::DRAWN {
+        let mut random = tree.child(&format!("{kind:?}")).stream();
+        let pause_ms = random.between(PAUSE_MS.0, PAUSE_MS.1);
+        if !kinds.chance(500) {
+            continue;
+        }
+        let mut at_ms = random.below(2 * pause_ms);
+        while at_ms < duration_ms {
+            faults.push(Timed { at_ms, what: fault(kind, &mut random) });
+            at_ms += 1 + random.below(2 * pause_ms);
+        }
+    }
+    faults.sort_by_key(|fault| fault.at_ms);
+    faults.truncate(FAULTS_MAX);
+    faults
+}
+
+fn fault(kind: FaultKind, random: &mut Stream) -> Fault {
+    let target = Target::Drawn(random.number());
+    let for_ms = random.between(LASTS_MS.0, LASTS_MS.1);
+    match kind {
+        FaultKind::PowerLoss => Fault::PowerLoss { target },
+        FaultKind::Reboot => Fault::Reboot { target },
+        FaultKind::Freeze => Fault::Freeze { target, for_ms },
+        FaultKind::AgentCrash => {
+            Fault::AgentCrash { target, actions: u32::try_from(random.below(20)).unwrap_or(0) }
+        }
+        FaultKind::DiskFull => Fault::DiskFull { target, for_ms },
+        FaultKind::DiskLost => Fault::DiskLost { target },
+        FaultKind::UnitCrash => Fault::UnitCrash { target, unit: random.number() },
+        FaultKind::UnitHang => Fault::UnitHang { target, unit: random.number() },
+        FaultKind::ClockJump => {
+            let by_ms = i64::try_from(random.below(2 * JUMP_MS)).unwrap_or(0);
+            Fault::ClockJump { target, by_ms: by_ms - i64::try_from(JUMP_MS).unwrap_or(0) }
+        }
+        FaultKind::Partition => {
+            let zones = settings().place.zones;
+            let zone = random.pick(&zones).cloned().unwrap_or_default();
+            let side = match random.below(4) {
+                0 => Side::Coordinator,
+                1 => Side::Zone(zone),
+                _ => Side::Machine(target),
+            };
+            let way = *random.pick(&[Way::Both, Way::Out, Way::In]).unwrap_or(&Way::Both);
+            Fault::Partition { side, way, for_ms }
+        }
+        FaultKind::CoordinatorCrash => {
+            Fault::CoordinatorCrash { effects: random.below(40), down_ms: random.between(500, 60_000) }
+        }
+        FaultKind::CoordinatorFreeze => Fault::CoordinatorFreeze { for_ms: random.between(1_000, 60_000) },
+        FaultKind::ProviderOut => Fault::ProviderOut { for_ms },
+        FaultKind::BudgetsHold => Fault::BudgetsHold { for_ms },
+    }
+}
+
+/// Clusters until there are about as many machines as asked for, each with a life of its own.
+fn wishes(tree: &Tree, fleet: Fleet) -> Vec<Timed<Wish>> {
+    let mut wishes = Vec::new();
+    let mut machines = 0;
+    for number in 1.. {
+        let mut random = tree.child(&number.to_string()).stream();
+        let plans = [("tiny", 1, false), ("small", 2, true), ("ha", 6, true), ("ha-stacked", 3, true)];
+        let (plan, fixed, grows) = *random.pick(&plans).unwrap_or(&plans[0]);
+        let workers = random.between(1, WORKERS_MAX);
+        let size = if grows { fixed + workers } else { fixed };
+        if machines > 0 && machines + size > fleet.machines {
+            break;
+        }
+        machines += size;
+        let cluster: ClusterName = format!("c{number}").parse().expect("that is a name");
+        let workers = grows.then(|| u16::try_from(workers).unwrap_or(1));
+        let at_ms = random.below(fleet.duration_ms / 10);
+        let wish = Wish::Create { cluster: cluster.clone(), plan: plan.to_owned(), workers };
+        wishes.push(Timed { at_ms, what: wish });
+        if grows && fleet.faults {
+            changes(&mut random, &cluster, plan, at_ms, fleet.duration_ms, &mut wishes);
+        }
+    }
+    wishes.sort_by_key(|wish| wish.at_ms);
+    wishes
+}
+
+fn changes(
+    random: &mut Stream,
+    cluster: &ClusterName,
+    plan: &str,
+    created_ms: u64,
+    duration_ms: u64,
+    wishes: &mut Vec<Timed<Wish>>,
+) {
+    let pause_ms = random.between(WISH_PAUSE_MS.0, WISH_PAUSE_MS.1);
+    let mut at_ms = created_ms + random.below(2 * pause_ms);
+    while at_ms < duration_ms {
+        let odd = *random.pick(&[1, 3, 5]).unwrap_or(&3);
+        let size = u16::try_from(random.between(1, WORKERS_MAX)).unwrap_or(1);
+        let scale =
+            |pool: &str, count| Wish::Scale { cluster: cluster.clone(), pool: pool.to_owned(), count };
+        let wish = match random.below(10) {
+            0 => Wish::Delete { cluster: cluster.clone() },
+            1 | 2 if plan != "ha-stacked" => scale("etcd", odd),
+            3 | 4 => scale("master", odd),
+            _ => scale("worker", size),
+        };
+        let ends = matches!(wish, Wish::Delete { .. });
+        wishes.push(Timed { at_ms, what: wish });
+        if ends {
+            return;
+        }
+        at_ms += 1 + random.below(2 * pause_ms);
+    }
+}

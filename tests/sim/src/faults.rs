@@ -1,0 +1,152 @@
+//! Faults strike, and end.
+
+use keelson_coordinator_core::Input;
+use keelson_providers::MachineState;
+
+use crate::case::{Fault, Side, Target};
+use crate::machine::Power;
+use crate::network::Cut;
+use crate::trace::Decision;
+use crate::world::{Ix, SimEvent, World};
+
+impl World {
+    /// The fault of the case with this number happens, if it still may.
+    pub(crate) fn strike(&mut self, number: usize) {
+        if self.stormy {
+            let fault = self.faults[number].what.clone();
+            self.happens(&fault);
+        }
+    }
+
+    /// A fault happens.
+    pub(crate) fn happens(&mut self, fault: &Fault) {
+        match fault {
+            Fault::PowerLoss { target }
+            | Fault::Reboot { target }
+            | Fault::Freeze { target, .. }
+            | Fault::AgentCrash { target, .. }
+            | Fault::DiskFull { target, .. }
+            | Fault::DiskLost { target }
+            | Fault::UnitCrash { target, .. }
+            | Fault::UnitHang { target, .. }
+            | Fault::ClockJump { target, .. } => {
+                if let Some(ix) = self.target(target).filter(|ix| self.machines[*ix].power == Power::On) {
+                    self.fault_on(ix, fault);
+                    self.happens_to(ix, fault);
+                }
+            }
+            Fault::Partition { side, way, for_ms } => {
+                let Some(cut) = self.side(side) else { return };
+                let machine = match cut {
+                    Cut::Machine(ix) => Some(self.machines[ix].id.to_string()),
+                    _ => None,
+                };
+                self.note(Decision::Fault { machine, what: fault.to_string() });
+                let number = self.network.cut(cut, *way);
+                self.queue.push(self.now + for_ms, SimEvent::Heals(number));
+                self.paths_changed();
+            }
+            other => {
+                self.note(Decision::Fault { machine: None, what: other.to_string() });
+                self.happens_to_all(other);
+            }
+        }
+    }
+
+    fn happens_to(&mut self, ix: Ix, fault: &Fault) {
+        match fault {
+            Fault::PowerLoss { .. } => self.lose_power(ix),
+            Fault::Reboot { .. } => self.reboot(ix),
+            Fault::Freeze { for_ms, .. } => self.freeze(ix, *for_ms),
+            Fault::AgentCrash { actions, .. } => self.machines[ix].dies_after = Some(*actions),
+            Fault::DiskFull { for_ms, .. } => {
+                self.machines[ix].host.disk.full = true;
+                self.queue.push(self.now + for_ms, SimEvent::DiskFreed(ix as u32));
+            }
+            Fault::DiskLost { .. } => self.lose_disk(ix),
+            Fault::UnitCrash { unit, .. } => {
+                if let Some(unit) = self.unit(ix, *unit) {
+                    self.unit_ends(ix, &unit, "it was killed by signal 11");
+                }
+            }
+            Fault::UnitHang { unit, .. } => {
+                let Some(name) = self.unit(ix, *unit) else { return };
+                self.told(ix, &format!("{name} hangs"));
+                if let Some(unit) = self.machines[ix].host.unit_mut(&name) {
+                    unit.hung = true;
+                }
+            }
+            Fault::ClockJump { by_ms, .. } => self.machines[ix].clock.jump(*by_ms),
+            _ => {}
+        }
+    }
+
+    fn happens_to_all(&mut self, fault: &Fault) {
+        match fault {
+            Fault::CoordinatorCrash { effects, down_ms } if self.coordinator.core.is_some() => {
+                self.coordinator.die_after(*effects, *down_ms);
+            }
+            Fault::CoordinatorFreeze { for_ms } => {
+                self.coordinator.frozen_until = self.now + for_ms;
+                self.queue.push(self.now + for_ms, SimEvent::CoordinatorThaws);
+                self.paths_changed();
+            }
+            Fault::ProviderOut { for_ms } => self.infrastructure.out_until = self.now + for_ms,
+            Fault::BudgetsHold { for_ms } => self.budgets_hold_until = self.now + for_ms,
+            _ => {}
+        }
+    }
+
+    fn target(&self, target: &Target) -> Option<Ix> {
+        match target {
+            Target::Named(id) => self.by_id.get(id).copied(),
+            Target::Drawn(_) if self.by_id.is_empty() => None,
+            Target::Drawn(draw) => {
+                let number = usize::try_from(*draw % self.by_id.len() as u64).unwrap_or(0);
+                self.by_id.values().nth(number).copied()
+            }
+        }
+    }
+
+    fn side(&self, side: &Side) -> Option<Cut> {
+        match side {
+            Side::Coordinator => Some(Cut::Coordinator),
+            Side::Machine(target) => self.target(target).map(Cut::Machine),
+            Side::Zone(zone) => {
+                let zones = &self.coordinator_settings().place.zones;
+                zones.iter().position(|known| known == zone).map(Cut::Zone)
+            }
+        }
+    }
+
+    fn unit(&self, ix: Ix, draw: u64) -> Option<String> {
+        let units = self.machines[ix].host.running();
+        let number = usize::try_from(draw % (units.len().max(1) as u64)).unwrap_or(0);
+        units.get(number).cloned()
+    }
+
+    /// From now on nothing goes wrong: whatever still lasts ends. Machines without power stay so; to switch them on is not
+    /// the world's.
+    pub(crate) fn calm(&mut self) {
+        self.stormy = false;
+        self.network.heal_all();
+        self.infrastructure.out_until = 0;
+        self.budgets_hold_until = 0;
+        self.coordinator.dies_before = None;
+        self.coordinator.frozen_until = 0;
+        for ix in 0..self.machines.len() {
+            self.machines[ix].host.disk.full = false;
+            self.machines[ix].dies_after = None;
+            if self.machines[ix].is_frozen() {
+                let boots = self.machines[ix].boots;
+                self.thaw(ix, boots);
+            }
+        }
+        self.start_coordinator();
+        self.paths_changed();
+        self.input(Input::Tick);
+        self.note(Decision::Fault { machine: None, what: "nothing goes wrong from here on".to_owned() });
+        let states = self.infrastructure.provider.views();
+        debug_assert!(states.iter().all(|view| view.state != MachineState::Frozen), "all were thawed");
+    }
+}

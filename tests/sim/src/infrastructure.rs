@@ -1,0 +1,158 @@
+//! The infrastructure: the fake provider of the provider crate, asked as the coordinator's shell asks, with the answers of
+//! a bad day.
+
+use keelson_coordinator_core::{ProviderAnswer, ProviderCall, ProviderFailure, Remedy, SeenMachine};
+use keelson_protocol::{InstallId, MachineId};
+use keelson_providers::call::{Metadata, SecretText};
+use keelson_providers::fake::{CallKind, FakeConfig, FakeProvider, Outcome};
+use keelson_providers::{Answer, Call, MachineRequest, MachineState, ObjectKey, ProviderError};
+
+use crate::case::Weather;
+use crate::rng::Stream;
+
+/// The provider, and how it fails.
+#[derive(Debug)]
+pub(crate) struct Infrastructure {
+    pub(crate) provider: FakeProvider,
+    install: InstallId,
+    random: Stream,
+    /// Until when it answers nothing.
+    pub(crate) out_until: u64,
+}
+
+impl Infrastructure {
+    pub(crate) fn new(install: InstallId, list_lag: usize, random: Stream) -> Self {
+        let provider = FakeProvider::new(FakeConfig { list_lag, ..FakeConfig::default() });
+        Self { provider, install, random, out_until: 0 }
+    }
+
+    /// How long a call takes, in milliseconds.
+    pub(crate) fn delay(&mut self, call: &ProviderCall) -> u64 {
+        match call {
+            ProviderCall::Create { .. } => self.random.between(800, 3_000),
+            ProviderCall::Delete { .. } => self.random.between(300, 1_500),
+            ProviderCall::List | ProviderCall::Expose { .. } | ProviderCall::Unexpose { .. } => {
+                self.random.between(20, 200)
+            }
+        }
+    }
+
+    /// Carries out a call.
+    pub(crate) fn call(
+        &mut self,
+        call: ProviderCall,
+        weather: &Weather,
+        now: u64,
+    ) -> Result<ProviderAnswer, ProviderFailure> {
+        let call = translate(&self.install, call);
+        if let Some(outcome) = self.outcome(&call, weather, now) {
+            self.provider.inject(CallKind::of(&call), outcome);
+        }
+        self.provider.carry_out(&call).map(translate_answer).map_err(|error| translate_error(&error))
+    }
+
+    fn outcome(&mut self, call: &Call, weather: &Weather, now: u64) -> Option<Outcome> {
+        let lost = self.random.chance(weather.provider_lost_permille);
+        let broken = self.random.chance(weather.provider_broken_permille);
+        let full = self.random.chance(weather.provider_full_permille);
+        if now < self.out_until {
+            let detail = "no answer".to_owned();
+            return Some(Outcome::Fail(ProviderError::Unavailable { detail }));
+        }
+        match call {
+            Call::CreateMachine(request) if full && self.provider.view(&request.key.machine).is_none() => {
+                let (zone, detail) = (request.zone.clone(), "others took it".to_owned());
+                Some(Outcome::Fail(ProviderError::StockOut { zone, detail }))
+            }
+            Call::CreateMachine(_) if broken => Some(Outcome::BreakOff),
+            _ if lost => Some(Outcome::LoseAnswer),
+            _ => None,
+        }
+    }
+}
+
+/// The machine that a call is about.
+pub(crate) fn machine_of(call: &ProviderCall) -> Option<MachineId> {
+    match call {
+        ProviderCall::Create { machine, .. } => Some(machine.id.clone()),
+        ProviderCall::Delete { machine, .. } => Some(machine.clone()),
+        ProviderCall::List | ProviderCall::Expose { .. } | ProviderCall::Unexpose { .. } => None,
+    }
+}
+
+/// A call in a few words; `None` for those that change nothing.
+pub(crate) fn words(call: &ProviderCall) -> Option<String> {
+    match call {
+        ProviderCall::Create { machine, .. } => {
+            Some(format!("create {} incarnation {}", machine.id, machine.incarnation))
+        }
+        ProviderCall::Delete { machine, incarnation, .. } => {
+            Some(format!("delete {machine} incarnation {incarnation}"))
+        }
+        ProviderCall::List => None,
+        ProviderCall::Expose { cluster, name, targets } => {
+            Some(format!("expose {name} of {cluster} at {} targets", targets.len()))
+        }
+        ProviderCall::Unexpose { cluster } => Some(format!("unexpose {cluster}")),
+    }
+}
+
+fn translate(install: &InstallId, call: ProviderCall) -> Call {
+    let install = install.clone();
+    match call {
+        ProviderCall::Create { machine, cluster, token } => {
+            let (id, incarnation) = (machine.id.clone(), machine.incarnation);
+            Call::CreateMachine(Box::new(MachineRequest {
+                key: ObjectKey { install, cluster, machine: id.clone(), incarnation },
+                image: machine.image,
+                zone: machine.zone,
+                address: machine.address,
+                cpu_millis_max: machine.size.cpu_millis,
+                memory_bytes_max: machine.size.memory_bytes,
+                disk_bytes: machine.size.disk_bytes,
+                metadata: Metadata {
+                    machine: id,
+                    incarnation,
+                    coordinators: Vec::new(),
+                    ca_fingerprint: String::new(),
+                    token: SecretText(String::from_utf8_lossy(token.expose_secret()).into_owned()),
+                },
+            }))
+        }
+        ProviderCall::Delete { machine, cluster, incarnation } => {
+            Call::DeleteMachine(ObjectKey { install, cluster, machine, incarnation })
+        }
+        ProviderCall::List => Call::ListMachines(install),
+        ProviderCall::Expose { cluster, name, targets } => {
+            Call::Expose(keelson_providers::ExposeRequest { install, cluster, name, targets, port: None })
+        }
+        ProviderCall::Unexpose { cluster } => Call::Unexpose(install, cluster),
+    }
+}
+
+fn translate_answer(answer: Answer) -> ProviderAnswer {
+    match answer {
+        Answer::Machine(_) => ProviderAnswer::Created,
+        Answer::Machines(machines) => {
+            let seen = |view: keelson_providers::MachineView| SeenMachine {
+                machine: view.key.machine,
+                cluster: view.key.cluster,
+                incarnation: view.key.incarnation,
+                on: !matches!(view.state, MachineState::Off),
+            };
+            ProviderAnswer::Machines(machines.into_iter().map(seen).collect())
+        }
+        Answer::Exposed(exposed) => ProviderAnswer::Exposed(exposed.address),
+        Answer::Done | Answer::Fenced(_) | Answer::Console(_) | Answer::AllExposed(_) => ProviderAnswer::Done,
+    }
+}
+
+fn translate_error(error: &ProviderError) -> ProviderFailure {
+    let remedy = match error.remedy() {
+        keelson_providers::call::Remedy::Person => Remedy::Person,
+        keelson_providers::call::Remedy::Retry
+        | keelson_providers::call::Remedy::OtherZone
+        | keelson_providers::call::Remedy::LookUp => Remedy::Retry,
+    };
+    ProviderFailure { remedy, text: error.to_string() }
+}

@@ -1,0 +1,365 @@
+//! What an agent's shell does: gives events to the core and carries out its actions, in order, and may be killed before
+//! each. While a ledger is being written nothing begins but heartbeats.
+
+use std::collections::VecDeque;
+use std::net::Ipv4Addr;
+
+use keelson_agent_core::{Action, AgentCore, Event, Ledger, LedgerFound, Look, Me, Seed, Start, Step};
+use keelson_protocol::{BootId, ClusterName, Generation, Incarnation, MachineId, MonoTime, SecretBytes};
+
+use crate::check::Checker;
+use crate::clock::Clock;
+use crate::host::{Host, UnitNews};
+use crate::link::Link;
+use crate::rng::Stream;
+use crate::trace::Decision;
+use crate::world::{Ix, SimEvent, World};
+
+/// How long systemd waits before it starts an agent again, in milliseconds (`RestartSec`).
+const AGENT_AGAIN_MS: u64 = 1_000;
+
+/// Whether a machine runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Power {
+    Off,
+    On,
+    Frozen,
+}
+
+/// A machine: one incarnation of an id, from the moment that the provider made it.
+#[derive(Debug)]
+pub(crate) struct Machine {
+    pub(crate) id: MachineId,
+    pub(crate) incarnation: Incarnation,
+    pub(crate) cluster: ClusterName,
+    /// Its zone, by its number.
+    pub(crate) zone: usize,
+    pub(crate) address: Ipv4Addr,
+    pub(crate) power: Power,
+    /// Whether the provider has removed it.
+    pub(crate) gone: bool,
+    /// Counts boots.
+    pub(crate) boots: u32,
+    pub(crate) boot_id: BootId,
+    /// Counts starts of the agent.
+    pub(crate) life: u32,
+    pub(crate) clock: Clock,
+    pub(crate) host: Host,
+    pub(crate) agent: Option<Agent>,
+    pub(crate) link: Link,
+    /// What came while it stood still.
+    pub(crate) backlog: Vec<SimEvent>,
+    /// The agent is killed before so many more actions.
+    pub(crate) dies_after: Option<u32>,
+    /// The newest generation that its agent worked on, over all its lives.
+    generation: Option<Generation>,
+    /// Time that a message takes to the coordinator, in milliseconds.
+    pub(crate) latency_ms: u64,
+    /// Draws for the machine itself, and for its messages.
+    pub(crate) random: Stream,
+    pub(crate) net: Stream,
+}
+
+/// An agent's process.
+#[derive(Debug)]
+pub(crate) struct Agent {
+    pub(crate) core: AgentCore,
+    /// Actions that wait for the ledger to be written.
+    queue: VecDeque<Action>,
+    /// The ledger that is being written.
+    persisting: Option<SecretBytes>,
+    /// When the core is woken next.
+    wake_at: u64,
+}
+
+impl Agent {
+    /// A wake that was due while the machine stood still is due now.
+    pub(crate) fn wakes_now(&mut self, now: u64) {
+        if self.wake_at < now {
+            self.wake_at = now;
+        }
+    }
+}
+
+impl Machine {
+    pub(crate) fn new(
+        (id, incarnation, cluster): (MachineId, Incarnation, ClusterName),
+        (zone, address): (usize, Ipv4Addr),
+        clock: Clock,
+        mut random: Stream,
+        mut net: Stream,
+    ) -> Self {
+        Self {
+            id,
+            incarnation,
+            cluster,
+            zone,
+            address,
+            power: Power::Off,
+            gone: false,
+            boots: 0,
+            boot_id: BootId(u128::from(random.number())),
+            life: 0,
+            clock,
+            host: Host::default(),
+            agent: None,
+            link: Link::default(),
+            backlog: Vec::new(),
+            dies_after: None,
+            generation: None,
+            latency_ms: net.between(1, 5),
+            random,
+            net,
+        }
+    }
+
+    pub(crate) fn is_frozen(&self) -> bool {
+        self.power == Power::Frozen
+    }
+
+    pub(crate) fn is_off(&self) -> bool {
+        self.power == Power::Off
+    }
+}
+
+impl World {
+    /// Whether a machine runs and its agent lives.
+    pub(crate) fn machine_hears(&self, ix: Ix) -> bool {
+        self.machines[ix].power == Power::On && self.machines[ix].agent.is_some()
+    }
+
+    pub(crate) fn start_agent(&mut self, ix: Ix, boot: u32) {
+        let now = self.now;
+        let machine = &mut self.machines[ix];
+        if machine.is_off() || machine.boots != boot || machine.agent.is_some() {
+            return;
+        }
+        let ledger =
+            match machine.host.disk.ledger.as_ref().map(|bytes| Ledger::decode(bytes.expose_secret())) {
+                None => LedgerFound::Absent,
+                Some(Ok(ledger)) => LedgerFound::Intact(Box::new(ledger)),
+                Some(Err(error)) => LedgerFound::SetAside { why: error.to_string() },
+            };
+        machine.life += 1;
+        machine.host.memory.balancer = None;
+        let me = Me { machine: machine.id.clone(), incarnation: machine.incarnation, boot: machine.boot_id };
+        let start = Start { me, ledger, version: "0.1.0".to_owned(), seed: Seed(machine.random.number()) };
+        let core = AgentCore::restore(start, machine.clock.mono(now), machine.clock.wall(now));
+        machine.agent = Some(Agent { core, queue: VecDeque::new(), persisting: None, wake_at: u64::MAX });
+        self.check_generation(ix);
+        self.give(ix, Event::Woke);
+        self.link_begins(ix);
+    }
+
+    /// The agent's process ends, and systemd will start it again; what runs on the machine goes on.
+    pub(crate) fn kill_agent(&mut self, ix: Ix) {
+        let machine = &mut self.machines[ix];
+        machine.dies_after = None;
+        // What was being written may have reached the disk.
+        let written = machine.random.chance(500);
+        let Some(agent) = machine.agent.take() else { return };
+        if let Some(bytes) = agent.persisting.filter(|_| written) {
+            machine.host.disk.ledger = Some(bytes);
+        }
+        let event = SimEvent::AgentStarts(ix as u32, machine.boots);
+        let id = machine.id.to_string();
+        self.queue.push(self.now + AGENT_AGAIN_MS, event);
+        self.note(Decision::Machine { machine: id, what: "the agent is dead".to_owned() });
+        self.path_changed(ix);
+        self.machines[ix].link = Link::default();
+    }
+
+    pub(crate) fn wake(&mut self, ix: Ix, life: u32) {
+        let now = self.now;
+        let machine = &mut self.machines[ix];
+        let Some(agent) = machine.agent.as_mut().filter(|agent| machine.life == life && agent.wake_at == now)
+        else {
+            return;
+        };
+        agent.wake_at = u64::MAX;
+        let due = machine.clock.when(agent.core.next_wake());
+        if due > now {
+            // It was put off since this was asked for.
+            agent.wake_at = due;
+            self.queue.push(due, SimEvent::Wake(ix as u32, life));
+        } else {
+            self.give(ix, Event::Woke);
+        }
+    }
+
+    pub(crate) fn probe_good(&mut self, ix: Ix, life: u32, id: u64) {
+        self.agent_answer(ix, life, Event::Probed { id, result: Ok(()) });
+    }
+
+    pub(crate) fn agent_answer(&mut self, ix: Ix, life: u32, event: Event) {
+        if self.machines[ix].life == life {
+            self.give(ix, event);
+        }
+    }
+
+    pub(crate) fn persisted(&mut self, ix: Ix, life: u32) {
+        let machine = &mut self.machines[ix];
+        let Some(agent) = machine.agent.as_mut().filter(|_| machine.life == life) else { return };
+        let Some(bytes) = agent.persisting.take() else { return };
+        let result = if machine.host.disk.full { Err("no space left on device".to_owned()) } else { Ok(()) };
+        if result.is_ok() {
+            machine.host.disk.ledger = Some(bytes);
+        }
+        self.give(ix, Event::Persisted(result));
+        self.check_generation(ix);
+    }
+
+    /// Gives an event to an agent's core and carries out what follows.
+    pub(crate) fn give(&mut self, ix: Ix, event: Event) {
+        let now = self.now;
+        let machine = &mut self.machines[ix];
+        let (mono, wall) = (machine.clock.mono(now), machine.clock.wall(now));
+        let offered = matches!(event, Event::Message(_));
+        let Some(agent) = &mut machine.agent else { return };
+        let actions = agent.core.handle(mono, wall, event);
+        for action in actions {
+            match action {
+                // They rely on nothing, and a slow disk must not make a machine look dead.
+                Action::Heartbeat(heartbeat) => self.send_heartbeat(ix, heartbeat),
+                action if self.carries_out_at_once(ix) => self.carry_out_action(ix, action),
+                action => self.queue_action(ix, action),
+            }
+        }
+        self.carry_out_queue(ix);
+        if offered {
+            self.check_generation(ix);
+        }
+        self.set_wake(ix);
+    }
+
+    /// Whether nothing is in front of an action, as nearly always.
+    fn carries_out_at_once(&self, ix: Ix) -> bool {
+        let machine = &self.machines[ix];
+        let rests = |agent: &Agent| agent.persisting.is_none() && agent.queue.is_empty();
+        machine.dies_after.is_none() && machine.agent.as_ref().is_some_and(rests)
+    }
+
+    fn queue_action(&mut self, ix: Ix, action: Action) {
+        if let Some(agent) = &mut self.machines[ix].agent {
+            agent.queue.push_back(action);
+        }
+    }
+
+    fn carry_out_queue(&mut self, ix: Ix) {
+        loop {
+            let machine = &mut self.machines[ix];
+            let Some(agent) = machine.agent.as_mut().filter(|agent| agent.persisting.is_none()) else {
+                return;
+            };
+            let Some(action) = agent.queue.pop_front() else { return };
+            match &mut machine.dies_after {
+                Some(0) => return self.kill_agent(ix),
+                Some(left) => *left -= 1,
+                None => {}
+            }
+            self.carry_out_action(ix, action);
+        }
+    }
+
+    fn set_wake(&mut self, ix: Ix) {
+        let now = self.now;
+        let machine = &mut self.machines[ix];
+        let Some(agent) = &mut machine.agent else { return };
+        let wake: MonoTime = agent.core.next_wake();
+        // A core that wants to be woken at once, again and again, would never let time pass.
+        let due = machine.clock.when(wake).max(now + 1);
+        if due < agent.wake_at {
+            agent.wake_at = due;
+            self.queue.push(due, SimEvent::Wake(ix as u32, machine.life));
+        }
+    }
+
+    fn carry_out_action(&mut self, ix: Ix, action: Action) {
+        match action {
+            Action::Persist(bytes) => {
+                let machine = &mut self.machines[ix];
+                let at = self.now + machine.random.between(1, 15);
+                if let Some(agent) = &mut machine.agent {
+                    agent.persisting = Some(bytes);
+                }
+                self.queue.push(at, SimEvent::Persisted(ix as u32, machine.life));
+            }
+            Action::Run(step) => self.run_step(ix, step),
+            Action::Look(Look { id, query }) => {
+                let observation = Ok(self.machines[ix].host.look(query));
+                let wait = self.machines[ix].random.between(1, 4);
+                self.answer(ix, wait, Event::Observed { id, observation });
+            }
+            Action::Probe { id, probe } => {
+                let result = self.probe(ix, &probe);
+                let machine = &mut self.machines[ix];
+                let wait = machine.random.between(1, 4);
+                match result {
+                    Ok(()) => {
+                        let event = SimEvent::ProbeGood(ix as u32, machine.life, id);
+                        self.queue.push(self.now + wait, event);
+                    }
+                    Err(_) => self.answer(ix, wait, Event::Probed { id, result }),
+                }
+            }
+            Action::Send(message) => self.send_to_coordinator(ix, message),
+            Action::Heartbeat(heartbeat) => self.send_heartbeat(ix, heartbeat),
+        }
+    }
+
+    fn answer(&mut self, ix: Ix, wait_ms: u64, event: Event) {
+        let event = SimEvent::Agent(ix as u32, self.machines[ix].life, Box::new(event));
+        self.queue.push(self.now + wait_ms, event);
+    }
+
+    fn run_step(&mut self, ix: Ix, step: Step) {
+        let key = step.key();
+        let fails = self.stormy && self.machines[ix].random.chance(self.weather.step_fails_permille);
+        // A step that is told to have failed may have happened all the same.
+        let happens = !fails || self.machines[ix].random.chance(500);
+        let mut result = Err("it was not tried".to_owned());
+        if happens {
+            self.check_step(ix, &step);
+            let (done, news) = self.machines[ix].host.carry_out(step);
+            result = done;
+            match news {
+                Some(UnitNews::Started(unit)) => self.unit_started(ix, &unit),
+                Some(UnitNews::Stopped(unit)) => self.told(ix, &format!("{unit} is stopped")),
+                None => {}
+            }
+        }
+        if fails {
+            result = Err("input/output error".to_owned());
+        }
+        let wait = self.machines[ix].random.between(2, 30);
+        self.answer(ix, wait, Event::StepDone { key, result });
+    }
+
+    /// A program of etcd that serves is taken away for a moment.
+    fn check_step(&mut self, ix: Ix, step: &Step) {
+        let (Step::Restart { unit, .. } | Step::Stop { unit }) = step else { return };
+        if unit == "etcd.service" && self.machines[ix].host.serves(unit) {
+            self.check_member_act(ix, "its agent restarts it");
+        }
+    }
+
+    pub(crate) fn told(&mut self, ix: Ix, what: &str) {
+        let machine = self.machines[ix].id.to_string();
+        self.note(Decision::Machine { machine, what: what.to_owned() });
+    }
+
+    fn check_generation(&mut self, ix: Ix) {
+        let machine = &mut self.machines[ix];
+        let generation = machine.agent.as_ref().and_then(|agent| agent.core.generation());
+        // What was accepted and not yet on disk when the agent died is accepted again.
+        let durable = machine.agent.as_ref().is_some_and(|agent| agent.persisting.is_none());
+        if generation < machine.generation && durable {
+            let what =
+                format!("{} went from generation {:?} to {generation:?}", machine.id, machine.generation);
+            return self.violate(Checker::Growth, what);
+        }
+        if durable {
+            machine.generation = generation;
+        }
+    }
+}

@@ -1,0 +1,207 @@
+//! The simulator's program: one seed, many seeds, or a replay file.
+
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "its output is for the person who started it")]
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use clap::{Parser, Subcommand, ValueEnum};
+use keelson_sim::{Case, Fleet, Hunt, Outcome, draw, hunt, minimise, run, run_aloud};
+
+/// A whole fleet in one process, in virtual time.
+#[derive(Debug, Parser)]
+#[command(name = "keelson-sim", disable_help_subcommand = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Play one seed.
+    Run {
+        /// The seed.
+        #[arg(long)]
+        seed: u64,
+        #[command(flatten)]
+        fleet: FleetArgs,
+        /// Whether anything goes wrong.
+        #[arg(long, default_value = "on")]
+        faults: Faults,
+        /// Print every decision.
+        #[arg(long)]
+        trace: bool,
+    },
+    /// Play many seeds; of each that breaks a rule, the smallest case that still does is written down.
+    Hunt {
+        /// How many.
+        #[arg(long)]
+        seeds: u64,
+        /// The first one.
+        #[arg(long, default_value_t = 1)]
+        from: u64,
+        #[command(flatten)]
+        fleet: FleetArgs,
+        /// How many run at the same time; as many as there are CPUs when absent.
+        #[arg(long)]
+        threads: Option<usize>,
+        /// Form of the result.
+        #[arg(long, default_value = "text")]
+        output: Output,
+        /// Where cases that break a rule are written.
+        #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/seeds"))]
+        directory: PathBuf,
+    },
+    /// Play a case that a hunt wrote down.
+    Replay {
+        /// The file.
+        file: PathBuf,
+    },
+}
+
+/// The fleet.
+#[derive(Debug, Clone, Copy, clap::Args)]
+struct FleetArgs {
+    /// About how many machines.
+    #[arg(long, default_value_t = 30)]
+    machines: u64,
+    /// For how many hours faults and wishes come.
+    #[arg(long, default_value_t = 1.0)]
+    hours: f64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Faults {
+    On,
+    Off,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Output {
+    Text,
+    Json,
+}
+
+impl FleetArgs {
+    fn fleet(self, faults: Faults) -> Fleet {
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "hours of a run are few and positive"
+        )]
+        let duration_ms = (self.hours * 3_600_000.0) as u64;
+        Fleet { machines: self.machines, duration_ms, faults: faults == Faults::On }
+    }
+}
+
+fn main() -> ExitCode {
+    let result = match Arguments::parse().command {
+        Command::Run { seed, fleet, faults, trace } => Ok(run_seed(seed, fleet, faults, trace)),
+        Command::Hunt { seeds, from, fleet, threads, output, directory } => {
+            let threads =
+                threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, Into::into));
+            let hunt = Hunt { from, seeds, fleet: fleet.fleet(Faults::On), threads };
+            run_hunt(&hunt, fleet, output, &directory)
+        }
+        Command::Replay { file } => replay(&file),
+    };
+    match result {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run_seed(seed: u64, fleet: FleetArgs, faults: Faults, trace: bool) -> bool {
+    println!("seed {seed}, {} machines, {} hours, faults {faults:?}", fleet.machines, fleet.hours);
+    let case = draw(seed, fleet.fleet(faults));
+    let began = Instant::now();
+    let outcome = if trace { run_aloud(&case) } else { run(&case) };
+    tell(&outcome, began.elapsed().as_secs_f64());
+    outcome.violation.is_none()
+}
+
+fn replay(file: &Path) -> Result<bool> {
+    let text = std::fs::read_to_string(file).with_context(|| format!("{} cannot be read", file.display()))?;
+    let case: Case = serde_json::from_str(&text).with_context(|| format!("{} is no case", file.display()))?;
+    println!(
+        "seed {}, {} faults, {} wishes, from {}",
+        case.seed,
+        case.faults.len(),
+        case.wishes.len(),
+        file.display()
+    );
+    let began = Instant::now();
+    let outcome = run(&case);
+    tell(&outcome, began.elapsed().as_secs_f64());
+    Ok(outcome.violation.is_none())
+}
+
+fn tell(outcome: &Outcome, seconds: f64) {
+    show_failure(outcome);
+    #[expect(clippy::cast_precision_loss, reason = "for people")]
+    let rate = outcome.events as f64 / seconds;
+    println!(
+        "{} events in {seconds:.2} s, {rate:.0} events/s; {:.1} virtual minutes with {} machines; converged {} s after the last fault; sum {:016x}",
+        outcome.events,
+        outcome.virtual_ms as f64 / 60_000.0,
+        outcome.machines,
+        outcome.converged_ms / 1_000,
+        outcome.sum
+    );
+}
+
+fn show_failure(outcome: &Outcome) {
+    if let Some(violation) = &outcome.violation {
+        println!("seed {}: {violation}", outcome.seed);
+        outcome.last.iter().for_each(|line| println!("  {line}"));
+    }
+}
+
+fn run_hunt(hunt_for: &Hunt, fleet: FleetArgs, output: Output, directory: &Path) -> Result<bool> {
+    let text = output == Output::Text;
+    if text {
+        let last = hunt_for.from + hunt_for.seeds - 1;
+        println!("seeds {} to {last}, {} machines, {} hours", hunt_for.from, fleet.machines, fleet.hours);
+    }
+    let began = Instant::now();
+    let report = hunt(hunt_for, |outcome| {
+        if text {
+            show_failure(outcome);
+        }
+    });
+    let seconds = began.elapsed().as_secs_f64();
+    for outcome in &report.failures {
+        let Some(violation) = &outcome.violation else { continue };
+        let case = minimise(&draw(outcome.seed, hunt_for.fleet), violation.checker);
+        let file = directory.join(format!("{:?}-{}.json", violation.checker, outcome.seed).to_lowercase());
+        let case = serde_json::to_string_pretty(&case).context("a case cannot be written")?;
+        std::fs::create_dir_all(directory)
+            .with_context(|| format!("{} cannot be made", directory.display()))?;
+        std::fs::write(&file, case + "\n")
+            .with_context(|| format!("{} cannot be written", file.display()))?;
+        if text {
+            println!("replay with: cargo xtask sim replay {}", file.display());
+        }
+    }
+    if text {
+        println!(
+            "{} seeds, {} violations, {} events in {seconds:.1} s, {:.0} virtual hours; slowest convergence {} s",
+            report.seeds,
+            report.violations,
+            report.events,
+            report.virtual_ms as f64 / 3_600_000.0,
+            report.converged_ms_max / 1_000
+        );
+    } else {
+        let mut value = serde_json::to_value(&report).context("a report cannot be written")?;
+        value["wallSeconds"] = serde_json::json!(seconds);
+        println!("{value}");
+    }
+    Ok(report.violations == 0)
+}

@@ -1,0 +1,181 @@
+//! Power of machines: what the provider does to them, and what happens to them.
+
+use keelson_protocol::{BootId, MachineId};
+use keelson_providers::MachineState;
+
+use crate::case::Fault;
+use crate::check::Checker;
+use crate::clock::Clock;
+use crate::kube::FakeKube;
+use crate::link::Link;
+use crate::machine::{Machine, Power};
+use crate::trace::Decision;
+use crate::world::{Ix, SimEvent, World};
+
+/// How long a kernel and systemd take to start an agent, in milliseconds.
+const BOOT_MS: (u64, u64) = (1_500, 4_000);
+/// What a monotonic clock says when systemd starts, in milliseconds.
+const BOOTED_MS: (u64, u64) = (500, 2_000);
+
+impl World {
+    /// The provider has, or may have, done something to a machine: the world follows.
+    pub(crate) fn power_changed(&mut self, id: &MachineId) {
+        let view = self.infrastructure.provider.view(id);
+        let known = self.by_id.get(id).copied();
+        let same =
+            |ix: &Ix| view.as_ref().is_some_and(|v| v.key.incarnation == self.machines[*ix].incarnation);
+        if let Some(ix) = known.filter(|ix| !same(ix)) {
+            self.destroy(ix);
+        }
+        let Some(view) = view else { return };
+        let ix = match self.by_id.get(id) {
+            Some(ix) => *ix,
+            None => self.make(&view),
+        };
+        match (view.state, self.machines[ix].power) {
+            (MachineState::On, Power::Off) => self.boot(ix),
+            (MachineState::Off | MachineState::Creating, Power::On | Power::Frozen) => self.power_off(ix),
+            _ => {}
+        }
+    }
+
+    fn make(&mut self, view: &keelson_providers::MachineView) -> Ix {
+        let ix = self.machines.len();
+        let (id, cluster) = (view.key.machine.clone(), view.key.cluster.clone());
+        let tree = self.tree.child("machine").child(id.as_str()).child(&view.key.incarnation.to_string());
+        let mut random = tree.child("host").stream();
+        let drift = i64::from(self.weather.drift_ppm);
+        let drift =
+            i64::try_from(random.below(2 * u64::from(self.weather.drift_ppm) + 1)).unwrap_or(0) - drift;
+        let clock = Clock::new(self.now, 0, drift);
+        let zones = &self.coordinator_settings().place.zones;
+        let zone = zones.iter().position(|zone| *zone == view.zone).unwrap_or(0);
+        let net = tree.child("net").stream();
+        let who = (id.clone(), view.key.incarnation, cluster.clone());
+        self.machines.push(Machine::new(who, (zone, view.address), clock, random, net));
+        self.by_id.insert(id, ix);
+        self.by_address.insert(view.address, ix);
+        self.members.entry(cluster.clone()).or_default().insert(ix);
+        let kube = self.tree.child("kubernetes").child(cluster.as_str());
+        self.kubes.entry(cluster).or_insert_with(|| FakeKube::new(kube.stream()));
+        ix
+    }
+
+    /// The machine is no more, and neither is its disk.
+    fn destroy(&mut self, ix: Ix) {
+        let (id, incarnation) = (self.machines[ix].id.clone(), self.machines[ix].incarnation);
+        if self.store.planned(&id, incarnation).is_some() {
+            let what = format!("{id} incarnation {incarnation} is destroyed, and a blueprint names it");
+            self.violate(Checker::Disk, what);
+        }
+        self.check_member_lost(ix);
+        self.power_off(ix);
+        let machine = &mut self.machines[ix];
+        machine.gone = true;
+        machine.host = crate::host::Host::default();
+        let (address, cluster) = (machine.address, machine.cluster.clone());
+        self.by_id.remove(&id);
+        self.by_address.remove(&address);
+        let emptied = self.members.get_mut(&cluster).is_some_and(|members| {
+            members.remove(&ix);
+            members.is_empty()
+        });
+        if emptied {
+            self.members.remove(&cluster);
+            self.etcds.remove(&cluster);
+            self.kubes.remove(&cluster);
+        }
+    }
+
+    pub(crate) fn boot(&mut self, ix: Ix) {
+        let now = self.now;
+        let machine = &mut self.machines[ix];
+        machine.power = Power::On;
+        machine.boots += 1;
+        machine.boot_id = BootId(u128::from(machine.random.number()));
+        machine.host.reboot();
+        let base = machine.random.between(BOOTED_MS.0, BOOTED_MS.1);
+        machine.clock.reboot(now, base);
+        let event = SimEvent::Booted(ix as u32, machine.boots);
+        let at = now + machine.random.between(BOOT_MS.0, BOOT_MS.1);
+        self.queue.push(at, event);
+        self.told(ix, "boots");
+    }
+
+    /// Everything that runs there ends at once.
+    pub(crate) fn power_off(&mut self, ix: Ix) {
+        let machine = &mut self.machines[ix];
+        machine.power = Power::Off;
+        machine.backlog.clear();
+        machine.dies_after = None;
+        machine.agent = None;
+        machine.host.reboot();
+        self.path_changed(ix);
+        self.machines[ix].link = Link::default();
+        self.told(ix, "has no power");
+    }
+
+    pub(crate) fn freeze(&mut self, ix: Ix, for_ms: u64) {
+        let machine = &mut self.machines[ix];
+        if machine.power != Power::On {
+            return;
+        }
+        machine.power = Power::Frozen;
+        let (id, event) = (machine.id.clone(), SimEvent::Thaw(ix as u32, machine.boots));
+        self.infrastructure.provider.set_state(&id, MachineState::Frozen);
+        self.queue.push(self.now + for_ms, event);
+        self.path_changed(ix);
+    }
+
+    pub(crate) fn thaw(&mut self, ix: Ix, boot: u32) {
+        let machine = &mut self.machines[ix];
+        if machine.power != Power::Frozen || machine.boots != boot {
+            return;
+        }
+        machine.power = Power::On;
+        let (id, backlog) = (machine.id.clone(), std::mem::take(&mut machine.backlog));
+        self.infrastructure.provider.set_state(&id, MachineState::On);
+        // A wake that is late is due now.
+        if let Some(agent) = &mut self.machines[ix].agent {
+            agent.wakes_now(self.now);
+        }
+        backlog.into_iter().for_each(|event| self.queue.push(self.now, event));
+        self.path_changed(ix);
+        self.told(ix, "goes on");
+    }
+
+    /// A machine's kernel starts again, on whatever disk it has.
+    pub(crate) fn reboot(&mut self, ix: Ix) {
+        let id = self.machines[ix].id.clone();
+        self.power_off(ix);
+        self.infrastructure.provider.set_state(&id, MachineState::On);
+        self.boot(ix);
+    }
+
+    /// A machine loses its power, and nobody is told.
+    pub(crate) fn lose_power(&mut self, ix: Ix) {
+        let id = self.machines[ix].id.clone();
+        self.infrastructure.provider.set_state(&id, MachineState::Off);
+        self.power_off(ix);
+    }
+
+    /// A machine's disk is replaced by a blank one. The world itself never costs a cluster its quorum: when too few disks
+    /// of its etcd would be left, nothing happens.
+    pub(crate) fn lose_disk(&mut self, ix: Ix) {
+        let machine = &self.machines[ix];
+        if let (Some(data), Some(etcd)) = (machine.host.disk.etcd, self.etcds.get(&machine.cluster)) {
+            let intact = etcd.voters().filter(|voter| voter.id != data && self.has_data(voter)).count();
+            if intact < etcd.needed() {
+                return;
+            }
+        }
+        self.machines[ix].host.disk = crate::host::Disk::default();
+        self.reboot(ix);
+    }
+
+    /// What users of scripts call the fault on a machine.
+    pub(crate) fn fault_on(&mut self, ix: Ix, fault: &Fault) {
+        let machine = Some(self.machines[ix].id.to_string());
+        self.note(Decision::Fault { machine, what: fault.to_string() });
+    }
+}

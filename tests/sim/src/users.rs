@@ -1,0 +1,113 @@
+//! Users: each wish is repeated until it is granted, as a person would who sees that nothing came of it.
+
+use std::collections::BTreeMap;
+
+use keelson_coordinator_core::{Accepted, CommandError, CreateCluster, ScalePool};
+use keelson_model::{ClusterSpec, PlanName, PoolName};
+use keelson_protocol::ClusterName;
+
+use crate::case::Wish;
+use crate::coordinator::material;
+use crate::trace::Decision;
+use crate::world::{SimEvent, World};
+
+/// How often users look at what became of their wishes, in milliseconds.
+pub(crate) const USER_EVERY_MS: u64 = 15_000;
+
+/// What users want.
+#[derive(Debug, Default)]
+pub(crate) struct Users {
+    pub(crate) wanted: BTreeMap<ClusterName, Option<Wanted>>,
+    /// Why a wish was refused for good, by cluster.
+    pub(crate) refused: BTreeMap<ClusterName, String>,
+}
+
+/// A cluster that somebody wants.
+#[derive(Debug, Clone)]
+pub(crate) struct Wanted {
+    spec: ClusterSpec,
+    pools: BTreeMap<PoolName, u16>,
+}
+
+impl World {
+    pub(crate) fn wish(&mut self, number: usize) {
+        let wish = self.wishes[number].what.clone();
+        self.wishes_for(&wish);
+    }
+
+    /// A user wants something from now on.
+    pub(crate) fn wishes_for(&mut self, wish: &Wish) {
+        self.note(Decision::User(wish.to_string()));
+        let name = match wish {
+            Wish::Create { cluster, plan, workers } => {
+                let mut spec: ClusterSpec = serde_json::from_value(serde_json::json!({
+                    "name": cluster, "plan": plan, "release": "1.37.2",
+                }))
+                .expect("that is a spec");
+                spec.plan = PlanName(plan.clone());
+                spec.workers = *workers;
+                self.users.wanted.insert(cluster.clone(), Some(Wanted { spec, pools: BTreeMap::new() }));
+                cluster
+            }
+            Wish::Scale { cluster, pool, count } => {
+                if let Some(Some(wanted)) = self.users.wanted.get_mut(cluster) {
+                    wanted.pools.insert(PoolName(pool.clone()), *count);
+                }
+                cluster
+            }
+            Wish::Delete { cluster } => {
+                self.users.wanted.insert(cluster.clone(), None);
+                cluster
+            }
+        };
+        self.ask_again(&name.clone());
+    }
+
+    pub(crate) fn users_look(&mut self) {
+        self.queue.push(self.now + USER_EVERY_MS, SimEvent::Users);
+        let names: Vec<ClusterName> = self.users.wanted.keys().cloned().collect();
+        names.iter().for_each(|name| self.ask_again(name));
+    }
+
+    /// Asks for whatever of a user's wish is not in the coordinator's books.
+    fn ask_again(&mut self, name: &ClusterName) {
+        if self.coordinator.frozen_until > self.now {
+            return;
+        }
+        let now = self.coordinator_now();
+        let wanted = self.users.wanted.get(name).cloned().flatten();
+        let Some(core) = &mut self.coordinator.core else { return };
+        let known = core.cluster(name).map(|cluster| (cluster.row.wanted, cluster.row.spec.clone()));
+        let answer = match (wanted, known) {
+            (None, Some((true, _))) => core.delete_cluster(now, name),
+            (None, _) | (Some(_), Some((false, _))) => return,
+            (Some(wanted), None) => {
+                let request = CreateCluster { spec: wanted.spec, material: material(), idempotency: None };
+                core.create_cluster(now, request)
+            }
+            (Some(wanted), Some((true, spec))) => {
+                let mut open =
+                    wanted.pools.into_iter().filter(|(pool, count)| spec.pools.get(pool) != Some(count));
+                let Some((pool, count)) = open.next() else { return };
+                core.scale_pool(now, &ScalePool { cluster: name.clone(), pool, count })
+            }
+        };
+        self.take_answer(name, answer);
+    }
+
+    fn take_answer(&mut self, name: &ClusterName, answer: Result<Accepted, CommandError>) {
+        match answer {
+            Ok(accepted) => {
+                self.users.refused.remove(name);
+                self.carry_out(accepted.effects);
+            }
+            Err(error) => {
+                let why = error.to_string();
+                if self.users.refused.get(name) != Some(&why) {
+                    self.note(Decision::User(format!("{name}: refused: {why}")));
+                    self.users.refused.insert(name.clone(), why);
+                }
+            }
+        }
+    }
+}
