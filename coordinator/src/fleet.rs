@@ -181,7 +181,8 @@ impl Fleet for CoordinatorFleet {
                 Protection::On => keelson_coordinator_core::Protection::On,
                 Protection::Off => keelson_coordinator_core::Protection::Off,
             });
-            match shell.core.update_cluster(&name, protection, labels) {
+            let change = keelson_coordinator_core::ClusterChange { protection, labels, drain: None };
+            match shell.core.update_cluster(&name, change) {
                 Ok(effects) => {
                     shell.carry_out(effects)?;
                     Ok(find_cluster(shell, &name))
@@ -216,7 +217,8 @@ impl Fleet for CoordinatorFleet {
 
     fn preview_scale(&self, name: ClusterName, size: PoolSize) -> Answer<'_, PlanPreview> {
         Box::pin(self.ask(move |shell| {
-            let request = ScalePool { cluster: name.clone(), pool: size.pool, count: size.count };
+            let request =
+                ScalePool { cluster: name.clone(), pool: size.pool, count: size.count, drain: None };
             let planned = shell.core.preview_scale(&request).map_err(|error| scale_problem(&error))?;
             Ok(preview(&name, &planned.diff, Some(planned.blueprint.generation)))
         }))
@@ -233,7 +235,7 @@ impl Fleet for CoordinatorFleet {
                 return Ok(Err(stale));
             }
             let now = shell.now();
-            let request = ScalePool { cluster: name, pool: size.pool, count: size.count };
+            let request = ScalePool { cluster: name, pool: size.pool, count: size.count, drain: None };
             match shell.core.scale_pool(now, &request) {
                 Ok(accepted) => {
                     shell.carry_out(accepted.effects)?;
@@ -650,6 +652,7 @@ fn events(shell: &Shell, query: &EventQuery) -> Result<EventBatch, StoreError> {
         },
         cluster: query.cluster.clone(),
         machine: query.machine.clone(),
+        incident: keelson_store::OfIncident::Whatever,
         count_max: u32::try_from(query.limit).unwrap_or(u32::MAX),
     };
     let items = shell.store.events(&filter)?.iter().map(event_view).collect();
@@ -672,6 +675,7 @@ pub(crate) fn problem(error: &CommandError) -> Problem {
         CommandError::NoCluster { name } => Problem::cluster_not_found(name),
         CommandError::NoMachine { machine } => Problem::machine_not_found(machine),
         CommandError::MachineBusy { .. } => Problem::new(Code::MachineBusy, error.to_string()),
+        CommandError::NoUse { .. } => Problem::new(Code::RepairUseless, error.to_string()),
         CommandError::Held { hold, .. } => Problem::new(Code::RepairHeld, error.to_string())
             .because(format!("it ends when {}", hold.ends_when())),
         CommandError::BeingDeleted { name } => Problem::being_deleted(name),

@@ -155,6 +155,7 @@ impl FakeCluster {
             evidence: None,
             acting: None,
             hold: None,
+            care: keelson_model::Care::default(),
         }
     }
 
