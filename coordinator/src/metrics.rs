@@ -1,9 +1,10 @@
 //! Metrics in Prometheus' text format (exposition format 0.0.4). Few series: nothing here grows with the fleet.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use keelson_coordinator_core::{ClusterState, CoordinatorCore, Metrics, Now};
-use keelson_model::{FaultClass, MachinePhase, RepairAction};
+use keelson_model::{FaultClass, Hold, MachinePhase, RepairAction, Verdict};
 
 /// All metrics as text.
 pub(crate) fn render(core: &CoordinatorCore, now: Now) -> String {
@@ -26,6 +27,7 @@ pub(crate) fn render(core: &CoordinatorCore, now: Now) -> String {
         write_series(&mut text, name, "counter", help, &[("", value)]);
     }
     write_healing(&mut text, metrics);
+    write_not_well(&mut text, core);
     let count = |test: fn(&keelson_coordinator_core::Machine) -> bool| {
         u64::try_from(core.machines().filter(|machine| test(machine)).count()).unwrap_or(u64::MAX)
     };
@@ -76,6 +78,37 @@ fn write_healing(text: &mut String, metrics: &Metrics) {
         .collect();
     let acts: Vec<(&str, u64)> = acts.iter().map(|(label, count)| (label.as_str(), *count)).collect();
     write_series(text, "repairs_total", "counter", "Repairs that were begun.", &acts);
+}
+
+/// Machines by verdict, and repairs that wait. Every verdict and every guard has a series from the beginning, so that a
+/// rule of an alarm finds it before it first happens.
+fn write_not_well(text: &mut String, core: &CoordinatorCore) {
+    let mut verdicts: BTreeMap<Verdict, u64> = BTreeMap::new();
+    let mut guards: BTreeMap<&str, u64> = BTreeMap::new();
+    let mut incidents = 0;
+    for machine in core.machines() {
+        *verdicts.entry(machine.verdict).or_default() += 1;
+        incidents += u64::from(machine.row.incident.is_some());
+        if let Some(hold) = CoordinatorCore::hold_of(machine) {
+            *guards.entry(hold.guard()).or_default() += 1;
+        }
+    }
+    let verdicts = Verdict::ALL.map(|verdict| {
+        let count = verdicts.get(&verdict).copied().unwrap_or(0);
+        (format!("{{verdict=\"{}\"}}", verdict.word()), count)
+    });
+    let verdicts: Vec<(&str, u64)> = verdicts.iter().map(|(label, count)| (label.as_str(), *count)).collect();
+    write_series(text, "machines_by_verdict", "gauge", "Machines by what is thought of them.", &verdicts);
+    let guards =
+        Hold::GUARDS.map(|guard| (format!("{{guard=\"{guard}\"}}"), guards.get(guard).copied().unwrap_or(0)));
+    let guards: Vec<(&str, u64)> = guards.iter().map(|(label, count)| (label.as_str(), *count)).collect();
+    write_series(text, "repairs_held", "gauge", "Repairs that are due and held, by guard.", &guards);
+    write_series(text, "incidents_open", "gauge", "Faults that are not mended yet.", &[("", incidents)]);
+    let paused = [
+        ("{scope=\"fleet\"}", u64::from(core.repair_paused().is_some())),
+        ("{scope=\"cluster\"}", core.clusters().filter(|c| c.row.repair_paused.is_some()).count() as u64),
+    ];
+    write_series(text, "repair_paused", "gauge", "Where somebody has paused repair.", &paused);
 }
 
 fn write_series(text: &mut String, name: &str, kind: &str, help: &str, values: &[(&str, u64)]) {

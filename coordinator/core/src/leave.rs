@@ -37,7 +37,7 @@ impl CoordinatorCore {
 
     /// What a leaving machine waits for; `None` when it may go.
     pub(crate) fn leave_step(&self, name: &ClusterName, planned: &BlueprintMachine) -> Option<LeaveStep> {
-        let Some(machine) = self.machines.get(&planned.id) else { return None };
+        let machine = self.machines.get(&planned.id)?;
         // Nothing ever ran on it.
         let unborn = matches!(machine.row.phase, MachinePhase::Planned | MachinePhase::Refused { .. });
         if planned.is_node() && !machine.parting.removed && !unborn {

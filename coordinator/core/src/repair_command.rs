@@ -1,7 +1,7 @@
 //! What people may ask of repair: pause it, resume it, and repair a machine by hand, through the same guards.
 
 use keelson_model::{
-    BlueprintMachine, FleetEvent, MachinePhase, RepairAction, RepairPreview, Role, Severity,
+    BlueprintMachine, FleetEvent, Hold, MachinePhase, RepairAction, RepairPreview, Role, Severity,
 };
 use keelson_protocol::{ClusterName, MachineId};
 
@@ -265,6 +265,12 @@ impl CoordinatorCore {
     /// Whether the loss of a machine is understood to be the loss of its cluster's state.
     pub(crate) fn is_forced(&self, id: &MachineId) -> bool {
         self.machines.get(id).is_some_and(|machine| machine.row.forced)
+    }
+
+    /// What holds a machine's repair back that is due; `None` when nothing does, or when none is due.
+    #[must_use]
+    pub fn hold_of(machine: &Machine) -> Option<&Hold> {
+        machine.repair.as_ref()?.hold.as_ref()
     }
 
     /// Which [`RepairAction`]s a person could have done to a machine now, and why not the others.

@@ -284,7 +284,9 @@ pub enum LeaveStep {
 }
 
 impl LeaveStep {
-    fn ends_when(&self) -> &'static str {
+    /// What ends the step, in words.
+    #[must_use]
+    pub fn ends_when(&self) -> &'static str {
         match self {
             Self::Queued => "other nodes are drained",
             Self::Draining { .. } => {

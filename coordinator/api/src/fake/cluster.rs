@@ -34,7 +34,7 @@ pub(super) struct FakeCluster {
     pub(super) goal: Goal,
     pub(super) created: WallTime,
     step: u32,
-    step_since: WallTime,
+    pub(super) step_since: WallTime,
     was_ready: bool,
     /// Machines that the steps are about; `None` is all.
     moving: Option<BTreeSet<MachineId>>,
@@ -167,6 +167,7 @@ impl FakeCluster {
             last_heartbeat_ms: Some(95_000),
             heard: Some(since),
             silent: true,
+            verdict: keelson_model::Verdict::Undecided,
             ..self.seen(machine, None)
         }
     }

@@ -55,6 +55,7 @@ async fn create(work: &mut Work<'_>, client: &mut Client, args: CreateArgs) -> R
             pod_network: args.pod_network,
             service_network: args.service_network,
             deletion_protection: args.deletion_protection,
+            drain: None,
             labels: args.label.into_iter().collect(),
         },
     };
@@ -263,6 +264,7 @@ async fn update(work: &mut Work<'_>, client: &mut Client, args: &UpdateArgs) -> 
         spec: ClusterSpecPatch {
             deletion_protection: args.deletion_protection.map(|switch| switch == Switch::On),
             labels: if labels.is_empty() { None } else { Some(Some(labels)) },
+            drain: None,
         },
     };
     let call = Call::patch(path(&args.name)).header("if-match", quoted(&before.meta.etag)).json(&body);

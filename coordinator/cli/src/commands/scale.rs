@@ -19,7 +19,7 @@ pub(super) async fn run(
     client: &mut Client,
     args: &ScaleArgs,
 ) -> Result<ExitCode, Failure> {
-    let body = ScaleBody { pool: args.pool.clone(), count: args.count };
+    let body = ScaleBody { pool: args.pool.clone(), count: args.count, drain: None };
     let call = || Call::post(format!("{}:scale", path(&args.name))).json(&body);
     if args.preview.dry_run {
         let preview: PlanPreview = client.document(&call().query("dryRun", Some(true))).await?;

@@ -2,7 +2,6 @@
 
 #![allow(dead_code, reason = "each test file uses its own part of this one")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
-#![allow(dead_code, reason = "each test file uses its own part of this one")]
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
