@@ -149,7 +149,13 @@ pub fn leaving_view(step: Option<&LeaveStep>, seen: &ObservedMachine, drain: Dra
     LeavingView {
         step: word.to_owned(),
         text: step.map_or_else(|| gone.to_owned(), ToString::to_string),
-        ends_when: step.map_or("the provider no longer lists it", LeaveStep::ends_when).to_owned(),
+        ends_when: match step {
+            // What happens at the end of its time stands beside it.
+            Some(LeaveStep::Draining { .. }) => "its pods run elsewhere and its volumes are detached",
+            Some(step) => step.ends_when(),
+            None => "the provider no longer lists it",
+        }
+        .to_owned(),
         since: since.map(Into::into),
         forced_at: forced_at.map(Into::into),
         pods: state.map_or_else(Vec::new, |state| state.left.iter().map(pod_left_view).collect()),

@@ -426,6 +426,9 @@ impl Hold {
     #[must_use]
     pub fn ends_when(&self) -> &'static str {
         match self {
+            Self::Paused { scope: Scope::Cluster, .. } => {
+                "somebody runs `keelson repair resume --cluster NAME`"
+            }
             Self::Paused { .. } => "somebody runs `keelson repair resume`",
             Self::Evidence { .. } => "more is known of the machine; if nothing comes, look at it",
             Self::Meltdown { .. } => {

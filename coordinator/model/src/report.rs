@@ -290,7 +290,8 @@ impl LeaveStep {
         match self {
             Self::Queued => "other nodes are drained",
             Self::Draining { .. } => {
-                "its pods run elsewhere and its volumes are detached, or its time is over and its pods are deleted"
+                "its pods run elsewhere and its volumes are detached; at the end of its time they are deleted all the \
+                 same, unless drains of the cluster shall wait"
             }
             Self::Kubernetes { .. } => "the API server answers",
             Self::Node => "Kubernetes has forgotten the node",

@@ -7,10 +7,10 @@ use std::collections::BTreeMap;
 
 use keelson_model::kubernetes::DrainState;
 use keelson_model::{
-    Act, Evidence, FleetEvent, Hold, Incident, LeaveStep, LinkState, MachinePhase, Observed, PlanReport,
-    RepairAction, RepairPreview, Role, Scope, Severity, Verdict, WaitingOn,
+    Act, Evidence, FleetEvent, HeartbeatSeen, Hold, Incident, LeaveStep, LinkState, MachinePhase, Observed,
+    PlanReport, RepairAction, RepairPreview, Role, Scope, Severity, Verdict, WaitingOn,
 };
-use keelson_protocol::{BootId, ClusterName, MachineId, WallTime};
+use keelson_protocol::{ClusterName, MachineId, WallTime};
 
 use super::State;
 use super::cluster::FakeCluster;
@@ -94,6 +94,10 @@ impl State {
                 (seen.verdict, seen.evidence) = (broken.verdict, Some(broken.evidence.clone()));
                 seen.link = LinkState::Lost { since, why: "no heartbeat for 2.8 s".to_owned() };
                 (seen.silent, seen.heard) = (true, Some(since));
+                seen.last_heartbeat_ms = match broken.evidence.heartbeat {
+                    HeartbeatSeen::Never => None,
+                    HeartbeatSeen::Ago { ms } => Some(ms),
+                };
                 match broken.verdict {
                     Verdict::Off => seen.phase = MachinePhase::Off { since },
                     Verdict::Missing => seen.phase = MachinePhase::Missing { since },
@@ -105,11 +109,10 @@ impl State {
             (seen.care.acts, seen.care.fenced) = (ill.acts.clone(), ill.fenced);
         }
         for (id, state) in self.drains_of(cluster) {
-            let Some(seen) = observed.machines.get_mut(id) else { continue };
-            let since = cluster.step_since;
-            seen.phase = MachinePhase::Enrolled { since: cluster.created };
-            seen.link = LinkState::Connected { since: cluster.created, boot: BootId(7) };
-            (seen.care.leaving_since, seen.care.drain) = (Some(since), Some(state.clone()));
+            let Some(machine) = cluster.blueprint.machines.get(id) else { continue };
+            let mut seen = cluster.standing(machine);
+            (seen.care.leaving_since, seen.care.drain) = (Some(cluster.step_since), Some(state.clone()));
+            observed.machines.insert(id.clone(), seen);
             observed.leaving.insert(id.clone(), LeaveStep::Draining { left: state.to_string() });
         }
         observed
@@ -298,7 +301,12 @@ impl State {
             let not_now = match self.refusal(id, &wish) {
                 Ok(None) => None,
                 Ok(Some(hold)) => Some(NotNow::Held(hold)),
-                Err(problem) => Some(NotNow::Other(problem.view().detail)),
+                Err(problem) => {
+                    // What was asked for stands beside it.
+                    let detail = problem.view().detail;
+                    let why = detail.split_once(": ").map_or(detail.as_str(), |(_, why)| why);
+                    Some(NotNow::Other(why.to_owned()))
+                }
             };
             (action, not_now)
         };
@@ -365,11 +373,16 @@ impl State {
     /// The hold that a person meets; an error when the repair makes no sense now.
     fn refusal(&self, id: &MachineId, wish: &RepairWish) -> Result<Option<Hold>, Problem> {
         let (cluster, action) = (self.cluster_with(id)?, wish.action);
+        let busy = |why: &str| {
+            let problem = Problem::new(Code::MachineBusy, format!("machine {id}: {why}"));
+            problem.remedy(format!("wait until that is done; how far it is: keelson why {id}"))
+        };
+        if cluster.blueprint.machines.get(id).is_some_and(|machine| machine.leaving) {
+            return Err(busy("it is leaving the cluster"));
+        }
         let ill = self.ward.ill.get(id);
         if let Some(under_way) = ill.and_then(|ill| ill.acting) {
-            let what = format!("machine {id}: {under_way} is under way");
-            return Err(Problem::new(Code::MachineBusy, what)
-                .remedy(format!("wait until that is done; how far it is: keelson why {id}")));
+            return Err(busy(&format!("{under_way} is under way")));
         }
         let broken = ill.and_then(|ill| ill.broken.as_ref());
         let off = broken.is_some_and(|broken| broken.verdict == Verdict::Off);
