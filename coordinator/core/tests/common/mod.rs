@@ -360,12 +360,7 @@ impl World {
                 } else {
                     PodWait::Ending { finalizers: Vec::new() }
                 };
-                let left = |number| PodLeft {
-                    namespace: "default".to_owned(),
-                    pod: format!("web-{number}"),
-                    owner: Some(PodOwner { kind: "Deployment".to_owned(), name: "web".to_owned() }),
-                    why: why.clone(),
-                };
+                let left = |number| pod_left(number, why.clone());
                 Ok(KubeAnswer::Drained(DrainState::new((0..pods).map(left).collect(), 0)))
             }
             KubeCall::Evacuate { node } => {
@@ -670,6 +665,11 @@ fn settings() -> Settings {
         releases: ReleaseCatalog { releases: BTreeMap::from([(release.name.clone(), release)]) },
         token_key: SecretBytes::new(vec![3; 32]),
     }
+}
+
+fn pod_left(number: usize, why: PodWait) -> PodLeft {
+    let owner = Some(PodOwner { kind: "Deployment".to_owned(), name: "web".to_owned() });
+    PodLeft { namespace: "default".to_owned(), pod: format!("web-{number}"), owner, why }
 }
 
 fn material() -> ClusterMaterial {
