@@ -6,27 +6,29 @@ use std::time::Duration;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use keelson_api::auth::Caller;
+use keelson_api::care::patched_drain;
 use keelson_api::convert::{
     ClusterParts, cluster_view, event_view, machine_state, machine_view, meta, operation_metadata,
     operation_view, patched_labels, preview, release_view, waiting_view,
 };
 use keelson_api::fleet::{
     Answer, ClusterChange, EventBatch, EventQuery, EventRange, Follow, Idempotency, IfMatch, LogStream,
-    LogsRequest, PoolSize, Protection, ShellPipe,
+    LogsRequest, OfIncident, Pause, PoolSize, Protection, RepairWish, ShellPipe,
 };
 use keelson_api::plans::{SpecSource, plan_deleted_view, plan_view, spec_refused};
 use keelson_api::query::{ClusterQuery, MachineQuery};
 use keelson_api::types::{
-    API_VERSION, ClusterCounts, ClusterView, HealthView, KubeconfigView, LabelsPatch, MachineCounts,
-    MachineState, MachineView, OperationCounts, OperationView, Page, PageRequest, PlanChangeView,
-    PlanPreview, PlanView, ProtocolView, ReleaseView, SecretText, SeverityView, ShellRequestBody, StatusView,
-    Timestamp, VersionView,
+    API_VERSION, ClusterCounts, ClusterView, DrainBody, HealthView, KubeconfigView, LabelsPatch,
+    MachineCounts, MachineState, MachineView, OperationCounts, OperationView, Page, PageRequest,
+    PlanChangeView, PlanPreview, PlanView, ProtocolView, ReleaseView, RepairOptionsView, RepairStatusView,
+    RepairSummary, RepairView, SecretText, SeverityView, ShellRequestBody, StatusView, Timestamp,
+    VersionView,
 };
 use keelson_api::{Code, Fleet, Problem};
 use keelson_coordinator_core::{Cluster, ClusterState, CommandError, CreateCluster, Now, ScalePool};
 use keelson_model::{
-    ClusterSpec, FleetEvent, Operation, OperationId, OperationState, Plan, PlanName, PlanReport, Severity,
-    WaitingOn,
+    ClusterSpec, DrainSpec, FleetEvent, Operation, OperationId, OperationState, Plan, PlanName, PlanReport,
+    Severity, WaitingOn,
 };
 use keelson_pki::{admin_certificate, new_cluster_material};
 use keelson_planner::node::{ADMIN_GROUP, admin_kubeconfig};
@@ -42,6 +44,7 @@ use crate::catalog::Catalog;
 use crate::clock::wall_now;
 use crate::metrics;
 use crate::plans::{change_view, plan_problem, scale_problem};
+use crate::repair;
 use crate::shell::{Handle, Shell, chain_text};
 use crate::state_dir::StateDir;
 
@@ -50,6 +53,9 @@ const KUBECONFIG_LIFE_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// Most characters of a program's name in an event: a path that a person typed.
 const PROGRAM_CHARS_MAX: usize = 128;
+
+/// Machines that are not well on the screen of the fleet; `keelson repair status` has more.
+const NOT_WELL_SHOWN_MAX: usize = 100;
 
 /// The coordinator, as the API sees it.
 pub(crate) struct CoordinatorFleet {
@@ -181,7 +187,9 @@ impl Fleet for CoordinatorFleet {
                 Protection::On => keelson_coordinator_core::Protection::On,
                 Protection::Off => keelson_coordinator_core::Protection::Off,
             });
-            match shell.core.update_cluster(&name, protection, labels) {
+            let drain = change.drain.and_then(|body| drain_of(shell, &name, body));
+            let change = keelson_coordinator_core::ClusterChange { protection, labels, drain };
+            match shell.core.update_cluster(&name, change) {
                 Ok(effects) => {
                     shell.carry_out(effects)?;
                     Ok(find_cluster(shell, &name))
@@ -216,7 +224,7 @@ impl Fleet for CoordinatorFleet {
 
     fn preview_scale(&self, name: ClusterName, size: PoolSize) -> Answer<'_, PlanPreview> {
         Box::pin(self.ask(move |shell| {
-            let request = ScalePool { cluster: name.clone(), pool: size.pool, count: size.count };
+            let request = scale_request(shell, name.clone(), size);
             let planned = shell.core.preview_scale(&request).map_err(|error| scale_problem(&error))?;
             Ok(preview(&name, &planned.diff, Some(planned.blueprint.generation)))
         }))
@@ -233,7 +241,7 @@ impl Fleet for CoordinatorFleet {
                 return Ok(Err(stale));
             }
             let now = shell.now();
-            let request = ScalePool { cluster: name, pool: size.pool, count: size.count };
+            let request = scale_request(shell, name, size);
             match shell.core.scale_pool(now, &request) {
                 Ok(accepted) => {
                     shell.carry_out(accepted.effects)?;
@@ -309,6 +317,38 @@ impl Fleet for CoordinatorFleet {
                 shell.core.clusters().find(|cluster| cluster.row.blueprint.machines.contains_key(&id));
             let cluster = cluster.ok_or_else(|| Problem::machine_not_found(&id))?;
             view_machine(shell, cluster, &id, now).ok_or_else(|| Problem::machine_not_found(&id))
+        }))
+    }
+
+    fn repair_options(&self, id: MachineId) -> Answer<'_, RepairOptionsView> {
+        Box::pin(self.ask(move |shell| repair::options(shell, &id)))
+    }
+
+    fn preview_repair(&self, id: MachineId, wish: RepairWish) -> Answer<'_, RepairView> {
+        Box::pin(self.ask(move |shell| repair::preview(shell, id, wish)))
+    }
+
+    fn repair_machine(&self, id: MachineId, wish: RepairWish, caller: Caller) -> Answer<'_, RepairView> {
+        Box::pin(self.change(move |shell| repair::begin(shell, id, wish, caller.0)))
+    }
+
+    fn repair_status(&self) -> Answer<'_, RepairStatusView> {
+        Box::pin(self.ask(|shell| Ok(repair::status(&shell.core, shell.now()))))
+    }
+
+    fn pause_repair(&self, pause: Pause, caller: Caller) -> Answer<'_, RepairStatusView> {
+        Box::pin(self.change(move |shell| {
+            let (now, request) = (shell.now(), repair::pause_request(pause, &caller.0));
+            let paused = shell.core.pause_repair(now, &request);
+            repair::paused(shell, paused)
+        }))
+    }
+
+    fn resume_repair(&self, pause: Pause, caller: Caller) -> Answer<'_, RepairStatusView> {
+        Box::pin(self.change(move |shell| {
+            let (now, request) = (shell.now(), repair::pause_request(pause, &caller.0));
+            let resumed = shell.core.resume_repair(now, &request);
+            repair::paused(shell, resumed)
         }))
     }
 
@@ -513,6 +553,16 @@ fn new_labels(
     patch.map(|patch| patched_labels(&cluster.row.spec, patch)).transpose()
 }
 
+/// How pods leave a cluster's machines after a change; `None` when there is no such cluster.
+fn drain_of(shell: &Shell, name: &ClusterName, body: DrainBody) -> Option<DrainSpec> {
+    Some(patched_drain(shell.core.cluster(name)?.row.spec.drain, body))
+}
+
+fn scale_request(shell: &Shell, cluster: ClusterName, size: PoolSize) -> ScalePool {
+    let drain = drain_of(shell, &cluster, size.drain);
+    ScalePool { cluster, pool: size.pool, count: size.count, drain }
+}
+
 /// Machines of one cluster that `query` takes.
 fn chosen_machines<'a>(
     shell: &Shell,
@@ -555,6 +605,7 @@ fn view_cluster(shell: &Shell, cluster: &Cluster, now: Now) -> ClusterView {
         state: state_view(shell.core.cluster_state(cluster, now)),
         created: row.created,
         operation: running,
+        repair_paused: repair::pause_of(&shell.core, &row.spec.name),
     })
 }
 
@@ -573,7 +624,13 @@ fn view_machine(shell: &Shell, cluster: &Cluster, id: &MachineId, now: Now) -> O
     let machine = cluster.row.blueprint.machines.get(id)?;
     let observed = shell.core.observed(name, now);
     let waiting = shell.core.waiting(name, now);
-    Some(machine_view(&cluster.row.blueprint, machine, &observed, &waiting, cluster.row.created))
+    Some(machine_view(
+        (&cluster.row.blueprint, cluster.row.spec.drain),
+        machine,
+        &observed,
+        &waiting,
+        cluster.row.created,
+    ))
 }
 
 fn view_operation(shell: &Shell, operation: &Operation, now: Now) -> OperationView {
@@ -624,6 +681,8 @@ fn status(shell: &Shell, install: String, started: WallTime) -> StatusView {
         operations.running += u32::from(operation.state == OperationState::Running);
         operations.blocked += u32::from(matches!(operation.state, OperationState::Blocked { .. }));
     }
+    let mut repair = repair::status(&shell.core, now);
+    repair.not_well.truncate(NOT_WELL_SHOWN_MAX);
     StatusView {
         api_version: API_VERSION.to_owned(),
         kind: "Status".to_owned(),
@@ -633,6 +692,8 @@ fn status(shell: &Shell, install: String, started: WallTime) -> StatusView {
         clusters,
         machines,
         operations,
+        repair: RepairSummary { paused: repair.paused, counts: repair.counts },
+        not_well: repair.not_well,
         needs_person,
     }
 }
@@ -650,6 +711,11 @@ fn events(shell: &Shell, query: &EventQuery) -> Result<EventBatch, StoreError> {
         },
         cluster: query.cluster.clone(),
         machine: query.machine.clone(),
+        incident: match query.incident {
+            OfIncident::Whatever => keelson_store::OfIncident::Whatever,
+            OfIncident::Any => keelson_store::OfIncident::Any,
+            OfIncident::Number(number) => keelson_store::OfIncident::Number(number),
+        },
         count_max: u32::try_from(query.limit).unwrap_or(u32::MAX),
     };
     let items = shell.store.events(&filter)?.iter().map(event_view).collect();
@@ -670,10 +736,10 @@ pub(crate) fn problem(error: &CommandError) -> Problem {
         CommandError::Exists { name, .. } => Problem::cluster_exists(name).because(error),
         CommandError::MachineNameTaken { .. } => Problem::name_invalid("spec.name", error),
         CommandError::NoCluster { name } => Problem::cluster_not_found(name),
-        CommandError::NoMachine { machine } => Problem::machine_not_found(machine),
-        CommandError::MachineBusy { .. } => Problem::new(Code::MachineBusy, error.to_string()),
-        CommandError::Held { hold, .. } => Problem::new(Code::RepairHeld, error.to_string())
-            .because(format!("it ends when {}", hold.ends_when())),
+        CommandError::NoMachine { .. }
+        | CommandError::MachineBusy { .. }
+        | CommandError::NoUse { .. }
+        | CommandError::Held { .. } => repair::problem(error),
         CommandError::BeingDeleted { name } => Problem::being_deleted(name),
         CommandError::NoOperation { id } => Problem::operation_not_found(id),
         CommandError::Protected { name } => Problem::deletion_protected(name),

@@ -13,6 +13,7 @@ mod metrics;
 mod plans;
 mod providers;
 mod remote;
+mod repair;
 mod serve;
 mod shell;
 mod state_dir;

@@ -1,9 +1,10 @@
 //! Metrics in Prometheus' text format (exposition format 0.0.4). Few series: nothing here grows with the fleet.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use keelson_coordinator_core::{ClusterState, CoordinatorCore, Metrics, Now};
-use keelson_model::{FaultClass, MachinePhase, RepairAction};
+use keelson_model::{FaultClass, Hold, MachinePhase, RepairAction, Verdict};
 
 /// All metrics as text.
 pub(crate) fn render(core: &CoordinatorCore, now: Now) -> String {
@@ -26,6 +27,7 @@ pub(crate) fn render(core: &CoordinatorCore, now: Now) -> String {
         write_series(&mut text, name, "counter", help, &[("", value)]);
     }
     write_healing(&mut text, metrics);
+    write_not_well(&mut text, core);
     let count = |test: fn(&keelson_coordinator_core::Machine) -> bool| {
         u64::try_from(core.machines().filter(|machine| test(machine)).count()).unwrap_or(u64::MAX)
     };
@@ -78,10 +80,85 @@ fn write_healing(text: &mut String, metrics: &Metrics) {
     write_series(text, "repairs_total", "counter", "Repairs that were begun.", &acts);
 }
 
+/// Machines by verdict, and repairs that wait. Every verdict and every guard has a series from the beginning, so that a
+/// rule of an alarm finds it before it first happens.
+fn write_not_well(text: &mut String, core: &CoordinatorCore) {
+    let mut verdicts: BTreeMap<Verdict, u64> = BTreeMap::new();
+    let mut guards: BTreeMap<&str, u64> = BTreeMap::new();
+    let mut incidents = 0;
+    for machine in core.machines() {
+        *verdicts.entry(machine.verdict).or_default() += 1;
+        incidents += u64::from(machine.row.incident.is_some());
+        if let Some(hold) = CoordinatorCore::hold_of(machine) {
+            *guards.entry(hold.guard()).or_default() += 1;
+        }
+    }
+    let verdicts = Verdict::ALL.map(|verdict| {
+        let count = verdicts.get(&verdict).copied().unwrap_or(0);
+        (format!("{{verdict=\"{}\"}}", verdict.word()), count)
+    });
+    let verdicts: Vec<(&str, u64)> = verdicts.iter().map(|(label, count)| (label.as_str(), *count)).collect();
+    write_series(text, "machines_by_verdict", "gauge", "Machines by what is thought of them.", &verdicts);
+    let guards =
+        Hold::GUARDS.map(|guard| (format!("{{guard=\"{guard}\"}}"), guards.get(guard).copied().unwrap_or(0)));
+    let guards: Vec<(&str, u64)> = guards.iter().map(|(label, count)| (label.as_str(), *count)).collect();
+    write_series(text, "repairs_held", "gauge", "Repairs that are due and held, by guard.", &guards);
+    write_series(text, "incidents_open", "gauge", "Faults that are not mended yet.", &[("", incidents)]);
+    let paused = [
+        ("{scope=\"fleet\"}", u64::from(core.repair_paused().is_some())),
+        ("{scope=\"cluster\"}", core.clusters().filter(|c| c.row.repair_paused.is_some()).count() as u64),
+    ];
+    write_series(text, "repair_paused", "gauge", "Where somebody has paused repair.", &paused);
+}
+
 fn write_series(text: &mut String, name: &str, kind: &str, help: &str, values: &[(&str, u64)]) {
     let written =
         writeln!(text, "# HELP keelson_{name} {help}\n# TYPE keelson_{name} {kind}").and_then(|()| {
             values.iter().try_for_each(|(labels, value)| writeln!(text, "keelson_{name}{labels} {value}"))
         });
     written.expect("writing to a string cannot fail");
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use keelson_coordinator_core::{Saved, Settings};
+    use keelson_model::{Plan, ReleaseCatalog};
+    use keelson_planner::Place;
+    use keelson_protocol::{MonoTime, SecretBytes, WallTime};
+
+    use super::*;
+
+    #[test]
+    fn every_series_is_there_from_the_beginning_and_described_once() {
+        let settings = Settings {
+            install: "test".parse().unwrap(),
+            place: Place {
+                network: "10.210.0.0/16".parse().unwrap(),
+                first_address: [10, 210, 1, 0].into(),
+                zones: vec!["zone-a".to_owned()],
+            },
+            plans: Plan::built_in(),
+            releases: ReleaseCatalog::default(),
+            token_key: SecretBytes::new(vec![3; 32]),
+        };
+        let now = Now { mono: MonoTime::default(), wall: WallTime(1) };
+        let text = render(&CoordinatorCore::restore(settings, Saved::default(), now), now);
+        for series in [
+            "keelson_machines_by_verdict{verdict=\"hung\"} 0",
+            "keelson_machines_by_verdict{verdict=\"cut off\"} 0",
+            "keelson_repairs_held{guard=\"meltdown\"} 0",
+            "keelson_incidents_open 0",
+            "keelson_repair_paused{scope=\"fleet\"} 0",
+            "keelson_detection_milliseconds_count{class=\"os\"} 0",
+            "keelson_repairs_total{action=\"power-cycle\"} 0",
+        ] {
+            assert!(text.lines().any(|line| line == series), "{series} is not in\n{text}");
+        }
+        let described: Vec<&str> = text.lines().filter(|line| line.starts_with("# TYPE")).collect();
+        assert_eq!(described.len(), described.iter().collect::<BTreeSet<_>>().len());
+        let series: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
+        assert_eq!(series.len(), series.iter().collect::<BTreeSet<_>>().len());
+    }
 }

@@ -257,6 +257,11 @@ catalogue! {
         "Wait for the end of the hold, or use --override when you know better. The quorum has a guard of its own: --override does not lift it.",
         "keelson why MACHINE";
 
+    RepairUseless, "KEEL-2306", 409, Refused, "the repair would change nothing",
+        "What was asked for has no effect on the machine as it is: a machine that has power cannot be switched on, and one that the infrastructure does not know has nothing to be switched on.",
+        "Look at which repairs are possible now, and choose one of them.",
+        "keelson why MACHINE";
+
     // Operations.
     OperationNotFound, "KEEL-2401", 404, NotFound, "no such operation",
         "There is no operation of that id; they are kept for 90 days.",

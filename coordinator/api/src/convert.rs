@@ -6,22 +6,27 @@
 use std::collections::BTreeMap;
 
 use keelson_model::{
-    Blueprint, BlueprintDiff, BlueprintMachine, ClusterSpec, Condition, ConditionStatus, Effect, FleetEvent,
-    LinkState, MachinePhase, Observed, ObservedMachine, Operation, OperationKind, OperationState, PlanName,
-    PlanReport, PoolName, Release, Severity, WaitingOn,
+    Blueprint, BlueprintDiff, BlueprintMachine, ClusterSpec, Condition, ConditionStatus, DrainSpec, Effect,
+    FleetEvent, LinkState, MachinePhase, Observed, ObservedMachine, Operation, OperationKind, OperationState,
+    PlanName, PlanReport, PoolName, Release, Severity, Verdict, WaitingOn,
 };
 use keelson_protocol::health::{CgroupVersion, Facts, HealthReport, NodeState, UnitHealth, UnitState};
 use keelson_protocol::{ClusterName, Generation, MachineId, ReleaseName, WallTime};
 use sha2::{Digest, Sha256};
 
+use crate::care::{
+    act_view, action_view, evidence_view, fault_class_view, hold_view, incident_view, leaving_view,
+    not_well_view, verdict_view,
+};
 use crate::catalogue::Code;
 use crate::problem::Problem;
 use crate::types::{
     AgentView, CertificateView, ChangeView, ClusterSpecBody, ClusterSpecView, ClusterState,
     ClusterStatusView, ClusterView, ConditionState, ConditionView, EffectView, EventView, ExposeBody,
     ExposedView, FactsView, LabelsPatch, MachineState, MachineStep, MachineSummary, MachineView, Meta,
-    OperationKindView, OperationMetadata, OperationStateView, OperationView, PlanPreview, PoolStatusView,
-    PressureView, ReleaseView, SeverityView, UnitHealthView, UnitStateView, WaitingView, api_version,
+    OperationKindView, OperationMetadata, OperationStateView, OperationView, PauseView, PlanPreview,
+    PoolStatusView, PressureView, ReleaseView, SeverityView, UnitHealthView, UnitStateView, WaitingView,
+    api_version,
 };
 
 /// Makes a spec of a request's body.
@@ -46,7 +51,7 @@ pub fn spec_from_body(body: ClusterSpecBody, default_release: &str) -> Result<Cl
         plan: PlanName(body.plan),
         release,
         workers: body.workers,
-        drain: keelson_model::DrainSpec::default(),
+        drain: crate::care::patched_drain(DrainSpec::default(), body.drain.unwrap_or_default()),
         pools: body.pools.into_iter().map(|(pool, count)| (PoolName(pool), count)).collect(),
         expose: body
             .expose
@@ -108,6 +113,7 @@ pub fn spec_view(spec: &ClusterSpec) -> ClusterSpecView {
         pod_network: spec.pod_network.to_string(),
         service_network: spec.service_network.to_string(),
         deletion_protection: spec.deletion_protection,
+        drain: crate::care::drain_view(spec.drain),
         labels: spec.labels.clone(),
     }
 }
@@ -121,7 +127,7 @@ pub fn meta(spec: &ClusterSpec, generation: Generation) -> Meta {
 }
 
 /// Everything that a [`ClusterView`] is made of.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct ClusterParts<'a> {
     /// The wish.
     pub spec: &'a ClusterSpec,
@@ -139,6 +145,8 @@ pub struct ClusterParts<'a> {
     pub created: WallTime,
     /// The operation that works on it.
     pub operation: Option<&'a Operation>,
+    /// Whether repair of its machines is paused, alone or with everything.
+    pub repair_paused: Option<PauseView>,
 }
 
 /// A cluster as clients see it.
@@ -168,6 +176,11 @@ pub fn cluster_view(parts: &ClusterParts<'_>) -> ClusterView {
             waiting: parts.report.map_or_else(Vec::new, |report| {
                 report.waiting.iter().map(|on| waiting_view(on, parts.observed, parts.created)).collect()
             }),
+            not_well: parts.blueprint.map_or_else(Vec::new, |blueprint| {
+                let ids = blueprint.machines.keys();
+                ids.filter_map(|id| not_well_view(&spec.name, id, seen.get(id)?)).collect()
+            }),
+            repair_paused: parts.repair_paused.clone(),
             created: parts.created.into(),
             operation: parts.operation.filter(|operation| !operation.is_done()).map(|op| op.id.to_string()),
         },
@@ -231,6 +244,7 @@ pub fn machine_summary(
         role: role_text(machine),
         state,
         since: since.map(Into::into),
+        verdict: seen.map(|seen| verdict_view(seen.verdict)),
         address: machine.address.to_string(),
         zone: machine.zone.clone(),
         release: release.to_string(),
@@ -302,7 +316,7 @@ fn unit_view(unit: &UnitHealth) -> UnitHealthView {
 /// A machine in full. `waiting` are the entries of the plan report that concern any machine; only its own are shown.
 #[must_use]
 pub fn machine_view(
-    blueprint: &Blueprint,
+    (blueprint, drain): (&Blueprint, DrainSpec),
     machine: &BlueprintMachine,
     observed: &Observed,
     waiting: &[WaitingOn],
@@ -325,6 +339,20 @@ pub fn machine_view(
         pressure: health.map(pressure_view),
         certificates: health.map_or_else(Vec::new, certificate_views),
         clock_offset_ms: health.and_then(|health| health.clock_offset_ms),
+        fault_class: seen.and_then(|seen| seen.verdict.class()).map(fault_class_view),
+        // Of a machine that is well it says only what was seen when it last was not.
+        evidence: seen
+            .filter(|seen| seen.verdict != Verdict::Well)
+            .and_then(|seen| seen.evidence.as_ref())
+            .map(evidence_view),
+        incident: seen.and_then(|seen| seen.care.incident.as_ref()).map(incident_view),
+        acting: seen.and_then(|seen| seen.acting).map(action_view),
+        hold: seen.and_then(|seen| seen.hold.as_ref()).map(hold_view),
+        acts: seen.map_or_else(Vec::new, |seen| seen.care.acts.iter().map(act_view).collect()),
+        fenced: seen.and_then(|seen| seen.care.fenced).map(Into::into),
+        leaving: seen
+            .filter(|_| machine.leaving)
+            .map(|seen| leaving_view(observed.leaving.get(&machine.id), seen, drain)),
         waiting: waiting.iter().filter(own).map(|on| waiting_view(on, observed, created)).collect(),
     }
 }
@@ -561,6 +589,7 @@ pub fn event_view(event: &FleetEvent) -> EventView {
         reason: event.reason.clone(),
         cluster: event.cluster.as_ref().map(ToString::to_string),
         machine: event.machine.as_ref().map(ToString::to_string),
+        incident: event.incident,
         cause: event.cause.clone(),
         outcome: event.outcome.clone(),
     }

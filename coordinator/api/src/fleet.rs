@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::Stream;
 use futures::future::BoxFuture;
-use keelson_model::{ClusterSpec, OperationId, Plan, PlanName, PoolName};
+use keelson_model::{ClusterSpec, OperationId, Plan, PlanName, PoolName, RepairAction};
 use keelson_protocol::{ClusterName, MachineId};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
@@ -18,9 +18,9 @@ use crate::auth::Caller;
 use crate::problem::Problem;
 use crate::query::{ClusterQuery, MachineQuery};
 use crate::types::{
-    ClusterView, EventView, HealthView, KubeconfigView, LabelsPatch, MachineView, OperationView, Page,
-    PageRequest, PlanChangeView, PlanPreview, PlanView, ReleaseView, SeverityView, ShellRequestBody,
-    StatusView, VersionView,
+    ClusterView, DrainBody, EventView, HealthView, KubeconfigView, LabelsPatch, MachineView, OperationView,
+    Page, PageRequest, PlanChangeView, PlanPreview, PlanView, ReleaseView, RepairOptionsView,
+    RepairStatusView, RepairView, SeverityView, ShellRequestBody, StatusView, VersionView,
 };
 
 /// What a method of [`Fleet`] gives back: implementations write `Box::pin(async move { ... })`.
@@ -108,6 +108,25 @@ pub trait Fleet: Send + Sync + 'static {
 
     /// One machine.
     fn machine(&self, id: MachineId) -> Answer<'_, MachineView>;
+
+    /// Which repairs of a machine a person could ask for now, and what holds the others.
+    fn repair_options(&self, id: MachineId) -> Answer<'_, RepairOptionsView>;
+
+    /// What [`Fleet::repair_machine`] would do. Refuses what that would refuse.
+    fn preview_repair(&self, id: MachineId, wish: RepairWish) -> Answer<'_, RepairView>;
+
+    /// Begins a repair, through the same guards as the coordinator's own. It is on disk, with an event that names
+    /// `caller`, when this returns.
+    fn repair_machine(&self, id: MachineId, wish: RepairWish, caller: Caller) -> Answer<'_, RepairView>;
+
+    /// How repair stands in the whole fleet.
+    fn repair_status(&self) -> Answer<'_, RepairStatusView>;
+
+    /// Pauses repair until it is resumed. It is on disk, with an event that names `caller`, when this returns.
+    fn pause_repair(&self, pause: Pause, caller: Caller) -> Answer<'_, RepairStatusView>;
+
+    /// Resumes repair; that it is not paused is success. An event names `caller`.
+    fn resume_repair(&self, pause: Pause, caller: Caller) -> Answer<'_, RepairStatusView>;
 
     /// The journal of a machine.
     fn machine_logs(&self, id: MachineId, request: LogsRequest) -> Answer<'_, LogStream>;
@@ -204,6 +223,8 @@ pub struct PoolSize {
     pub pool: PoolName,
     /// How many machines it shall have.
     pub count: u16,
+    /// How pods leave machines that go, from now on; what is absent stays as it is.
+    pub drain: DrainBody,
 }
 
 /// What changes of a cluster; what is absent stays.
@@ -213,6 +234,40 @@ pub struct ClusterChange {
     pub protection: Option<Protection>,
     /// A merge patch of its labels: [`crate::convert::patched_labels`].
     pub labels: Option<LabelsPatch>,
+    /// How pods leave machines that go: [`crate::care::patched_drain`].
+    pub drain: Option<DrainBody>,
+}
+
+/// A repair that a person asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RepairWish {
+    /// What shall be done.
+    pub action: RepairAction,
+    /// Against which guards.
+    pub against: Against,
+}
+
+/// How far a caller goes against the guards of repair.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Against {
+    /// Not at all.
+    Nothing,
+    /// Against all but that of the etcd quorum.
+    Guards,
+    /// Against that as well: the cluster's name was typed, as a sign that its loss is understood.
+    Quorum {
+        /// What was typed.
+        typed: String,
+    },
+}
+
+/// Which repair is paused or resumed, and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pause {
+    /// That of this cluster; of everything when absent.
+    pub cluster: Option<ClusterName>,
+    /// Why, in the caller's words.
+    pub reason: Option<String>,
 }
 
 /// Which lines of a machine's journal.
@@ -246,8 +301,33 @@ pub struct EventQuery {
     pub cluster: Option<ClusterName>,
     /// Only of this machine.
     pub machine: Option<MachineId>,
+    /// Only of an incident.
+    pub incident: OfIncident,
     /// Only this severe or more.
     pub severity_min: SeverityView,
+}
+
+/// Events of which incident.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OfIncident {
+    /// Of any, and of none.
+    Whatever,
+    /// Of any.
+    Any,
+    /// Of this one.
+    Number(u64),
+}
+
+impl OfIncident {
+    /// Whether an event of `incident` is one of them.
+    #[must_use]
+    pub fn takes(self, incident: Option<u64>) -> bool {
+        match self {
+            Self::Whatever => true,
+            Self::Any => incident.is_some(),
+            Self::Number(number) => incident == Some(number),
+        }
+    }
 }
 
 /// Which part of the record of events.

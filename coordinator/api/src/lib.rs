@@ -11,6 +11,7 @@
 //! Deliberately does not know: the store, the planner, providers, the link. It never decides anything about a cluster.
 
 pub mod auth;
+pub mod care;
 pub mod catalogue;
 pub mod convert;
 #[cfg(feature = "fake")]

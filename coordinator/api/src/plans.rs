@@ -230,6 +230,9 @@ pub fn spec_refused(error: &SpecError, source: SpecSource) -> Problem {
         SpecSource::Scale => of_scale,
     };
     match error {
+        SpecError::DrainTimeout { .. } => {
+            Problem::spec_invalid(field("spec.drain.timeoutS", "drain.timeoutS"), error)
+        }
         SpecError::NoPool { plan, pool, known } => {
             Problem::new(Code::PoolUnknown, format!("plan `{plan}` has no pool `{pool}`"))
                 .field(field("spec.pools", "pool"), format!("choose one of: {known}"))

@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use clap_complete::ArgValueCompleter;
 
+use crate::args_repair::{DrainArgs, MachineRepairArgs, RepairCommand, WhyArgs};
 use crate::complete;
 use crate::duration::parse_duration;
 use crate::format::{Format, FormatParser};
@@ -32,7 +33,7 @@ pub(crate) struct Cli {
 const HELP_BY_USER: &str = "\
 my clusters   keelson cluster create | list | show | scale | kubeconfig | delete
 fleet         keelson status, plan list | apply, release list, machine list
-on call       keelson cluster show NAME --explain, events --follow, wait, operation watch, machine logs | shell
+on call       keelson why NAME, repair status | pause | resume, machine repair | logs | shell, events --follow
 more          keelson help exit-codes | pks, explain KEEL-1234 | cluster.spec, completion bash
 
 Keelson sends nothing to anybody but your coordinator.";
@@ -75,7 +76,7 @@ pub(crate) enum Command {
     /// Clusters: create, list, show, update, scale, check, kubeconfig, delete
     #[command(subcommand, visible_alias = "clusters")]
     Cluster(ClusterCommand),
-    /// Machines: list, show, logs, shell
+    /// Machines: list, show, repair, logs, shell
     #[command(subcommand, visible_alias = "machines")]
     Machine(MachineCommand),
     /// Long work: list, show, watch, cancel
@@ -90,6 +91,11 @@ pub(crate) enum Command {
     /// What happened: seen, done, outcome
     #[command(visible_alias = "event")]
     Events(EventsArgs),
+    /// Why a cluster or a machine is as it is: evidence, what is done, what holds it back, what happened
+    Why(WhyArgs),
+    /// Repair of the whole fleet: pause, resume, status
+    #[command(subcommand)]
+    Repair(RepairCommand),
     /// The fleet on one screen
     Status,
     /// Versions of this program and of the coordinator
@@ -273,7 +279,7 @@ pub(crate) struct ShowArgs {
 }
 
 #[derive(Debug, Args)]
-#[command(group(ArgGroup::new("change").required(true).multiple(true).args(["deletion_protection", "label"])))]
+#[command(group(ArgGroup::new("change").required(true).multiple(true).args(["deletion_protection", "label", "drain_timeout", "drain_then"])))]
 pub(crate) struct UpdateArgs {
     /// Its name
     #[arg(add = ArgValueCompleter::new(complete::clusters))]
@@ -284,6 +290,8 @@ pub(crate) struct UpdateArgs {
     /// Set a label (KEY=VALUE) or remove it (KEY-); may be repeated
     #[arg(long, value_name = "KEY=VALUE|KEY-", value_parser = parse_label_change)]
     pub(crate) label: Vec<(String, Option<String>)>,
+    #[command(flatten)]
+    pub(crate) drain: DrainArgs,
 }
 
 #[derive(Debug, Args)]
@@ -297,6 +305,8 @@ pub(crate) struct ScaleArgs {
     /// How many machines the pool shall have
     #[arg(long, value_name = "N")]
     pub(crate) count: u16,
+    #[command(flatten)]
+    pub(crate) drain: DrainArgs,
     /// Do not ask when machines would be removed
     #[arg(long)]
     pub(crate) yes: bool,
@@ -384,6 +394,8 @@ pub(crate) enum MachineCommand {
     },
     /// A machine
     Show(MachineTarget),
+    /// Repair it now, through the same guards as the coordinator's own repairs
+    Repair(MachineRepairArgs),
     /// Its journal
     Logs {
         /// Its id
@@ -535,6 +547,9 @@ pub(crate) struct EventsArgs {
     /// Only of this machine
     #[arg(long, value_name = "ID", add = ArgValueCompleter::new(complete::machines))]
     pub(crate) machine: Option<String>,
+    /// Only of the incident of this number
+    #[arg(long, value_name = "N")]
+    pub(crate) incident: Option<u64>,
     /// Only this severe or more
     #[arg(long, value_enum, default_value_t = SeverityArg::Info)]
     pub(crate) severity: SeverityArg,

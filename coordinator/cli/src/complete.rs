@@ -110,6 +110,20 @@ pub(crate) fn awaited(current: &OsStr) -> Vec<CompletionCandidate> {
     kinds.map(CompletionCandidate::new).collect()
 }
 
+/// Clusters and machines, with `cluster/` and `machine/` in front or without.
+pub(crate) fn asked(current: &OsStr) -> Vec<CompletionCandidate> {
+    let text = current.to_string_lossy();
+    if text.starts_with("cluster/") {
+        return candidates(Kind::Cluster, "cluster/", current);
+    }
+    if text.starts_with("machine/") {
+        return candidates(Kind::Machine, "machine/", current);
+    }
+    let mut found = candidates(Kind::Cluster, "", current);
+    found.extend(candidates(Kind::Machine, "", current));
+    found
+}
+
 /// Names that begin with what was typed after `prefix`.
 fn candidates(kind: Kind, prefix: &str, current: &OsStr) -> Vec<CompletionCandidate> {
     let Some(typed) = current.to_str().and_then(|text| text.strip_prefix(prefix)) else { return Vec::new() };

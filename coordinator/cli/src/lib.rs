@@ -10,6 +10,7 @@
 //! the coordinator in its context file.
 
 mod args;
+mod args_repair;
 mod client;
 mod commands;
 mod complete;

@@ -58,6 +58,11 @@ impl Paint {
         self.coloured(&format!("{shape} {word:<7}"), colour)
     }
 
+    /// Something that nobody may overlook.
+    pub(crate) fn alarm(self, text: &str) -> String {
+        self.coloured(text, "1;31")
+    }
+
     /// A heading.
     pub(crate) fn bold(self, text: &str) -> String {
         self.coloured(text, "1")

@@ -2,16 +2,20 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
+use std::time::Duration;
 
 use keelson_api::types::{
-    ClusterView, ConditionState, MachineState, MachineSummary, PlanPreview, PoolStatusView, UnitStateView,
-    WaitingView,
+    ClusterView, ConditionState, DrainThenView, DrainView, MachineState, MachineSummary, NotWellView,
+    PauseView, PlanPreview, PoolStatusView, UnitStateView, VerdictView, VerdictWord, WaitingView,
 };
 use keelson_protocol::WallTime;
 
-use crate::duration::ago;
+use crate::duration::{ago, short};
 use crate::paint::Paint;
 use crate::table::one_line;
+
+/// How pods leave unless somebody said otherwise; then it is shown.
+const DRAIN_DEFAULT: DrainView = DrainView { timeout_s: 600, then: DrainThenView::Force };
 
 /// How much is shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,6 +63,12 @@ pub(crate) fn cluster_tree(cluster: &ClusterView, now: WallTime, paint: Paint, d
     if !status.pools.is_empty() {
         let _ = writeln!(text, "pools {}", pools(&status.pools));
     }
+    if spec.drain != DRAIN_DEFAULT || detail == Detail::All {
+        let _ = writeln!(text, "drains {}", drain(spec.drain));
+    }
+    if let Some(pause) = &status.repair_paused {
+        paused_lines(&mut text, pause, now, paint);
+    }
     for condition in &status.conditions {
         let _ = writeln!(
             text,
@@ -81,6 +91,13 @@ pub(crate) fn cluster_tree(cluster: &ClusterView, now: WallTime, paint: Paint, d
     for group in groups(&status.machines, detail) {
         group_lines(&mut text, &group, now, paint, detail);
     }
+    if !status.not_well.is_empty() {
+        let _ = writeln!(text, "not well");
+        for machine in &status.not_well {
+            let _ = writeln!(text, "{}", not_well_line(machine, now));
+        }
+        let _ = writeln!(text, "  what speaks for it, and what is done: keelson why {}", status.name);
+    }
     if let Some(operation) = &status.operation {
         let _ = writeln!(text, "operation {operation} works on it: keelson operation watch {operation}");
     }
@@ -90,6 +107,47 @@ pub(crate) fn cluster_tree(cluster: &ClusterView, now: WallTime, paint: Paint, d
 /// Labels as a selector has them: `env=prod,tier=web`.
 pub(crate) fn labels(labels: &BTreeMap<String, String>) -> String {
     labels.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(",")
+}
+
+/// The state of a machine for tables: what is thought of it where that says more than that it is silent or off.
+pub(crate) fn state_word(machine: &MachineSummary) -> String {
+    let known = |verdict: &&VerdictView| !matches!(verdict.word, VerdictWord::Well | VerdictWord::Suspected);
+    match (machine.state, machine.verdict.as_ref().filter(known)) {
+        (MachineState::Silent | MachineState::Off, Some(verdict)) => one_line(&verdict.name),
+        _ => machine.state.to_string(),
+    }
+}
+
+/// How pods leave machines that go, in words.
+pub(crate) fn drain(drain: DrainView) -> String {
+    let time = short(Duration::from_secs(u64::from(drain.timeout_s)));
+    match drain.then {
+        DrainThenView::Force => {
+            format!("disruption budgets are heeded for {time}, then pods are deleted all the same")
+        }
+        DrainThenView::Wait => format!("disruption budgets are heeded for {time}, and after that as well"),
+    }
+}
+
+/// Who has paused repair, since when and why: a line that nobody overlooks, and how it ends.
+pub(crate) fn paused_lines(text: &mut String, pause: &PauseView, now: WallTime, paint: Paint) {
+    let (of, resume) = match &pause.cluster {
+        Some(cluster) => (format!("CLUSTER {cluster}"), format!("keelson repair resume --cluster {cluster}")),
+        None => ("EVERYTHING".to_owned(), "keelson repair resume".to_owned()),
+    };
+    let by = pause.by.as_ref().map_or_else(String::new, |by| format!(" by {}", one_line(by)));
+    let why = pause.reason.as_ref().map_or_else(String::new, |reason| format!(": {}", one_line(reason)));
+    let since = ago(now, pause.since.0);
+    let _ = writeln!(text, "{}", paint.alarm(&format!("REPAIR OF {of} IS PAUSED for {since}{by}{why}")));
+    let _ = writeln!(text, "    nothing disruptive is done to machines until somebody resumes it: {resume}");
+}
+
+/// A machine that is not well, in short.
+pub(crate) fn not_well_line(machine: &NotWellView, now: WallTime) -> String {
+    let incident = machine.incident.as_ref().map_or_else(String::new, |incident| {
+        format!("  (incident {}, for {})", incident.number, ago(now, incident.opened.0))
+    });
+    format!("  {}: {}{incident}", machine.machine, one_line(&machine.text))
 }
 
 /// Sizes of pools: `etcd=1,worker=2`, and what still leaves.
@@ -122,7 +180,7 @@ fn groups(machines: &[MachineSummary], detail: Detail) -> Vec<Vec<&MachineSummar
         // What is fine is one group whatever its role; what is not is told apart by role and reason.
         let (role, why) = match condition {
             ConditionState::Ok => ("", String::new()),
-            _ => (machine.role.as_str(), reasons(machine).join("; ")),
+            _ => (machine.role.as_str(), format!("{} {}", state_word(machine), reasons(machine).join("; "))),
         };
         groups.entry((condition, machine.state, role, why)).or_default().push(machine);
     }
@@ -148,7 +206,7 @@ fn group_lines(text: &mut String, group: &[&MachineSummary], now: WallTime, pain
         "  {} {count}{}  {role}  {}  {how_long}",
         paint.state(condition),
         names.join(" "),
-        first.state
+        state_word(first)
     );
     if let Some(message) = first.agent.message.as_ref().filter(|_| !first.agent.connected) {
         let _ = writeln!(text, "      agent away: {}", one_line(message));

@@ -441,6 +441,8 @@ async fn names_are_completed_and_kept_for_a_moment() {
     assert_eq!(completed(&world, &["cluster", "show", "de"]).await, ["demo", "dev"]);
     assert_eq!(completed(&world, &["machine", "logs", "o"]).await, ["other-node-1"]);
     assert_eq!(completed(&world, &["operation", "watch", "op-3"]).await, ["op-3"]);
+    assert_eq!(completed(&world, &["why", "dem"]).await, ["demo", "demo-node-1"]);
+    assert_eq!(completed(&world, &["why", "machine/o"]).await, ["machine/other-node-1"]);
     assert_eq!(completed(&world, &["cluster", "create", "x", "--plan", "t"]).await, ["tiny"]);
     assert_eq!(completed(&world, &["release", "show", "1.37"]).await, ["1.37.2"]);
     assert_eq!(completed(&world, &["wait", "cluster/o"]).await, ["cluster/other"]);

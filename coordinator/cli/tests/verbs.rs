@@ -9,22 +9,7 @@ use std::fmt::Write;
 
 use keelson_api::fake::Fault;
 use keelson_cli::ExitCode;
-use support::{Outcome, World, golden};
-
-/// Runs command lines one after the other and writes down everything that came.
-async fn record(world: &World, lines: &[&str]) -> String {
-    let mut text = String::new();
-    for line in lines {
-        let outcome: Outcome = world.keelson(line).run().await;
-        let _ = writeln!(text, "$ keelson {line}\n[exit {}]", outcome.exit.number());
-        for (stream, content) in [("stdout", &outcome.stdout), ("stderr", &outcome.stderr)] {
-            if !content.is_empty() {
-                let _ = writeln!(text, "--- {stream}\n{content}");
-            }
-        }
-    }
-    text
-}
+use support::{World, golden, record};
 
 #[tokio::test]
 async fn empty_lists() {
@@ -448,6 +433,9 @@ async fn help_and_codes() {
         "help cluster scale",
         "help plan apply",
         "help wait",
+        "help why",
+        "help machine repair",
+        "help repair pause",
         "explain KEEL-2201",
         "explain 2203 -o json",
         "explain KEEL-0000",
@@ -483,6 +471,10 @@ async fn every_command_that_is_printed_can_be_typed() {
         "pks.txt",
         "scale.txt",
         "plans.txt",
+        "why.txt",
+        "drain.txt",
+        "pause.txt",
+        "repair.txt",
     ] {
         let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
         for command in commands(&std::fs::read_to_string(path).unwrap()) {

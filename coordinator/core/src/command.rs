@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use keelson_model::{
-    Blueprint, BlueprintDiff, ClusterMaterial, ClusterSpec, FleetEvent, Hold, MachinePhase, Operation,
-    OperationId, OperationKind, OperationState, RepairAction, Severity, SpecError,
+    Blueprint, BlueprintDiff, ClusterMaterial, ClusterSpec, DrainSpec, FleetEvent, Hold, MachinePhase,
+    Operation, OperationId, OperationKind, OperationState, RepairAction, Severity, SpecError,
 };
 use keelson_planner::Wanted;
 use keelson_protocol::{ClusterName, MachineId};
@@ -97,6 +97,16 @@ pub enum CommandError {
         /// What.
         why: String,
     },
+    /// The repair would change nothing.
+    #[error("{action} of {machine} is of no use: {why}")]
+    NoUse {
+        /// Of which machine.
+        machine: MachineId,
+        /// What was asked for.
+        action: RepairAction,
+        /// Why not.
+        why: String,
+    },
     /// A guard holds the repair back.
     #[error("{action} of {machine} is held back: {hold}")]
     Held {
@@ -142,6 +152,17 @@ pub enum Protection {
     On,
     /// It is not.
     Off,
+}
+
+/// What changes of a cluster; `None` leaves a part as it is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ClusterChange {
+    /// Whether deletion is refused.
+    pub protection: Option<Protection>,
+    /// All labels that the cluster then has.
+    pub labels: Option<BTreeMap<String, String>>,
+    /// How pods leave machines that go.
+    pub drain: Option<DrainSpec>,
 }
 
 /// An accepted request.
@@ -327,18 +348,18 @@ impl CoordinatorCore {
         Ok(Preview { blueprint, diff })
     }
 
-    /// Changes what can be changed of a cluster without planning it anew, in one row: deletion protection and labels.
-    /// `None` leaves a part as it is; `labels` are all that the cluster then has. Blueprints hold neither, so no machine
-    /// hears of it.
+    /// Changes what can be changed of a cluster without planning it anew, in one row. Blueprints hold none of it, so no
+    /// machine hears of it.
     ///
     /// # Errors
-    /// [`CommandError::NoCluster`], or [`CommandError::Invalid`] when a label is not valid; nothing is changed then.
+    /// [`CommandError::NoCluster`], or [`CommandError::Spec`] when a label or a time is not valid; nothing is changed
+    /// then.
     pub fn update_cluster(
         &mut self,
         name: &ClusterName,
-        protection: Option<Protection>,
-        labels: Option<BTreeMap<String, String>>,
+        change: ClusterChange,
     ) -> Result<Vec<Effect>, CommandError> {
+        let ClusterChange { protection, labels, drain } = change;
         let cluster =
             self.clusters.get_mut(name).ok_or_else(|| CommandError::NoCluster { name: name.clone() })?;
         let mut spec = cluster.row.spec.clone();
@@ -347,8 +368,10 @@ impl CoordinatorCore {
         }
         if let Some(labels) = labels {
             spec.labels = labels;
-            spec.check_labels().map_err(|error| CommandError::Invalid { why: error.to_string() })?;
         }
+        spec.drain = drain.unwrap_or(spec.drain);
+        spec.check_labels()?;
+        spec.check_drain()?;
         cluster.row.spec = spec;
         let row = Row::Cluster(Box::new(cluster.row.clone()));
         self.rows.push(row);

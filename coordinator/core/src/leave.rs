@@ -1,7 +1,9 @@
 //! Machines on their way out: what still depends on them is taken away first. Pods are moved, volumes detached, the node
 //! and the etcd member removed; then the machine is let go.
 
-use keelson_model::kubernetes::{DrainForce, DrainState, KubeAnswer, KubeCall, KubeFailure};
+use std::collections::BTreeSet;
+
+use keelson_model::kubernetes::{DrainForce, DrainState, KubeAnswer, KubeCall, KubeFailure, PodWait};
 use keelson_model::{
     BlueprintMachine, DrainThen, FleetEvent, LeaveStep, MachinePhase, Role, Severity, Standing,
 };
@@ -23,6 +25,8 @@ pub struct Parting {
     removed: bool,
     /// What was told last about what blocks it, so that it is told once.
     told: String,
+    /// Pods that were deleted against their disruption budgets, and told.
+    forced: BTreeSet<String>,
 }
 
 impl CoordinatorCore {
@@ -174,6 +178,7 @@ impl CoordinatorCore {
 
     /// Tells how a drain goes on, each thing once.
     fn tell_drain(&mut self, now: Now, name: &ClusterName, id: &MachineId, state: &DrainState) {
+        self.tell_forced(now, name, id, state);
         let blocked: Vec<String> = state.blocked().map(ToString::to_string).collect();
         let (severity, reason, cause) = if state.is_drained() {
             (Severity::Info, "NodeDrained", "nothing is left on it".to_owned())
@@ -190,6 +195,21 @@ impl CoordinatorCore {
         }
     }
 
+    /// Tells of each pod that was deleted although its disruption budget did not allow it: its owner has to hear of it.
+    fn tell_forced(&mut self, now: Now, name: &ClusterName, id: &MachineId, state: &DrainState) {
+        let Some(machine) = self.machines.get_mut(id) else { return };
+        let forced = state.left.iter().filter(|pod| matches!(pod.why, PodWait::Forced { .. }));
+        let mut news = Vec::new();
+        for pod in forced {
+            if machine.parting.forced.insert(format!("{}/{}", pod.namespace, pod.pod)) {
+                news.push(pod.to_string());
+            }
+        }
+        if !news.is_empty() {
+            self.note_leave(now, name, id, Severity::Warning, "DrainForced", &news.join("; "));
+        }
+    }
+
     fn note_leave(
         &mut self,
         now: Now,
@@ -201,6 +221,7 @@ impl CoordinatorCore {
     ) {
         let outcome = match reason {
             "NodeDraining" => "its pods are asked to go, within their disruption budgets".to_owned(),
+            "DrainForced" => "the time of the drain is over: deleted with their own grace period".to_owned(),
             "NodeDrained" => "the node is removed next".to_owned(),
             "NodeRemoved" => "Kubernetes has forgotten the node".to_owned(),
             _ => self.deadline_text(now, name, id),

@@ -34,7 +34,7 @@ mod scale;
 mod session;
 mod state;
 
-pub use command::{Accepted, CommandError, CreateCluster, Preview, Protection};
+pub use command::{Accepted, ClusterChange, CommandError, CreateCluster, Preview, Protection};
 pub use effect::{
     CallId, Effect, EnrolId, HealthCheck, Input, ProviderAnswer, ProviderCall, ProviderFailure, Remedy,
     SeenMachine, SessionId,
@@ -43,12 +43,14 @@ pub use etcd::EtcdWatch;
 pub use guard::Asker;
 pub use leave::Parting;
 pub use limits::*;
-pub use metrics::Metrics;
+pub use metrics::{Metrics, Timing};
 pub use nodes::{KubeWatch, NodeWatch};
 pub use peers::PeerWord;
 pub use plans::{Harm, HarmKind, PlanChange, PlanRefused};
 pub use progress::ClusterState;
-pub use repair_command::{Override, PauseScope, RepairRequest};
-pub use row::{Act, ClusterRow, Counter, IdempotencyRow, Incident, MachineRow, Row, Saved, SentConfig};
+pub use repair_command::{Override, PauseRequest, PauseScope, RepairRequest};
+pub use row::{
+    Act, ClusterRow, Counter, IdempotencyRow, Incident, MachineRow, PauseNote, Row, Saved, SentConfig,
+};
 pub use scale::ScalePool;
 pub use state::{Cluster, CoordinatorCore, Exposure, Machine, Now, Settings};

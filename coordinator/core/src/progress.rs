@@ -159,6 +159,7 @@ impl CoordinatorCore {
         self.clusters.remove(name);
         self.free_addresses(name);
         self.rows.push(Row::RemoveCluster(name.clone()));
+        self.forget_pause(name);
         if let Some(operation) = self.running(name, OperationKind::DeleteCluster).cloned() {
             let state = OperationState::Succeeded { at: now.wall };
             self.end_operation(now, Operation { state, ..operation });

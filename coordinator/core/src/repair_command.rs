@@ -1,13 +1,16 @@
 //! What people may ask of repair: pause it, resume it, and repair a machine by hand, through the same guards.
 
-use keelson_model::{FleetEvent, Hold, RepairAction, Severity};
+use keelson_model::{
+    BlueprintMachine, FleetEvent, Hold, MachinePhase, RepairAction, RepairPreview, Role, Severity,
+};
 use keelson_protocol::{ClusterName, MachineId};
 
 use crate::command::CommandError;
+use crate::detect::Census;
 use crate::effect::Effect;
 use crate::guard::Asker;
-use crate::row::{Counter, Row};
-use crate::state::{CoordinatorCore, Now};
+use crate::row::{Counter, PauseNote, Row};
+use crate::state::{CoordinatorCore, Machine, Now};
 
 /// Of how much repair is paused.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,6 +19,25 @@ pub enum PauseScope {
     Fleet,
     /// Of one cluster.
     Cluster(ClusterName),
+}
+
+/// A request to pause repair, or to resume it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PauseRequest {
+    /// Of how much.
+    pub scope: PauseScope,
+    /// Who asks, for the record.
+    pub caller: String,
+    /// Why, in their own words.
+    pub reason: Option<String>,
+}
+
+impl PauseRequest {
+    /// A request without a reason.
+    #[must_use]
+    pub fn new(scope: PauseScope, caller: &str) -> Self {
+        Self { scope, caller: caller.to_owned(), reason: None }
+    }
 }
 
 /// How far a person goes against the guards.
@@ -46,19 +68,18 @@ pub struct RepairRequest {
 }
 
 impl CoordinatorCore {
-    /// Pauses repair, until it is resumed. Faults are found and told all the same.
+    /// Pauses repair, until it is resumed. Faults are found and told all the same. What is paused already stays paused
+    /// since when it was, with the newer caller and reason.
     ///
     /// # Errors
     /// [`CommandError::NoCluster`].
-    pub fn pause_repair(
-        &mut self,
-        now: Now,
-        scope: &PauseScope,
-        caller: &str,
-    ) -> Result<Vec<Effect>, CommandError> {
-        self.set_paused(now, scope, Some(now.wall))?;
+    pub fn pause_repair(&mut self, now: Now, request: &PauseRequest) -> Result<Vec<Effect>, CommandError> {
+        let since = self.paused_since(&request.scope).unwrap_or(now.wall);
+        self.set_paused(now, &request.scope, Some(since))?;
+        let note = PauseNote { by: request.caller.clone(), reason: request.reason.clone() };
+        self.note_pauser(&request.scope, Some(note));
         let outcome = "nothing disruptive is done on its own until it is resumed".to_owned();
-        self.note_pause(now, scope, "RepairPaused", caller, outcome);
+        self.note_pause(now, request, "RepairPaused", outcome);
         Ok(self.take_effects())
     }
 
@@ -66,15 +87,42 @@ impl CoordinatorCore {
     ///
     /// # Errors
     /// [`CommandError::NoCluster`].
-    pub fn resume_repair(
-        &mut self,
-        now: Now,
-        scope: &PauseScope,
-        caller: &str,
-    ) -> Result<Vec<Effect>, CommandError> {
-        self.set_paused(now, scope, None)?;
-        self.note_pause(now, scope, "RepairResumed", caller, "repairs that were held go on".to_owned());
+    pub fn resume_repair(&mut self, now: Now, request: &PauseRequest) -> Result<Vec<Effect>, CommandError> {
+        self.set_paused(now, &request.scope, None)?;
+        self.note_pauser(&request.scope, None);
+        self.note_pause(now, request, "RepairResumed", "repairs that were held go on".to_owned());
         Ok(self.take_effects())
+    }
+
+    /// Since when repair of this much is paused.
+    #[must_use]
+    pub fn paused_since(&self, scope: &PauseScope) -> Option<keelson_protocol::WallTime> {
+        match scope {
+            PauseScope::Fleet => self.repair_paused,
+            PauseScope::Cluster(name) => self.clusters.get(name)?.row.repair_paused,
+        }
+    }
+
+    /// Who has paused repair of this much, and why.
+    #[must_use]
+    pub fn paused_by(&self, scope: &PauseScope) -> Option<&PauseNote> {
+        self.pauses.get(&scope.cluster())
+    }
+
+    /// A cluster that is gone takes its note with it: the next one of its name is another one.
+    pub(crate) fn forget_pause(&mut self, name: &ClusterName) {
+        self.note_pauser(&PauseScope::Cluster(name.clone()), None);
+    }
+
+    fn note_pauser(&mut self, scope: &PauseScope, note: Option<PauseNote>) {
+        let cluster = scope.cluster();
+        let before = match &note {
+            Some(note) => self.pauses.insert(cluster.clone(), note.clone()),
+            None => self.pauses.remove(&cluster),
+        };
+        if before != note {
+            self.rows.push(Row::Pause(cluster, note));
+        }
     }
 
     fn set_paused(
@@ -102,20 +150,19 @@ impl CoordinatorCore {
         Ok(())
     }
 
-    fn note_pause(&mut self, now: Now, scope: &PauseScope, reason: &str, caller: &str, outcome: String) {
-        let cluster = match scope {
-            PauseScope::Fleet => None,
-            PauseScope::Cluster(name) => Some(name.clone()),
-        };
+    fn note_pause(&mut self, now: Now, request: &PauseRequest, reason: &str, outcome: String) {
         let event = self.event(now, Severity::Warning, reason);
-        self.note(FleetEvent { cluster, cause: format!("{caller} asked for it"), outcome, ..event });
+        let why = request.reason.as_ref().map_or_else(String::new, |why| format!(": {why}"));
+        let cause = format!("{} asked for it{why}", request.caller);
+        self.note(FleetEvent { cluster: request.scope.cluster(), cause, outcome, ..event });
     }
 
     /// Repairs a machine because a person asks for it. The guards are asked as for any repair; a person may go against
     /// all of them but that of the quorum, and against that one by typing what would be lost.
     ///
     /// # Errors
-    /// [`CommandError::NoMachine`], [`CommandError::MachineBusy`] or [`CommandError::Held`]; nothing is done then.
+    /// [`CommandError::NoMachine`], [`CommandError::MachineBusy`], [`CommandError::NoUse`] or [`CommandError::Held`];
+    /// nothing is done then.
     pub fn repair_machine(&mut self, now: Now, request: &RepairRequest) -> Result<Vec<Effect>, CommandError> {
         let id = &request.machine;
         self.check_repair(now, request)?;
@@ -138,8 +185,56 @@ impl CoordinatorCore {
     /// # Errors
     /// As [`Self::repair_machine`].
     pub fn check_repair(&self, now: Now, request: &RepairRequest) -> Result<(), CommandError> {
-        let id = &request.machine;
+        self.preview_repair(now, request).map(|_| ())
+    }
+
+    /// What [`Self::repair_machine`] would come to.
+    ///
+    /// # Errors
+    /// As [`Self::repair_machine`].
+    pub fn preview_repair(&self, now: Now, request: &RepairRequest) -> Result<RepairPreview, CommandError> {
+        self.preview_repair_in(now, request, &self.census(now))
+    }
+
+    fn preview_repair_in(
+        &self,
+        now: Now,
+        request: &RepairRequest,
+        census: &Census,
+    ) -> Result<RepairPreview, CommandError> {
+        let (id, action) = (&request.machine, request.action);
         let machine = self.machines.get(id).ok_or_else(|| CommandError::NoMachine { machine: id.clone() })?;
+        let planned = self.free_for_repair(machine)?;
+        if action == RepairAction::PowerOn
+            && let Some(why) = no_power_missing(machine)
+        {
+            return Err(CommandError::NoUse { machine: id.clone(), action, why });
+        }
+        let against = self.allowed(now, id, action, Asker::Person, census).err();
+        if let Some(hold) = &against {
+            let goes_on = match &request.over {
+                Override::None => false,
+                Override::Guards => !hold.costs_cluster(),
+                Override::Quorum { typed } => *typed == machine.row.cluster.as_str(),
+            };
+            if !goes_on {
+                let hold = Box::new(hold.clone());
+                return Err(CommandError::Held { machine: id.clone(), action, hold });
+            }
+        }
+        Ok(RepairPreview {
+            machine: id.clone(),
+            cluster: machine.row.cluster.clone(),
+            action,
+            pods: planned.is_node(),
+            etcd_member: self.etcd_member_of(planned),
+            against,
+        })
+    }
+
+    /// The plan of a machine that nothing is being done to.
+    fn free_for_repair(&self, machine: &Machine) -> Result<&BlueprintMachine, CommandError> {
+        let id = &machine.row.id;
         let busy = |why: &str| CommandError::MachineBusy { machine: id.clone(), why: why.to_owned() };
         let planned = self.planned(&machine.row.cluster, id);
         let planned = planned.ok_or_else(|| busy("it is being removed"))?;
@@ -149,21 +244,22 @@ impl CoordinatorCore {
         if planned.incarnation != machine.row.incarnation || machine.row.renew {
             return Err(busy("it is being made anew already"));
         }
-        if let Some(action) = machine.row.acting {
-            return Err(busy(&format!("{action} is under way")));
+        match machine.row.acting {
+            Some(action) => Err(busy(&format!("{action} is under way"))),
+            None => Ok(planned),
         }
-        let census = self.census(now);
-        let Err(hold) = self.allowed(now, id, request.action, Asker::Person, &census) else { return Ok(()) };
-        let held = |hold: Hold| {
-            let (machine, action) = (id.clone(), request.action);
-            CommandError::Held { machine, action, hold: Box::new(hold) }
-        };
-        let costs_quorum = matches!(hold, Hold::Quorum { .. } | Hold::Impossible { .. });
-        match &request.over {
-            Override::Guards if !costs_quorum => Ok(()),
-            Override::Quorum { typed } if *typed == machine.row.cluster.as_str() => Ok(()),
-            _ => Err(held(hold)),
+    }
+
+    /// The name of a machine's etcd member, as etcd has said it; the machine's own when it was not asked yet.
+    fn etcd_member_of(&self, planned: &BlueprintMachine) -> Option<String> {
+        if !planned.roles.contains(&Role::Etcd) {
+            return None;
         }
+        let members = self.clusters.values().filter(|c| c.row.blueprint.machines.contains_key(&planned.id));
+        let mut members = members.flat_map(|cluster| cluster.etcd.members.iter().flatten());
+        let member = members.find(|member| member.address == Some(planned.address));
+        let name = member.map(|member| member.name.clone()).filter(|name| !name.is_empty());
+        Some(name.unwrap_or_else(|| planned.id.to_string()))
     }
 
     /// Whether the loss of a machine is understood to be the loss of its cluster's state.
@@ -171,11 +267,51 @@ impl CoordinatorCore {
         self.machines.get(id).is_some_and(|machine| machine.row.forced)
     }
 
-    /// What [`RepairAction`]s would come to for a machine now, for people: which of them a guard holds back.
+    /// What holds a machine's repair back that is due; `None` when nothing does, or when none is due.
     #[must_use]
-    pub fn repair_options(&self, now: Now, id: &MachineId) -> Vec<(RepairAction, Option<Hold>)> {
+    pub fn hold_of(machine: &Machine) -> Option<&Hold> {
+        machine.repair.as_ref()?.hold.as_ref()
+    }
+
+    /// Which [`RepairAction`]s a person could have done to a machine now, and why not the others.
+    #[must_use]
+    pub fn repair_options(&self, now: Now, id: &MachineId) -> Vec<(RepairAction, Result<(), CommandError>)> {
         let census = self.census(now);
-        let check = |action| self.allowed(now, id, action, Asker::Person, &census).err();
+        let check = |action| {
+            let (machine, caller) = (id.clone(), String::new());
+            let request = RepairRequest { machine, action, over: Override::None, caller };
+            self.preview_repair_in(now, &request, &census).map(|_| ())
+        };
         RepairAction::ALL.into_iter().map(|action| (action, check(action))).collect()
     }
+}
+
+impl PauseScope {
+    /// The cluster, when it is one.
+    #[must_use]
+    pub fn cluster(&self) -> Option<ClusterName> {
+        match self {
+            Self::Fleet => None,
+            Self::Cluster(name) => Some(name.clone()),
+        }
+    }
+}
+
+/// Why a machine cannot be switched on; `None` when it can.
+fn no_power_missing(machine: &Machine) -> Option<String> {
+    let why = match machine.row.phase {
+        MachinePhase::Off { .. } => return None,
+        MachinePhase::Missing { .. } => {
+            "the infrastructure does not know it, so there is nothing to switch on: recreate makes it anew"
+        }
+        MachinePhase::Booting { .. } | MachinePhase::Enrolled { .. } => {
+            "it has power already: power-cycle takes its power away and gives it back"
+        }
+        MachinePhase::Planned
+        | MachinePhase::Creating { .. }
+        | MachinePhase::Retrying { .. }
+        | MachinePhase::Refused { .. } => "it is not made yet, and is switched on when it is",
+        MachinePhase::Deleting { .. } => "it is being removed",
+    };
+    Some(why.to_owned())
 }

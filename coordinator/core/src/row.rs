@@ -1,8 +1,9 @@
 //! What the core keeps on disk.
 
+pub use keelson_model::{Act, Incident};
 use keelson_model::{
     Blueprint, ClusterMaterial, ClusterSpec, Condition, FleetEvent, MachinePhase, Operation, OperationId,
-    Plan, PlanName, RepairAction, Verdict,
+    Plan, PlanName, RepairAction,
 };
 use keelson_protocol::{ClusterName, Generation, Incarnation, MachineId, WallTime};
 use serde::{Deserialize, Serialize};
@@ -94,26 +95,6 @@ impl MachineRow {
     }
 }
 
-/// A fault of a machine, from the moment it was found until the machine works again.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Incident {
-    /// Its number, unique in the installation; its events carry it.
-    pub number: u64,
-    /// When it was found.
-    pub opened: WallTime,
-    /// The first verdict.
-    pub verdict: Verdict,
-}
-
-/// A repair that was begun.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Act {
-    /// What.
-    pub action: RepairAction,
-    /// When.
-    pub at: WallTime,
-}
-
 /// A config that a machine was sent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SentConfig {
@@ -134,6 +115,16 @@ pub struct IdempotencyRow {
     pub operation: OperationId,
     /// When.
     pub at: WallTime,
+}
+
+/// Who has paused repair, and why. Since when is with what is paused.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PauseNote {
+    /// Who.
+    pub by: String,
+    /// Why, in their own words.
+    pub reason: Option<String>,
 }
 
 /// Numbers that are given away once.
@@ -194,6 +185,8 @@ pub enum Row {
     Plan(Box<Plan>),
     /// A plan of a user is gone.
     RemovePlan(PlanName),
+    /// Who has paused repair of a cluster, or of everything when there is none; without a note it is resumed.
+    Pause(Option<ClusterName>, Option<PauseNote>),
     /// A request to remember.
     Idempotency(IdempotencyRow),
     /// A request to forget.
@@ -215,6 +208,8 @@ pub struct Saved {
     pub counters: Vec<(Counter, u64)>,
     /// Plans of users.
     pub plans: Vec<Plan>,
+    /// Who has paused repair of which cluster; of everything where there is none.
+    pub pauses: Vec<(Option<ClusterName>, PauseNote)>,
     /// Remembered requests.
     pub idempotency: Vec<IdempotencyRow>,
 }

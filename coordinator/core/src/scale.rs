@@ -1,6 +1,6 @@
 //! Changing the sizes of a cluster's pools.
 
-use keelson_model::{ClusterSpec, Operation, OperationKind, OperationState, PoolName};
+use keelson_model::{ClusterSpec, DrainSpec, Operation, OperationKind, OperationState, PoolName};
 use keelson_protocol::ClusterName;
 
 use crate::command::{Accepted, CommandError, Preview};
@@ -16,6 +16,8 @@ pub struct ScalePool {
     pub pool: PoolName,
     /// How many machines it shall have.
     pub count: u16,
+    /// How pods leave machines that go, from now on; as before when absent.
+    pub drain: Option<DrainSpec>,
 }
 
 impl CoordinatorCore {
@@ -74,6 +76,7 @@ impl CoordinatorCore {
             spec.workers = None;
         }
         spec.pools.insert(request.pool.clone(), request.count);
+        spec.drain = request.drain.unwrap_or(spec.drain);
         spec.check(plan, self.settings.place.network)?;
         Ok(spec)
     }

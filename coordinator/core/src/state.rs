@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use keelson_model::etcd::EtcdCall;
 use keelson_model::{
-    ClusterMaterial, EtcdHold, Evidence, FleetEvent, LeaveStep, LinkState, Observed, ObservedMachine,
+    Care, ClusterMaterial, EtcdHold, Evidence, FleetEvent, LeaveStep, LinkState, Observed, ObservedMachine,
     Operation, OperationId, Plan, PlanName, ReleaseCatalog, RepairAction, Severity, Verdict,
 };
 use keelson_planner::{Addresses, Place};
@@ -24,7 +24,7 @@ use crate::metrics::Metrics;
 use crate::nodes::{KubeFor, KubeWatch};
 use crate::peers::{PeerQuestion, PeerWord};
 use crate::repair::Repair;
-use crate::row::{ClusterRow, Counter, IdempotencyRow, MachineRow, Row, Saved};
+use crate::row::{ClusterRow, Counter, IdempotencyRow, MachineRow, PauseNote, Row, Saved};
 
 /// The two clocks, read by the shell at the same moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -262,6 +262,8 @@ pub struct CoordinatorCore {
     pub(crate) metrics: Metrics,
     /// Since when repair of everything is paused.
     pub(crate) repair_paused: Option<WallTime>,
+    /// Who has paused repair, by cluster; of everything where there is none.
+    pub(crate) pauses: BTreeMap<Option<ClusterName>, PauseNote>,
     /// Clusters that something happened to since they were last compared with their blueprints. Keeps the work of an
     /// input in proportion to one cluster, not to the fleet.
     pub(crate) touched: BTreeSet<ClusterName>,
@@ -309,6 +311,7 @@ impl CoordinatorCore {
             next_peer_question: 0,
             metrics: Metrics::default(),
             repair_paused: None,
+            pauses: saved.pauses.into_iter().collect(),
             touched: BTreeSet::new(),
             rows: Vec::new(),
             effects: Vec::new(),
@@ -563,6 +566,13 @@ impl CoordinatorCore {
             evidence: machine.evidence.clone(),
             acting: machine.row.acting.or(machine.row.renew.then_some(RepairAction::Recreate)),
             hold: machine.repair.as_ref().and_then(|repair| repair.hold.clone()),
+            care: Care {
+                incident: machine.row.incident.clone(),
+                acts: machine.row.acts.clone(),
+                fenced: machine.row.fenced,
+                leaving_since: machine.row.leaving_since,
+                drain: machine.parting.drain.clone(),
+            },
         }
     }
 

@@ -6,8 +6,8 @@ mod common;
 
 use common::{World, hello, small};
 use keelson_coordinator_core::{
-    ClusterState, CommandError, CreateCluster, Effect, EnrolId, HealthCheck, Input, Protection,
-    ProviderAnswer, ProviderCall, ProviderFailure, Remedy, Row, SessionId,
+    ClusterChange, ClusterState, CommandError, CreateCluster, Effect, EnrolId, HealthCheck, Input,
+    Protection, ProviderAnswer, ProviderCall, ProviderFailure, Remedy, Row, SessionId,
 };
 use keelson_model::{ClusterSpec, FleetEvent, MachinePhase, OperationState, Severity};
 use keelson_protocol::message::{EnrolRequest, RefusalCode, ToAgent};
@@ -412,10 +412,11 @@ fn a_protected_cluster_is_not_deleted() {
     let mut world = World::new();
     world.create(&small("demo"));
     let name = "demo".parse().unwrap();
-    let _ = world.core.update_cluster(&name, Some(Protection::On), None).unwrap();
+    let protect = |protection| ClusterChange { protection: Some(protection), ..ClusterChange::default() };
+    let _ = world.core.update_cluster(&name, protect(Protection::On)).unwrap();
     let refused = world.core.delete_cluster(world.now(), &name);
     assert_eq!(refused, Err(CommandError::Protected { name: name.clone() }));
-    let _ = world.core.update_cluster(&name, Some(Protection::Off), None).unwrap();
+    let _ = world.core.update_cluster(&name, protect(Protection::Off)).unwrap();
     assert!(world.core.delete_cluster(world.now(), &name).is_ok());
 }
 
@@ -426,10 +427,13 @@ fn labels_change_one_row_and_no_machine() {
     world.run(CONVERGED);
     let name = "demo".parse().unwrap();
     let before = world.core.cluster(&name).unwrap().row.blueprint.clone();
-    let labels = |key: &str| Some([(key.to_owned(), "prod".to_owned())].into());
-    let effects = world.core.update_cluster(&name, None, labels("env")).unwrap();
+    let labels = |key: &str| ClusterChange {
+        labels: Some([(key.to_owned(), "prod".to_owned())].into()),
+        ..ClusterChange::default()
+    };
+    let effects = world.core.update_cluster(&name, labels("env")).unwrap();
     assert!(matches!(effects.as_slice(), [Effect::Persist(rows)] if rows.len() == 1), "{effects:?}");
-    assert!(world.core.update_cluster(&name, None, labels("-")).is_err());
+    assert!(world.core.update_cluster(&name, labels("-")).is_err());
     let sent = world.sent.len();
     world.run(CONVERGED);
     let row = &world.core.cluster(&name).unwrap().row;

@@ -5,7 +5,7 @@
 mod common;
 
 use common::{World, named};
-use keelson_coordinator_core::{ClusterState, Override, PauseScope, RepairRequest};
+use keelson_coordinator_core::{ClusterState, Override, PauseRequest, PauseScope, RepairRequest};
 use keelson_model::{MachinePhase, RepairAction, Verdict};
 use keelson_protocol::MachineId;
 
@@ -213,7 +213,8 @@ fn a_machine_that_hangs_again_and_again_is_made_anew_and_then_left() {
 fn repair_that_is_paused_waits_and_goes_on_when_it_is_resumed() {
     for scope in [PauseScope::Fleet, PauseScope::Cluster("demo".parse().unwrap())] {
         let mut world = ready("ha");
-        let effects = world.core.pause_repair(world.now(), &scope, "somebody").unwrap();
+        let effects =
+            world.core.pause_repair(world.now(), &PauseRequest::new(scope.clone(), "somebody")).unwrap();
         world.carry_out(effects);
         world.restart();
         world.run(140);
@@ -221,7 +222,8 @@ fn repair_that_is_paused_waits_and_goes_on_when_it_is_resumed() {
         world.run(100);
         assert!(fenced(&world).is_empty());
         assert!(waits(&world)[0].contains("is paused"), "{:?}", waits(&world));
-        let effects = world.core.resume_repair(world.now(), &scope, "somebody").unwrap();
+        let effects =
+            world.core.resume_repair(world.now(), &PauseRequest::new(scope.clone(), "somebody")).unwrap();
         world.carry_out(effects);
         world.run(60);
         assert_eq!(world.state("demo"), Some(ClusterState::Ready));
@@ -280,6 +282,69 @@ fn the_only_member_is_made_anew_when_its_loss_was_typed() {
     world.carry_out(effects);
     world.run(60);
     assert_eq!(waits(&world), [] as [&str; 0]);
+}
+
+#[test]
+fn a_machine_that_has_power_is_not_switched_on() {
+    let mut world = ready("ha");
+    let request = |name: &str, action| RepairRequest {
+        machine: id(name),
+        action,
+        over: Override::Quorum { typed: "demo".to_owned() },
+        caller: "somebody".to_owned(),
+    };
+    let on = request("worker-2", RepairAction::PowerOn);
+    assert_eq!(
+        world.core.repair_machine(world.now(), &on).unwrap_err().to_string(),
+        "power-on of demo-worker-2 is of no use: it has power already: power-cycle takes its power away and gives it back"
+    );
+    let options = world.core.repair_options(world.now(), &id("worker-2"));
+    let allowed: Vec<RepairAction> =
+        options.iter().filter(|(_, checked)| checked.is_ok()).map(|(action, _)| *action).collect();
+    assert_eq!(allowed, [RepairAction::PowerCycle, RepairAction::Rebuild, RepairAction::Recreate]);
+    world.machines.remove(&id("worker-2"));
+    world.run(8);
+    let missing = world.core.check_repair(world.now(), &on).unwrap_err().to_string();
+    assert!(missing.contains("there is nothing to switch on"), "{missing}");
+}
+
+#[test]
+fn a_preview_names_the_etcd_member_that_goes() {
+    let world = ready("ha");
+    let preview = |name: &str, action| {
+        let (machine, caller) = (id(name), "somebody".to_owned());
+        let request = RepairRequest { machine, action, over: Override::None, caller };
+        world.core.preview_repair(world.now(), &request).unwrap()
+    };
+    let etcd = preview("etcd-2", RepairAction::Recreate);
+    assert_eq!(etcd.etcd_member.as_deref(), Some("demo-etcd-2"));
+    assert!(etcd.what()[1].contains("etcd member demo-etcd-2 is taken out"), "{:?}", etcd.what());
+    assert_eq!(preview("worker-2", RepairAction::Recreate).etcd_member, None);
+}
+
+#[test]
+fn who_paused_repair_and_why_outlives_the_coordinator_and_not_the_cluster() {
+    let mut world = ready("small");
+    let scope = PauseScope::Cluster("demo".parse().unwrap());
+    let reason = Some("the switch is exchanged".to_owned());
+    let request = PauseRequest { reason: reason.clone(), ..PauseRequest::new(scope.clone(), "somebody") };
+    let effects = world.core.pause_repair(world.now(), &request).unwrap();
+    let since = world.core.paused_since(&scope);
+    world.carry_out(effects);
+    world.restart();
+    world.run(10);
+    let note = world.core.paused_by(&scope).unwrap();
+    assert_eq!((note.by.as_str(), &note.reason), ("somebody", &reason));
+    assert_eq!(world.core.paused_by(&PauseScope::Fleet), None);
+    // Asking again keeps since when it is.
+    let effects = world.core.pause_repair(world.now(), &request).unwrap();
+    world.carry_out(effects);
+    assert_eq!(world.core.paused_since(&scope), since);
+    assert!(world.events.iter().any(|event| event.cause == "somebody asked for it: the switch is exchanged"));
+    let effects = world.core.delete_cluster(world.now(), &"demo".parse().unwrap()).unwrap().effects;
+    world.carry_out(effects);
+    world.run(60);
+    assert_eq!((world.state("demo"), world.core.paused_by(&scope)), (None, None));
 }
 
 /// Dies before each effect of a power cycle, and of a machine that is made anew.

@@ -6,7 +6,7 @@ mod common;
 
 use common::{World, small};
 use keelson_coordinator_core::{ClusterState, CommandError, ScalePool};
-use keelson_model::{OperationState, PoolName};
+use keelson_model::{DrainSpec, DrainThen, OperationState, PoolName, Severity};
 
 /// Steps of half a second within which everything converges when nothing fails.
 const CONVERGED: u32 = 60;
@@ -87,6 +87,30 @@ fn a_budget_that_never_allows_a_pod_to_go_is_named_and_ends_with_the_time_of_the
     world.run(2 * 590);
     assert_eq!(pool(&world, "worker").len(), 1);
     assert_eq!(world.state("demo"), Some(ClusterState::Ready));
+    let forced: Vec<_> = world.events.iter().filter(|event| event.reason == "DrainForced").collect();
+    assert_eq!(forced.len(), 1, "{forced:?}");
+    assert_eq!(forced[0].severity, Severity::Warning);
+    assert_eq!(
+        forced[0].cause,
+        "pod default/web-0 of Deployment web was deleted although it was not to be evicted: may not be evicted: a budget"
+    );
+}
+
+#[test]
+fn a_drain_has_the_time_that_the_request_gives_it() {
+    let mut world = ready();
+    world.run(10);
+    world.budgets.insert("demo-worker-2".to_owned());
+    let (cluster, pool_name) = ("demo".parse().unwrap(), PoolName("worker".to_owned()));
+    let drain = Some(DrainSpec { timeout_s: 5, then: DrainThen::Force });
+    let request = ScalePool { cluster, pool: pool_name, count: 1, drain };
+    let accepted = world.core.scale_pool(world.now(), &request).unwrap();
+    world.carry_out(accepted.effects);
+    world.run(60);
+    assert_eq!(pool(&world, "worker").len(), 1);
+    let drain = Some(DrainSpec { timeout_s: 24 * 3600 + 1, then: DrainThen::Wait });
+    let refused = world.core.scale_pool(world.now(), &ScalePool { drain, ..request }).unwrap_err();
+    assert_eq!(refused.to_string(), "a drain of 86401 seconds is not possible: choose 0 to 86400");
 }
 
 #[test]
@@ -107,7 +131,12 @@ fn a_machine_without_power_is_evacuated_and_not_drained() {
 fn sizes_that_make_no_sense_are_refused_with_the_reason() {
     let mut world = ready();
     let mut check = |pool: &str, count, expected: &str| {
-        let request = ScalePool { cluster: "demo".parse().unwrap(), pool: PoolName(pool.to_owned()), count };
+        let request = ScalePool {
+            cluster: "demo".parse().unwrap(),
+            pool: PoolName(pool.to_owned()),
+            count,
+            drain: None,
+        };
         let now = world.now();
         let error = world.core.scale_pool(now, &request).unwrap_err();
         assert_eq!(error.to_string(), expected);
@@ -124,7 +153,12 @@ fn sizes_that_make_no_sense_are_refused_with_the_reason() {
     );
     check("gpu", 1, "plan small has no pool `gpu`; it has etcd, master, worker");
     check("worker", 300, "pod network 10.244.0.0/16 has room for 256 machines, 302 are asked for");
-    let other = ScalePool { cluster: "none".parse().unwrap(), pool: PoolName("etcd".to_owned()), count: 3 };
+    let other = ScalePool {
+        cluster: "none".parse().unwrap(),
+        pool: PoolName("etcd".to_owned()),
+        count: 3,
+        drain: None,
+    };
     let now = world.now();
     assert!(matches!(world.core.scale_pool(now, &other), Err(CommandError::NoCluster { .. })));
 }

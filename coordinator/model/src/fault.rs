@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use keelson_protocol::{MachineId, WallTime};
+use keelson_protocol::{ClusterName, MachineId, WallTime};
 use serde::{Deserialize, Serialize};
 
 /// What kind of thing is broken. Each kind has its own remedy, and most have none that destroys anything.
@@ -182,6 +182,41 @@ pub enum Verdict {
 }
 
 impl Verdict {
+    /// All of them.
+    pub const ALL: [Self; 12] = [
+        Self::Well,
+        Self::Repairing,
+        Self::GivenUp,
+        Self::Suspected,
+        Self::CutOff,
+        Self::AgentDown,
+        Self::ZoneSilent,
+        Self::FleetSilent,
+        Self::Undecided,
+        Self::Hung,
+        Self::Off,
+        Self::Missing,
+    ];
+
+    /// Its name for tables and for monitors: one or two words.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Well => "well",
+            Self::Repairing => "repairing itself",
+            Self::GivenUp => "given up",
+            Self::Suspected => "late",
+            Self::CutOff => "cut off",
+            Self::AgentDown => "agent down",
+            Self::ZoneSilent => "zone silent",
+            Self::FleetSilent => "fleet silent",
+            Self::Undecided => "silent",
+            Self::Hung => "hung",
+            Self::Off => "off",
+            Self::Missing => "gone",
+        }
+    }
+
     /// What kind of thing is broken; `None` when nothing is known to be.
     #[must_use]
     pub fn class(self) -> Option<FaultClass> {
@@ -346,6 +381,41 @@ pub enum Hold {
 }
 
 impl Hold {
+    /// Names of all guards, as [`Self::guard`] gives them.
+    pub const GUARDS: [&str; 9] =
+        ["paused", "evidence", "meltdown", "quorum", "busy", "coolDown", "retries", "fence", "impossible"];
+
+    /// The guard that holds, in one word; the same as in its JSON.
+    #[must_use]
+    pub fn guard(&self) -> &'static str {
+        match self {
+            Self::Paused { .. } => "paused",
+            Self::Evidence { .. } => "evidence",
+            Self::Meltdown { .. } => "meltdown",
+            Self::Quorum { .. } => "quorum",
+            Self::Busy { .. } => "busy",
+            Self::CoolDown { .. } => "coolDown",
+            Self::Retries { .. } => "retries",
+            Self::Fence { .. } => "fence",
+            Self::Impossible { .. } => "impossible",
+        }
+    }
+
+    /// When it ends, where that is known.
+    #[must_use]
+    pub fn until(&self) -> Option<WallTime> {
+        match self {
+            Self::CoolDown { until } | Self::Retries { until, .. } => Some(*until),
+            _ => None,
+        }
+    }
+
+    /// Whether only the name of the cluster, typed as a sign that its loss is understood, goes against it.
+    #[must_use]
+    pub fn costs_cluster(&self) -> bool {
+        matches!(self, Self::Quorum { .. } | Self::Impossible { .. })
+    }
+
     /// Whether only a person can end it.
     #[must_use]
     pub fn needs_person(&self) -> bool {
@@ -356,6 +426,9 @@ impl Hold {
     #[must_use]
     pub fn ends_when(&self) -> &'static str {
         match self {
+            Self::Paused { scope: Scope::Cluster, .. } => {
+                "somebody runs `keelson repair resume --cluster NAME`"
+            }
             Self::Paused { .. } => "somebody runs `keelson repair resume`",
             Self::Evidence { .. } => "more is known of the machine; if nothing comes, look at it",
             Self::Meltdown { .. } => {
@@ -391,6 +464,107 @@ impl fmt::Display for Hold {
             Self::Retries { acts, .. } => write!(f, "it was repaired {acts} times in an hour, to no avail"),
             Self::Fence { why } => write!(f, "its power could not be taken away for certain: {why}"),
             Self::Impossible { why } => f.write_str(why),
+        }
+    }
+}
+
+/// A fault of a machine, from the moment it was found until the machine works again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Incident {
+    /// Its number, unique in the installation; its events carry it.
+    pub number: u64,
+    /// When it was found.
+    pub opened: WallTime,
+    /// The first verdict.
+    pub verdict: Verdict,
+}
+
+/// A repair that was begun.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Act {
+    /// What.
+    pub action: RepairAction,
+    /// When.
+    pub at: WallTime,
+}
+
+/// What a repair that a person asks for would come to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RepairPreview {
+    /// The machine.
+    pub machine: MachineId,
+    /// Its cluster.
+    pub cluster: ClusterName,
+    /// What would be done.
+    pub action: RepairAction,
+    /// Whether pods run on it.
+    pub pods: bool,
+    /// Its member of the etcd cluster, by name.
+    pub etcd_member: Option<String>,
+    /// What the caller goes against.
+    pub against: Option<Hold>,
+}
+
+impl RepairPreview {
+    /// What happens to power, disk, pods and etcd, a sentence each.
+    #[must_use]
+    pub fn what(&self) -> Vec<String> {
+        let keeps = self.action != RepairAction::Recreate;
+        let mut what = vec![
+            match self.action {
+                RepairAction::PowerOn => "it is switched on; its disk stays",
+                RepairAction::PowerCycle => "its power is taken away and given back; its disk stays",
+                RepairAction::Rebuild => {
+                    "its power is taken away, and it is made anew around its disk, which stays"
+                }
+                RepairAction::Recreate => {
+                    "it is removed with its disk, and made anew empty, with its name and address"
+                }
+            }
+            .to_owned(),
+        ];
+        if self.pods && self.action.is_disruptive() {
+            let left = if keeps { "" } else { "; what they have written to this disk is gone" };
+            what.push(format!(
+                "its pods end without a grace period and begin elsewhere, where others can take them{left}"
+            ));
+        }
+        match &self.etcd_member {
+            Some(member) if !keeps => what.push(format!(
+                "etcd member {member} is taken out, and an empty one takes its place and catches up"
+            )),
+            Some(member) if self.action.is_disruptive() => {
+                what.push(format!("etcd member {member} is away meanwhile, and comes back with its data"));
+            }
+            _ => {}
+        }
+        if let Some(hold) = &self.against {
+            what.push(format!("this goes against a guard: {hold}"));
+        }
+        what
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hold_has_the_name_that_its_json_has() {
+        let holds = [
+            Hold::Paused { scope: Scope::Fleet, since: WallTime(1) },
+            Hold::Evidence { verdict: Verdict::CutOff },
+            Hold::Meltdown { scope: Scope::Zone, broken: 2, total: 4, allowed: 1 },
+            Hold::Quorum { voters: 3, working: 1, needed: 2 },
+            Hold::Busy { machine: "demo-etcd-1".parse().unwrap() },
+            Hold::CoolDown { until: WallTime(1) },
+            Hold::Retries { acts: 6, until: WallTime(1) },
+            Hold::Fence { why: String::new() },
+            Hold::Impossible { why: String::new() },
+        ];
+        for (hold, guard) in holds.iter().zip(Hold::GUARDS) {
+            assert_eq!(serde_json::to_value(hold).unwrap()["guard"], guard);
+            assert_eq!(hold.guard(), guard);
         }
     }
 }

@@ -29,10 +29,11 @@ pub use blueprint::{
 };
 pub use event::{FleetEvent, Severity};
 pub use fault::{
-    Evidence, FaultClass, HeartbeatSeen, Hold, LeaseSeen, PeersSeen, PowerSeen, RepairAction, Scope, Verdict,
+    Act, Evidence, FaultClass, HeartbeatSeen, Hold, Incident, LeaseSeen, PeersSeen, PowerSeen, RepairAction,
+    RepairPreview, Scope, Verdict,
 };
 pub use material::{Authority, ClusterMaterial};
-pub use observed::{LinkState, MachinePhase, Observed, ObservedMachine, Seen};
+pub use observed::{Care, LinkState, MachinePhase, Observed, ObservedMachine, Seen};
 pub use operation::{Operation, OperationId, OperationKind, OperationState};
 pub use plan::{Plan, PlanName, PoolName, PoolPlan, Role, Size, Taint, TaintEffect};
 pub use plan_change::{Loss, PoolLoss};

@@ -6,7 +6,8 @@ use keelson_protocol::health::{Facts, HealthReport, NodeState};
 use keelson_protocol::{BootId, Generation, MachineId, WallTime};
 use serde::{Deserialize, Serialize};
 
-use crate::fault::{Evidence, Hold, RepairAction, Verdict};
+use crate::fault::{Act, Evidence, Hold, Incident, RepairAction, Verdict};
+use crate::kubernetes::DrainState;
 use crate::progress::Standing;
 use crate::report::{EtcdHold, LeaveStep};
 
@@ -129,6 +130,23 @@ pub struct ObservedMachine {
     pub acting: Option<RepairAction>,
     /// Why a repair that is due is not made.
     pub hold: Option<Hold>,
+    /// The record of what was done about it.
+    pub care: Care,
+}
+
+/// What was done about a machine, and how far that is. Nothing is planned by it: it is for people.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Care {
+    /// The fault that is being mended.
+    pub incident: Option<Incident>,
+    /// Repairs of the last hour, oldest first.
+    pub acts: Vec<Act>,
+    /// Since when it is proven to have no power.
+    pub fenced: Option<WallTime>,
+    /// Since when it is on its way out.
+    pub leaving_since: Option<WallTime>,
+    /// What the last pass of its drain left.
+    pub drain: Option<DrainState>,
 }
 
 /// Everything that was seen of a cluster.

@@ -284,11 +284,14 @@ pub enum LeaveStep {
 }
 
 impl LeaveStep {
-    fn ends_when(&self) -> &'static str {
+    /// What ends the step, in words.
+    #[must_use]
+    pub fn ends_when(&self) -> &'static str {
         match self {
             Self::Queued => "other nodes are drained",
             Self::Draining { .. } => {
-                "its pods run elsewhere and its volumes are detached, or its time is over and its pods are deleted"
+                "its pods run elsewhere and its volumes are detached; at the end of its time they are deleted all the \
+                 same, unless drains of the cluster shall wait"
             }
             Self::Kubernetes { .. } => "the API server answers",
             Self::Node => "Kubernetes has forgotten the node",

@@ -212,6 +212,12 @@ pub enum SpecError {
         /// Why not.
         why: String,
     },
+    /// A drain has too much time.
+    #[error("a drain of {timeout_s} seconds is not possible: choose 0 to {DRAIN_TIMEOUT_S_MAX}")]
+    DrainTimeout {
+        /// Asked for.
+        timeout_s: u32,
+    },
     /// A label is not valid.
     #[error("label `{key}`: {why}")]
     Label {
@@ -316,7 +322,17 @@ impl ClusterSpec {
             }
         }
         self.check_expose()?;
+        self.check_drain()?;
         self.check_labels()
+    }
+
+    /// Checks the drain alone: it changes while everything else stays.
+    ///
+    /// # Errors
+    /// [`SpecError::DrainTimeout`].
+    pub fn check_drain(&self) -> Result<(), SpecError> {
+        let timeout_s = self.drain.timeout_s;
+        if timeout_s > DRAIN_TIMEOUT_S_MAX { Err(SpecError::DrainTimeout { timeout_s }) } else { Ok(()) }
     }
 
     /// Checks the labels alone: they change while everything else stays.

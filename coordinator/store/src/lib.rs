@@ -14,4 +14,4 @@ mod tests;
 
 pub use error::StoreError;
 pub use migrations::SCHEMA_VERSION;
-pub use store::{EventFilter, EventRange, Store};
+pub use store::{EventFilter, EventRange, OfIncident, Store};

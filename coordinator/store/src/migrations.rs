@@ -3,7 +3,7 @@
 use rusqlite::Connection;
 
 /// The newest schema version, kept in SQLite's `user_version`.
-pub const SCHEMA_VERSION: u32 = 2;
+pub const SCHEMA_VERSION: u32 = 3;
 
 /// Step `i` leads from version `i` to `i + 1`.
 pub(crate) const STEPS: [&str; SCHEMA_VERSION as usize] = [
@@ -21,6 +21,13 @@ pub(crate) const STEPS: [&str; SCHEMA_VERSION as usize] = [
 ",
     // Plans of users.
     "CREATE TABLE plans (name TEXT PRIMARY KEY, row TEXT NOT NULL) STRICT;",
+    // Events by the incident they belong to, and who has paused repair of which cluster; of everything where it is ''.
+    "
+    ALTER TABLE events ADD COLUMN incident INTEGER;
+    UPDATE events SET incident = json_extract(row, '$.incident');
+    CREATE INDEX events_by_incident ON events (incident, id) WHERE incident IS NOT NULL;
+    CREATE TABLE pauses (cluster TEXT PRIMARY KEY, row TEXT NOT NULL) STRICT;
+",
 ];
 
 /// The version of an open database.

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use keelson_coordinator_core::{Counter, Row, Saved};
+use keelson_coordinator_core::{Counter, PauseNote, Row, Saved};
 use keelson_model::{ClusterMaterial, FleetEvent, Severity};
 use keelson_pki::SealingKey;
 use keelson_protocol::{ClusterName, MachineId};
@@ -25,6 +25,17 @@ pub enum EventRange {
     Newest,
 }
 
+/// Events of which incident.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OfIncident {
+    /// Of any, and of none.
+    Whatever,
+    /// Of any.
+    Any,
+    /// Of this one.
+    Number(u64),
+}
+
 /// Which events are asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EventFilter {
@@ -36,6 +47,8 @@ pub struct EventFilter {
     pub cluster: Option<ClusterName>,
     /// Only of this machine.
     pub machine: Option<MachineId>,
+    /// Only of an incident.
+    pub incident: OfIncident,
     /// At most so many.
     pub count_max: u32,
 }
@@ -96,6 +109,7 @@ impl Store {
             machines: self.all("machines", "SELECT id, row FROM machines ORDER BY id")?,
             operations: self.all("operations", "SELECT id, row FROM operations ORDER BY id")?,
             plans: self.all("plans", "SELECT name, row FROM plans ORDER BY name")?,
+            pauses: self.pauses()?,
             idempotency: self.all("idempotency", "SELECT key, row FROM idempotency ORDER BY key")?,
             counters: counters.collect::<Result<_, _>>()?,
         })
@@ -111,16 +125,23 @@ impl Store {
             EventRange::After(after) => (after, "ASC"),
             EventRange::Newest => (0, "DESC"),
         };
+        // Written into the query, so that the index of incidents serves it; the last parameter is always used.
+        let (incident, of_incident) = match filter.incident {
+            OfIncident::Whatever => (0, ""),
+            OfIncident::Any => (0, "AND incident IS NOT NULL"),
+            OfIncident::Number(number) => (number, "AND incident = ?6"),
+        };
         let query = format!(
             "SELECT id, row FROM events WHERE id > ?1 AND severity >= ?2 AND (?3 IS NULL OR cluster = ?3)
-             AND (?4 IS NULL OR machine = ?4) ORDER BY id {order} LIMIT ?5"
+             AND (?4 IS NULL OR machine = ?4) {of_incident} AND ?6 IS NOT NULL ORDER BY id {order} LIMIT ?5"
         );
         let mut statement = self.connection.prepare_cached(&query).map_err(failed)?;
         let cluster = filter.cluster.as_ref().map(ClusterName::as_str);
         let machine = filter.machine.as_ref().map(MachineId::as_str);
+        let severity = rank(filter.severity_min);
         let rows = statement
             .query_map(
-                params![after as i64, rank(filter.severity_min), cluster, machine, filter.count_max],
+                params![after as i64, severity, cluster, machine, filter.count_max, incident as i64],
                 |row| Ok((row.get::<_, i64>(0)?.to_string(), row.get::<_, String>(1)?)),
             )
             .map_err(failed)?;
@@ -142,12 +163,36 @@ impl Store {
     }
 
     fn all<T: DeserializeOwned>(&self, table: &'static str, query: &str) -> Result<Vec<T>, StoreError> {
+        Ok(self.keyed(table, query)?.into_iter().map(|(_, row)| row).collect())
+    }
+
+    fn keyed<T: DeserializeOwned>(
+        &self,
+        table: &'static str,
+        query: &str,
+    ) -> Result<Vec<(String, T)>, StoreError> {
         let failed = |source| self.error("read", source);
         let mut statement = self.connection.prepare(query).map_err(failed)?;
         let rows = statement
             .query_map([], |row| Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?)))
             .map_err(failed)?;
-        rows.map(|row| parse(table, row.map_err(failed)?)).collect()
+        let parsed = rows.map(|row| {
+            let (key, text) = row.map_err(failed)?;
+            Ok((key.clone(), parse(table, (key, text))?))
+        });
+        parsed.collect()
+    }
+
+    fn pauses(&self) -> Result<Vec<(Option<ClusterName>, PauseNote)>, StoreError> {
+        let rows: Vec<(String, PauseNote)> =
+            self.keyed("pauses", "SELECT cluster, row FROM pauses ORDER BY cluster")?;
+        let scope = |(cluster, note): (String, PauseNote)| {
+            let name =
+                (!cluster.is_empty()).then(|| serde_json::from_value(cluster.clone().into())).transpose();
+            let name = name.map_err(|source| StoreError::Row { table: "pauses", key: cluster, source })?;
+            Ok((name, note))
+        };
+        rows.into_iter().map(scope).collect()
     }
 
     fn material(&self) -> Result<Vec<(ClusterName, ClusterMaterial)>, StoreError> {
@@ -217,6 +262,10 @@ fn write(transaction: &Transaction, key: &SealingKey, row: &Row, path: &Path) ->
         ),
         Row::Plan(row) => put("INSERT OR REPLACE INTO plans VALUES (?1, ?2)", &row.name.0, text(row)),
         Row::RemovePlan(name) => remove("DELETE FROM plans WHERE name = ?1", &name.0),
+        Row::Pause(scope, Some(note)) => {
+            put("INSERT OR REPLACE INTO pauses VALUES (?1, ?2)", scope_key(scope.as_ref()), text(note))
+        }
+        Row::Pause(scope, None) => remove("DELETE FROM pauses WHERE cluster = ?1", scope_key(scope.as_ref())),
         Row::Idempotency(row) => {
             put("INSERT OR REPLACE INTO idempotency VALUES (?1, ?2)", &row.key, text(row))
         }
@@ -228,12 +277,19 @@ fn write(transaction: &Transaction, key: &SealingKey, row: &Row, path: &Path) ->
 fn write_event(transaction: &Transaction, event: &FleetEvent) -> rusqlite::Result<usize> {
     let cluster = event.cluster.as_ref().map(ClusterName::as_str);
     let machine = event.machine.as_ref().map(MachineId::as_str);
+    let incident = event.incident.map(|number| number as i64);
     let oldest = event.id.saturating_sub(EVENTS_KEPT_MAX);
     transaction.execute("DELETE FROM events WHERE id <= ?1", [oldest as i64])?;
     transaction.execute(
-        "INSERT OR REPLACE INTO events VALUES (?1, ?2, ?3, ?4, ?5)",
-        params![event.id as i64, rank(event.severity), cluster, machine, text(event)],
+        "INSERT OR REPLACE INTO events (id, severity, cluster, machine, row, incident)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+        params![event.id as i64, rank(event.severity), cluster, machine, text(event), incident],
     )
+}
+
+/// Key of a pause: the cluster's name; of everything it is empty, which no name is.
+fn scope_key(cluster: Option<&ClusterName>) -> &str {
+    cluster.map_or("", ClusterName::as_str)
 }
 
 /// Severities as SQL compares them.

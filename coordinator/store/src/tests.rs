@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use keelson_coordinator_core::{ClusterRow, Counter, MachineRow, Row, Saved};
+use keelson_coordinator_core::{ClusterRow, Counter, MachineRow, PauseNote, Row, Saved};
 use keelson_model::material::Authority;
 use keelson_model::{
     Blueprint, ClusterMaterial, ClusterNetwork, ClusterSpec, FleetEvent, MachinePhase, Operation,
@@ -15,7 +15,7 @@ use keelson_pki::SealingKey;
 use keelson_protocol::{Generation, Incarnation, SecretBytes, WallTime};
 
 use crate::migrations::STEPS;
-use crate::{EventFilter, EventRange, SCHEMA_VERSION, Store, StoreError};
+use crate::{EventFilter, EventRange, OfIncident, SCHEMA_VERSION, Store, StoreError};
 
 fn key() -> SealingKey {
     SealingKey::new(&SecretBytes::new(vec![7; 32])).unwrap()
@@ -102,6 +102,10 @@ fn event(id: u64, severity: Severity) -> FleetEvent {
     }
 }
 
+fn pause() -> PauseNote {
+    PauseNote { by: "somebody".to_owned(), reason: Some("the switch is exchanged".to_owned()) }
+}
+
 fn saved() -> (Saved, Vec<Row>) {
     let operation = Operation {
         id: OperationId("op-1".to_owned()),
@@ -118,6 +122,8 @@ fn saved() -> (Saved, Vec<Row>) {
         Row::Operation(Box::new(operation.clone())),
         Row::Counter(Counter::Event, 7),
         Row::Plan(Box::new(plan())),
+        Row::Pause(None, Some(pause())),
+        Row::Pause(Some("demo".parse().unwrap()), Some(pause())),
     ];
     let saved = Saved {
         clusters: vec![cluster()],
@@ -126,6 +132,7 @@ fn saved() -> (Saved, Vec<Row>) {
         operations: vec![operation],
         counters: vec![(Counter::Event, 7)],
         plans: vec![plan()],
+        pauses: vec![(None, pause()), (Some("demo".parse().unwrap()), pause())],
         idempotency: Vec::new(),
     };
     (saved, rows)
@@ -162,6 +169,8 @@ fn removed_rows_are_gone() {
         Row::RemoveMachine("demo-etcd-1".parse().unwrap()),
         Row::RemoveOperation(OperationId("op-1".to_owned())),
         Row::RemovePlan(PlanName("web".to_owned())),
+        Row::Pause(None, None),
+        Row::Pause(Some("demo".parse().unwrap()), None),
     ];
     store.apply(&rows).unwrap();
     let left = Saved { counters: vec![(Counter::Event, 7)], ..Saved::default() };
@@ -226,7 +235,8 @@ fn events_are_filtered_and_ordered() {
         (1_u64..).zip(severities).map(|(id, severity)| Row::Event(Box::new(event(id, severity)))).collect();
     store.apply(&rows).unwrap();
     let check = |range, severity_min, count_max, expected: &[u64]| {
-        let filter = EventFilter { range, severity_min, cluster: None, machine: None, count_max };
+        let (cluster, machine, incident) = (None, None, OfIncident::Whatever);
+        let filter = EventFilter { range, severity_min, cluster, machine, incident, count_max };
         let ids: Vec<u64> = store.events(&filter).unwrap().iter().map(|event| event.id).collect();
         assert_eq!(ids, expected, "{filter:?}");
     };
@@ -235,4 +245,36 @@ fn events_are_filtered_and_ordered() {
     check(EventRange::Newest, Severity::Info, 2, &[3, 4]);
     check(EventRange::After(0), Severity::Warning, 10, &[2, 3]);
     assert_eq!(store.oldest_event().unwrap(), Some(1));
+}
+
+#[test]
+fn events_of_an_incident_are_found_also_in_a_file_of_the_second_version() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("keelson.db");
+    let of = |id, incident| FleetEvent { incident, ..event(id, Severity::Info) };
+    let connection = rusqlite::Connection::open(&path).unwrap();
+    connection.execute_batch(&STEPS[..2].concat()).unwrap();
+    for (id, incident) in [(1_i64, Some(7)), (2, None)] {
+        let row = serde_json::to_string(&of(id as u64, incident)).unwrap();
+        connection
+            .execute("INSERT INTO events VALUES (?1, 0, NULL, NULL, ?2)", rusqlite::params![id, row])
+            .unwrap();
+    }
+    connection.pragma_update(None, "user_version", 2).unwrap();
+    drop(connection);
+    let mut store = Store::open(&path, key()).unwrap();
+    let rows: Vec<Row> =
+        [of(3, Some(7)), of(4, Some(8)), of(5, None)].map(|e| Row::Event(Box::new(e))).into();
+    store.apply(&rows).unwrap();
+    let check = |incident, expected: &[u64]| {
+        let (range, severity_min) = (EventRange::Newest, Severity::Info);
+        let filter =
+            EventFilter { range, severity_min, cluster: None, machine: None, incident, count_max: 10 };
+        let ids: Vec<u64> = store.events(&filter).unwrap().iter().map(|event| event.id).collect();
+        assert_eq!(ids, expected, "{incident:?}");
+    };
+    check(OfIncident::Whatever, &[1, 2, 3, 4, 5]);
+    check(OfIncident::Any, &[1, 3, 4]);
+    check(OfIncident::Number(7), &[1, 3]);
+    check(OfIncident::Number(9), &[]);
 }

@@ -13,11 +13,12 @@ use tokio::sync::watch;
 use super::cluster::{FakeCluster, Goal, blueprint};
 use super::{BEGIN, FakeFleet, Fault, INSTALL, SECRET_MARKER, State, releases};
 use crate::auth::Caller;
+use crate::care::{patched_drain, repair_counts, repair_view};
 use crate::catalogue::Code;
 use crate::convert::{self, ClusterParts};
 use crate::fleet::{
     Answer, ClusterChange, EventBatch, EventQuery, EventRange, Fleet, Follow, Idempotency, IfMatch,
-    LogStream, LogsRequest, PoolSize, Protection, ShellPipe,
+    LogStream, LogsRequest, Pause, PoolSize, Protection, RepairWish, ShellPipe,
 };
 use crate::frames::{read_frame, write_frame};
 use crate::plans::{SpecSource, plan_view, spec_refused};
@@ -26,8 +27,8 @@ use crate::query::{ClusterQuery, MachineQuery};
 use crate::types::{
     API_VERSION, ClusterCounts, ClusterState, ClusterView, HealthView, KubeconfigView, MachineCounts,
     MachineState, MachineView, OperationCounts, OperationView, Page, PageRequest, PlanChangeView,
-    PlanPreview, PlanView, ProtocolView, ReleaseView, SecretText, ShellRequestBody, StatusView, Timestamp,
-    VersionView,
+    PlanPreview, PlanView, ProtocolView, ReleaseView, RepairOptionsView, RepairStatusView, RepairSummary,
+    RepairView, SecretText, ShellRequestBody, StatusView, Timestamp, VersionView,
 };
 
 fn ready<'a, T: Send + 'a>(answer: Result<T, Problem>) -> Answer<'a, T> {
@@ -41,12 +42,13 @@ impl State {
         convert::cluster_view(&ClusterParts {
             spec: &cluster.spec,
             blueprint: Some(&cluster.blueprint),
-            observed: &cluster.observed(fault),
-            report: Some(&cluster.report(fault)),
+            observed: &self.observed(cluster),
+            report: Some(&self.report(cluster)),
             conditions: &cluster.conditions(fault),
-            state: cluster.state(fault),
+            state: self.cluster_state(cluster),
             created: cluster.created,
             operation,
+            repair_paused: self.pause_of(&cluster.spec.name),
         })
     }
 
@@ -55,14 +57,18 @@ impl State {
     }
 
     fn machine_views(&self, query: &MachineQuery) -> Vec<MachineView> {
-        let fault = self.fault.as_ref();
         let mut views = Vec::new();
         for cluster in self.clusters.values() {
-            let (observed, report) = (cluster.observed(fault), cluster.report(fault));
+            let (observed, report) = (self.observed(cluster), self.report(cluster));
             for machine in cluster.blueprint.machines.values() {
                 let waiting = &report.waiting;
-                let view =
-                    convert::machine_view(&cluster.blueprint, machine, &observed, waiting, cluster.created);
+                let view = convert::machine_view(
+                    (&cluster.blueprint, cluster.spec.drain),
+                    machine,
+                    &observed,
+                    waiting,
+                    cluster.created,
+                );
                 if query.takes(&cluster.spec, machine, || view.summary.state) {
                     views.push(view);
                 }
@@ -76,9 +82,8 @@ impl State {
         let found = self.operations.values().find(|operation| operation.id == *id);
         let operation = found.ok_or_else(|| Problem::operation_not_found(id))?;
         let cluster = self.clusters.get(&operation.cluster).filter(|cluster| cluster.operation == *id);
-        let fault = self.fault.as_ref();
         let metadata = cluster.map_or_else(Default::default, |cluster| {
-            let (observed, report) = (cluster.observed(fault), cluster.report(fault));
+            let (observed, report) = (self.observed(cluster), self.report(cluster));
             convert::operation_metadata(Some(&cluster.blueprint), &observed, Some(&report), operation.created)
         });
         Ok(convert::operation_view(operation, metadata))
@@ -164,6 +169,8 @@ impl State {
         if let Some(protection) = change.protection {
             spec.deletion_protection = protection == Protection::On;
         }
+        spec.drain = patched_drain(spec.drain, change.drain.unwrap_or_default());
+        spec.check_drain().map_err(|error| spec_refused(&error, SpecSource::Cluster))?;
         if let Some(cluster) = self.clusters.get_mut(name) {
             cluster.spec = spec;
         }
@@ -196,7 +203,7 @@ impl State {
         let mut clusters = ClusterCounts::default();
         for cluster in self.clusters.values() {
             clusters.total += 1;
-            match cluster.state(self.fault.as_ref()) {
+            match self.cluster_state(cluster) {
                 ClusterState::Creating => clusters.creating += 1,
                 ClusterState::Ready => clusters.ready += 1,
                 ClusterState::Degraded => clusters.degraded += 1,
@@ -227,6 +234,8 @@ impl State {
             clusters,
             machines,
             operations,
+            repair: RepairSummary { paused: self.pauses(), counts: repair_counts(&self.not_well()) },
+            not_well: self.not_well(),
             needs_person,
         }
     }
@@ -236,6 +245,7 @@ impl State {
         let matching = self.events.iter().filter(|event| {
             query.cluster.as_ref().is_none_or(|cluster| event.cluster.as_ref() == Some(cluster))
                 && query.machine.as_ref().is_none_or(|machine| event.machine.as_ref() == Some(machine))
+                && query.incident.takes(event.incident)
                 && severity(event) >= query.severity_min
         });
         let items: Vec<_> = match query.range {
@@ -291,7 +301,7 @@ impl Fleet for FakeFleet {
         let page = query.cut(
             state.clusters.values(),
             |cluster| (&cluster.spec, cluster.created),
-            |cluster| cluster.state(state.fault.as_ref()),
+            |cluster| state.cluster_state(cluster),
             |cluster| state.cluster_view(cluster),
         );
         ready(Ok(page))
@@ -379,12 +389,46 @@ impl Fleet for FakeFleet {
     }
 
     fn machine(&self, id: MachineId) -> Answer<'_, MachineView> {
-        let found = self
-            .lock()
-            .machine_views(&MachineQuery::everything(PageRequest::first()))
-            .into_iter()
-            .find(|view| view.summary.id == id.as_str());
+        let mut state = self.lock();
+        let views = state.machine_views(&MachineQuery::everything(PageRequest::first()));
+        let found = views.into_iter().find(|view| view.summary.id == id.as_str());
+        // Reading is what moves the fake on.
+        if state.is_under_repair(&id) {
+            state.tick();
+            drop(state);
+            self.touch();
+        }
         ready(found.ok_or_else(|| Problem::machine_not_found(&id)))
+    }
+
+    fn repair_options(&self, id: MachineId) -> Answer<'_, RepairOptionsView> {
+        ready(self.lock().repair_options(&id))
+    }
+
+    fn preview_repair(&self, id: MachineId, wish: RepairWish) -> Answer<'_, RepairView> {
+        ready(self.lock().preview_repair(&id, &wish).map(|preview| repair_view(&preview, None)))
+    }
+
+    fn repair_machine(&self, id: MachineId, wish: RepairWish, caller: Caller) -> Answer<'_, RepairView> {
+        let answer = self.lock().repair(&id, &wish, &caller);
+        self.touch();
+        ready(answer)
+    }
+
+    fn repair_status(&self) -> Answer<'_, RepairStatusView> {
+        ready(Ok(self.lock().repair_status()))
+    }
+
+    fn pause_repair(&self, pause: Pause, caller: Caller) -> Answer<'_, RepairStatusView> {
+        let answer = self.lock().set_paused(pause, &caller, true);
+        self.touch();
+        ready(answer)
+    }
+
+    fn resume_repair(&self, pause: Pause, caller: Caller) -> Answer<'_, RepairStatusView> {
+        let answer = self.lock().set_paused(pause, &caller, false);
+        self.touch();
+        ready(answer)
     }
 
     fn machine_logs(&self, id: MachineId, request: LogsRequest) -> Answer<'_, LogStream> {

@@ -34,7 +34,7 @@ pub(super) struct FakeCluster {
     pub(super) goal: Goal,
     pub(super) created: WallTime,
     step: u32,
-    step_since: WallTime,
+    pub(super) step_since: WallTime,
     was_ready: bool,
     /// Machines that the steps are about; `None` is all.
     moving: Option<BTreeSet<MachineId>>,
@@ -124,9 +124,17 @@ impl FakeCluster {
         Observed { machines: machines.collect(), endpoint, exposed, ..Observed::default() }
     }
 
+    /// A machine as it is while nothing of it moves.
+    pub(super) fn standing(&self, machine: &BlueprintMachine) -> ObservedMachine {
+        self.seen_at(&BlueprintMachine { leaving: false, ..machine.clone() }, None, STEPS_TO_READY)
+    }
+
     fn seen(&self, machine: &BlueprintMachine, fault: Option<&Fault>) -> ObservedMachine {
+        self.seen_at(machine, fault, self.step_of(&machine.id))
+    }
+
+    fn seen_at(&self, machine: &BlueprintMachine, fault: Option<&Fault>, step: u32) -> ObservedMachine {
         let since = self.step_since;
-        let step = self.step_of(&machine.id);
         let phase = match (self.goal, step) {
             (Goal::Gone, _) => MachinePhase::Deleting { since, why: None },
             (Goal::Ready, _) if machine.leaving => MachinePhase::Deleting { since, why: None },
@@ -155,6 +163,7 @@ impl FakeCluster {
             evidence: None,
             acting: None,
             hold: None,
+            care: keelson_model::Care::default(),
         }
     }
 
@@ -166,6 +175,7 @@ impl FakeCluster {
             last_heartbeat_ms: Some(95_000),
             heard: Some(since),
             silent: true,
+            verdict: keelson_model::Verdict::Undecided,
             ..self.seen(machine, None)
         }
     }

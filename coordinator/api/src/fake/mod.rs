@@ -4,6 +4,7 @@
 //! one second with it, so that every test sees the same. Faults are switched on by name.
 
 mod answers;
+mod care;
 mod cluster;
 mod plans;
 mod server;
@@ -11,15 +12,18 @@ mod server;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use keelson_model::kubernetes::DrainState;
 use keelson_model::{
     ClusterSpec, FleetEvent, Operation, OperationId, OperationKind, OperationState, Plan, PlanName, Release,
     Severity,
 };
-use keelson_protocol::{ClusterName, ReleaseName, WallTime};
+use keelson_protocol::{ClusterName, MachineId, ReleaseName, WallTime};
 use tokio::sync::watch;
 
+use care::Ward;
 use cluster::{FakeCluster, Goal};
 
+pub use care::Broken;
 pub use server::{TOKEN, TestServer};
 
 /// When the fake world begins: 2026-11-23T12:04:11Z.
@@ -64,6 +68,7 @@ struct State {
     own_plans: BTreeMap<PlanName, Plan>,
     keys: BTreeMap<(String, String), ([u8; 32], OperationId)>,
     fault: Option<Fault>,
+    ward: Ward,
 }
 
 impl Default for FakeFleet {
@@ -78,6 +83,7 @@ impl Default for FakeFleet {
             own_plans: BTreeMap::new(),
             keys: BTreeMap::new(),
             fault: None,
+            ward: Ward::default(),
         };
         Self { state: Mutex::new(state), revision: watch::Sender::new(0) }
     }
@@ -138,6 +144,26 @@ impl FakeFleet {
         state.clusters.insert(name.clone(), cluster);
         state.settle(&name);
         drop(state);
+        self.touch();
+    }
+
+    /// Breaks a machine: an incident is opened, and the coordinator thinks this of it.
+    ///
+    /// # Panics
+    /// When there is no such machine: this is for tests.
+    pub fn break_machine(&self, id: &str, broken: Broken) {
+        let id = MachineId::new(id).expect("tests use valid names");
+        self.lock().break_machine(&id, broken);
+        self.touch();
+    }
+
+    /// Lets pods stay on a machine for as long as it leaves; `None` lets them go.
+    ///
+    /// # Panics
+    /// When the id is not valid: this is for tests.
+    pub fn block_drain(&self, id: &str, left: Option<DrainState>) {
+        let id = MachineId::new(id).expect("tests use valid names");
+        self.lock().block_drain(&id, left);
         self.touch();
     }
 
@@ -254,18 +280,24 @@ impl State {
         reason: &str,
         outcome: &str,
     ) {
-        let id = self.events.last().map_or(self.events_kept_from, |event| event.id + 1);
-        self.events.push(FleetEvent {
+        let event = self.new_event(severity, reason);
+        let (cluster, cause) = (cluster.cloned(), format!("asked for by {caller}"));
+        self.events.push(FleetEvent { cluster, cause, outcome: outcome.to_owned(), ..event });
+    }
+
+    /// The next event, to be filled in.
+    fn new_event(&self, severity: Severity, reason: &str) -> FleetEvent {
+        FleetEvent {
             incident: None,
-            id,
+            id: self.events.last().map_or(self.events_kept_from, |event| event.id + 1),
             at: self.now,
             severity,
             reason: reason.to_owned(),
-            cluster: cluster.cloned(),
+            cluster: None,
             machine: None,
-            cause: format!("asked for by {caller}"),
-            outcome: outcome.to_owned(),
-        });
+            cause: String::new(),
+            outcome: String::new(),
+        }
     }
 
     /// Clusters with an operation that has not ended.
@@ -303,12 +335,14 @@ impl State {
         if matches!(self.fault, Some(Fault::Stuck | Fault::Blocked)) {
             return;
         }
+        self.advance_repairs();
         let now = self.now;
         let on_their_way: Vec<ClusterName> = self
             .clusters
             .iter()
             .filter(|(_, cluster)| self.moves(&cluster.operation) || !cluster.is_there())
             .map(|(name, _)| name.clone())
+            .filter(|name| !self.is_drain_blocked(name))
             .collect();
         for name in on_their_way {
             if let Some(cluster) = self.clusters.get_mut(&name) {

@@ -52,6 +52,7 @@ impl State {
             spec.workers = None;
         }
         spec.pools.insert(size.pool.clone(), size.count);
+        spec.drain = crate::care::patched_drain(spec.drain, size.drain);
         spec.check(plan, super::infrastructure()).map_err(|error| spec_refused(&error, SpecSource::Scale))?;
         let next = next_blueprint(&cluster.blueprint, &blueprint(&spec, plan));
         Ok((spec, next))

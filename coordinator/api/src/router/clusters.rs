@@ -17,8 +17,8 @@ use crate::convert;
 use crate::fleet::{ClusterChange, PoolSize, Protection};
 use crate::problem::{Problem, ProblemView};
 use crate::types::{
-    ClusterPatchBody, ClusterSpecPatch, ClusterView, KubeconfigRequestBody, KubeconfigView, ListView,
-    NewClusterBody, OperationView, PlanPreview, ScaleBody,
+    ClusterPatchBody, ClusterSpecPatch, ClusterView, DrainBody, KubeconfigRequestBody, KubeconfigView,
+    ListView, NewClusterBody, OperationView, PlanPreview, ScaleBody,
 };
 
 /// Life of a client certificate when the caller does not say, in seconds.
@@ -117,9 +117,10 @@ pub(super) async fn patch(
 ) -> Result<Response, Problem> {
     let name = extract::cluster_name(&name)?;
     let if_match = extract::if_match(&headers)?;
-    let ClusterSpecPatch { deletion_protection, labels } = body.value.spec;
+    let ClusterSpecPatch { deletion_protection, labels, drain } = body.value.spec;
     let protection = deletion_protection.map(|on| if on { Protection::On } else { Protection::Off });
-    let change = ClusterChange { protection, labels };
+    let change =
+        ClusterChange { protection, labels, drain: drain.filter(|drain| *drain != DrainBody::default()) };
     if change == ClusterChange::default() {
         let why = "name at least one field of spec";
         return Err(Problem::new(Code::RequestMalformed, why).field("spec", why));
@@ -180,8 +181,8 @@ pub(super) async fn act(
 async fn scale(api: &Api, name: &str, params: &ChangeParams, request: Request) -> Result<Response, Problem> {
     let name = extract::cluster_name(name)?;
     let headers = request.headers().clone();
-    let ScaleBody { pool, count } = Json::from_request(request, &()).await?.value;
-    let size = PoolSize { pool: PoolName(pool), count };
+    let ScaleBody { pool, count, drain } = Json::from_request(request, &()).await?.value;
+    let size = PoolSize { pool: PoolName(pool), count, drain: drain.unwrap_or_default() };
     if params.dry_run {
         return respond::document(&api.fleet.preview_scale(name, size).await?);
     }

@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use super::extract::{self, Params};
 use super::{Api, respond};
 use crate::catalogue::Code;
-use crate::fleet::{EventBatch, EventQuery, EventRange};
+use crate::fleet::{EventBatch, EventQuery, EventRange, OfIncident};
 use crate::problem::{Problem, ProblemView};
 use crate::types::{EventView, ListView, PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX, Page, SeverityView};
 
@@ -34,6 +34,7 @@ pub(super) struct EventParams {
     page_size: Option<usize>,
     cluster: Option<String>,
     machine: Option<String>,
+    incident: Option<String>,
     #[serde(rename = "severity")]
     severity_min: Option<SeverityView>,
 }
@@ -54,6 +55,8 @@ struct Reset {
            ("page_size" = Option<usize>, Query, description = "1 to 500, 100 when absent; lists only"),
            ("cluster" = Option<String>, Query, description = "Only events of this cluster"),
            ("machine" = Option<String>, Query, description = "Only events of this machine"),
+           ("incident" = Option<String>, Query,
+            description = "Only events of the incident of this number; `any` for those of all incidents"),
            ("severity" = Option<SeverityView>, Query, description = "Only this severe or more"),
            ("Last-Event-ID" = Option<u64>, Header, description = "Resume after this event; streams only")),
     responses((status = 200, body = ListView<EventView>),
@@ -88,8 +91,17 @@ fn query(params: &EventParams) -> Result<EventQuery, Problem> {
         limit,
         cluster: params.cluster.as_deref().map(extract::cluster_name).transpose()?,
         machine: params.machine.as_deref().map(extract::machine_id).transpose()?,
+        incident: params.incident.as_deref().map_or(Ok(OfIncident::Whatever), of_incident)?,
         severity_min: params.severity_min.unwrap_or(SeverityView::Info),
     })
+}
+
+fn of_incident(text: &str) -> Result<OfIncident, Problem> {
+    if text == "any" {
+        return Ok(OfIncident::Any);
+    }
+    let wrong = |_| Problem::new(Code::ParameterInvalid, "incident is neither a number nor `any`");
+    text.parse().map(OfIncident::Number).map_err(wrong)
 }
 
 async fn list(api: &Api, query: EventQuery) -> Result<Response, Problem> {

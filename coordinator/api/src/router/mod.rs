@@ -11,6 +11,7 @@ mod machines;
 mod openapi;
 mod operations;
 mod plans;
+mod repair;
 mod respond;
 mod shell;
 
@@ -84,9 +85,13 @@ fn v1_routes() -> Router<Api> {
             get(clusters::show).patch(clusters::patch).delete(clusters::delete).post(clusters::act),
         )
         .route("/v1/machines", get(machines::list))
-        .route("/v1/machines/{id}", get(machines::show))
+        .route("/v1/machines/{id}", get(machines::show).post(repair::act))
+        .route("/v1/machines/{id}/repairs", get(repair::options))
         .route("/v1/machines/{id}/logs", get(machines::logs))
         .route("/v1/machines/{id}/shell", post(shell::shell))
+        .route("/v1/repair", get(repair::status))
+        .route("/v1/repair:pause", post(repair::pause))
+        .route("/v1/repair:resume", post(repair::resume))
         .route("/v1/operations", get(operations::list))
         .route("/v1/operations/{id}", get(operations::show).post(operations::act))
         .route("/v1/plans", get(plans::plans))

@@ -5,7 +5,7 @@ use axum::response::{IntoResponse, Response};
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
 use utoipa::{Modify, OpenApi};
 
-use super::{clusters, events, installation, machines, operations, plans, shell};
+use super::{clusters, events, installation, machines, operations, plans, repair, shell};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -22,6 +22,7 @@ use super::{clusters, events, installation, machines, operations, plans, shell};
         installation::healthz, installation::readyz, installation::metrics,
         clusters::list, clusters::show, clusters::create, clusters::patch, clusters::delete, clusters::scale, clusters::kubeconfig,
         machines::list, machines::show, machines::logs, shell::shell,
+        repair::status, repair::pause, repair::resume, repair::options, repair::repair,
         operations::list, operations::show, operations::wait, operations::cancel,
         events::events,
     ),

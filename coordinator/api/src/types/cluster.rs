@@ -6,6 +6,7 @@ use std::fmt;
 use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::ToSchema;
 
+use super::care::{NotWellView, PauseView};
 use super::machine::MachineSummary;
 use super::operation::WaitingView;
 use super::secret::SecretText;
@@ -54,9 +55,44 @@ pub struct ClusterSpecBody {
     /// Whether deletion is refused until this is switched off.
     #[serde(default)]
     pub deletion_protection: bool,
+    /// How pods leave machines that go.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drain: Option<DrainBody>,
     /// Labels to select it by, at most 64, with the syntax of Kubernetes' labels.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
+}
+
+/// How pods leave machines that go; what is absent stays as it is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct DrainBody {
+    /// How long disruption budgets are heeded, in seconds, 0 to 86400; 600 unless it was set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_s: Option<u32>,
+    /// What happens then; `force` unless it was set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub then: Option<DrainThenView>,
+}
+
+/// How pods leave machines that go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DrainView {
+    /// How long disruption budgets are heeded, in seconds.
+    pub timeout_s: u32,
+    /// What happens then.
+    pub then: DrainThenView,
+}
+
+/// What happens when pods may still not be evicted at the end of a drain's time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum DrainThenView {
+    /// They are deleted, with their own grace period: the machine goes.
+    Force,
+    /// They are asked again until it is allowed: the machine stays.
+    Wait,
 }
 
 /// A NodePort service that is reachable from outside.
@@ -88,6 +124,9 @@ pub struct ClusterSpecPatch {
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "present")]
     #[schema(value_type = Option<BTreeMap<String, Option<String>>>)]
     pub labels: Option<LabelsPatch>,
+    /// How pods leave machines that go.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drain: Option<DrainBody>,
 }
 
 /// A merge patch of labels; `None` removes all.
@@ -138,6 +177,8 @@ pub struct ClusterSpecView {
     pub service_network: String,
     /// Whether deletion is refused.
     pub deletion_protection: bool,
+    /// How pods leave machines that go.
+    pub drain: DrainView,
     /// Labels to select it by.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
@@ -210,6 +251,12 @@ pub struct ClusterStatusView {
     pub conditions: Vec<ConditionView>,
     /// What it waits for; empty when it is as its blueprint says.
     pub waiting: Vec<WaitingView>,
+    /// Machines that are not well, in order of their ids.
+    #[serde(default)]
+    pub not_well: Vec<NotWellView>,
+    /// Since when and by whom repair is paused, of this cluster or of everything.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub repair_paused: Option<PauseView>,
     /// When it was asked for.
     pub created: Timestamp,
     /// The operation that works on it, if one does.
@@ -289,6 +336,9 @@ pub struct ScaleBody {
     pub pool: String,
     /// How many machines it shall have.
     pub count: u16,
+    /// How pods leave machines that go, from now on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drain: Option<DrainBody>,
 }
 
 /// Body of a request for a kubeconfig.

@@ -51,6 +51,9 @@ pub struct EventView {
     /// Which machine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub machine: Option<String>,
+    /// Of which incident.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub incident: Option<u64>,
     /// What was seen.
     pub cause: String,
     /// What was done, and what came of it.

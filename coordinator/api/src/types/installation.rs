@@ -3,7 +3,9 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::care::{NotWellView, PauseView};
 use super::operation::WaitingView;
+use super::repair::RepairCounts;
 use super::time::Timestamp;
 
 /// Who answers.
@@ -54,6 +56,12 @@ pub struct StatusView {
     pub machines: MachineCounts,
     /// Operations that have not ended.
     pub operations: OperationCounts,
+    /// Repair of the whole fleet.
+    #[serde(default)]
+    pub repair: RepairSummary,
+    /// Machines that are not well (the first 100).
+    #[serde(default)]
+    pub not_well: Vec<NotWellView>,
     /// What only a person can end, in the whole fleet (the first 100).
     pub needs_person: Vec<WaitingView>,
 }
@@ -88,6 +96,16 @@ pub struct MachineCounts {
     pub ready: u32,
     /// Whose heartbeats stay away.
     pub silent: u32,
+}
+
+/// Repair of the whole fleet.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RepairSummary {
+    /// Where it is paused.
+    pub paused: Vec<PauseView>,
+    /// How many machines are in which way.
+    pub counts: RepairCounts,
 }
 
 /// Operations that have not ended.

@@ -5,6 +5,9 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::care::{
+    ActView, EvidenceView, FaultClassView, HoldView, IncidentView, LeavingView, RepairActionView, VerdictView,
+};
 use super::operation::WaitingView;
 use super::time::Timestamp;
 
@@ -92,6 +95,9 @@ pub struct MachineSummary {
     /// Since when it is in that state, as far as it is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub since: Option<Timestamp>,
+    /// What is thought of its health; absent before it was made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verdict: Option<VerdictView>,
     /// Its address.
     pub address: String,
     /// Its fault domain.
@@ -204,6 +210,30 @@ pub struct MachineView {
     /// Its clock minus the coordinator's, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clock_offset_ms: Option<i64>,
+    /// What kind of thing is broken, when that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fault_class: Option<FaultClassView>,
+    /// What speaks for the verdict, when it is not well.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub evidence: Option<EvidenceView>,
+    /// The fault that is being mended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub incident: Option<IncidentView>,
+    /// The repair that is under way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub acting: Option<RepairActionView>,
+    /// Why a repair that is due is not made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hold: Option<HoldView>,
+    /// Its last repairs, oldest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub acts: Vec<ActView>,
+    /// Since when it is proven to have no power, until it is given power again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fenced: Option<Timestamp>,
+    /// How far it is, when it leaves its cluster.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub leaving: Option<LeavingView>,
     /// What it waits for.
     pub waiting: Vec<WaitingView>,
 }

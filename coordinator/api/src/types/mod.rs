@@ -3,6 +3,7 @@
 //! Every document carries `apiVersion` and `kind`. Fields are only ever added. Clients ignore fields that they do not
 //! know in answers; the server refuses fields that it does not know in requests.
 
+mod care;
 mod cluster;
 mod event;
 mod installation;
@@ -11,17 +12,23 @@ mod machine;
 mod operation;
 mod plan;
 mod release;
+mod repair;
 mod secret;
 mod time;
 
+pub use care::{
+    ActView, EvidenceView, FaultClassView, HoldView, IncidentView, LeaseView, LeavingView, NotWellView,
+    PauseScopeView, PauseView, PodLeftView, PowerView, RepairActionView, VerdictView, VerdictWord,
+};
 pub use cluster::{
     ClusterPatchBody, ClusterSpecBody, ClusterSpecPatch, ClusterSpecView, ClusterState, ClusterStatusView,
-    ClusterView, ConditionState, ConditionView, ExposeBody, ExposedView, KubeconfigRequestBody,
-    KubeconfigView, LabelsPatch, Meta, NewClusterBody, PoolStatusView, ScaleBody,
+    ClusterView, ConditionState, ConditionView, DrainBody, DrainThenView, DrainView, ExposeBody, ExposedView,
+    KubeconfigRequestBody, KubeconfigView, LabelsPatch, Meta, NewClusterBody, PoolStatusView, ScaleBody,
 };
 pub use event::{EventView, SeverityView};
 pub use installation::{
-    ClusterCounts, HealthView, MachineCounts, OperationCounts, ProtocolView, StatusView, VersionView,
+    ClusterCounts, HealthView, MachineCounts, OperationCounts, ProtocolView, RepairSummary, StatusView,
+    VersionView,
 };
 pub use list::{ListView, PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX, Page, PageRequest};
 pub use machine::{
@@ -36,6 +43,9 @@ pub use plan::{
     TaintBody, TaintEffectView,
 };
 pub use release::ReleaseView;
+pub use repair::{
+    PauseBody, RepairBody, RepairCounts, RepairOptionView, RepairOptionsView, RepairStatusView, RepairView,
+};
 pub use secret::SecretText;
 pub use time::Timestamp;
 

@@ -55,6 +55,7 @@ async fn create(work: &mut Work<'_>, client: &mut Client, args: CreateArgs) -> R
             pod_network: args.pod_network,
             service_network: args.service_network,
             deletion_protection: args.deletion_protection,
+            drain: None,
             labels: args.label.into_iter().collect(),
         },
     };
@@ -263,6 +264,7 @@ async fn update(work: &mut Work<'_>, client: &mut Client, args: &UpdateArgs) -> 
         spec: ClusterSpecPatch {
             deletion_protection: args.deletion_protection.map(|switch| switch == Switch::On),
             labels: if labels.is_empty() { None } else { Some(Some(labels)) },
+            drain: args.drain.body(),
         },
     };
     let call = Call::patch(path(&args.name)).header("if-match", quoted(&before.meta.etag)).json(&body);
@@ -278,6 +280,9 @@ async fn update(work: &mut Work<'_>, client: &mut Client, args: &UpdateArgs) -> 
             let labels = tree::labels(&cluster.spec.labels);
             let labels = if labels.is_empty() { "none" } else { &labels };
             text += &format!("labels of cluster {name}: {labels}\n");
+        }
+        if args.drain.body().is_some() {
+            text += &format!("drains of cluster {name}: {}\n", tree::drain(cluster.spec.drain));
         }
         text
     });

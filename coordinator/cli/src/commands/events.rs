@@ -32,6 +32,7 @@ pub(super) async fn run(work: &mut Work<'_>, args: &EventsArgs) -> Result<ExitCo
     let call = Call::get("events")
         .query("cluster", args.cluster.clone())
         .query("machine", args.machine.clone())
+        .query("incident", args.incident)
         .query("severity", Some(args.severity.as_str()));
     let newest = call.clone().query("page_size", Some(args.limit));
     let mut list: ListView<EventView> = client.document(&newest).await?;

@@ -10,6 +10,7 @@ use super::Work;
 use crate::client::Call;
 use crate::duration::ago;
 use crate::failure::Failure;
+use crate::paint::Paint;
 use crate::tree;
 
 /// `keelson status`.
@@ -17,6 +18,7 @@ pub(super) async fn status(work: &mut Work<'_>) -> Result<ExitCode, Failure> {
     let mut client = work.client()?;
     let status: StatusView = client.document(&Call::get("status")).await?;
     let (now, server) = (work.session.now(), client.server().to_owned());
+    let paint = Paint::stdout(work.session);
     let name = format!("installation/{}", status.install);
     work.output().document(&status, &[name], |_| {
         let (clusters, machines) = (&status.clusters, &status.machines);
@@ -26,6 +28,9 @@ pub(super) async fn status(work: &mut Work<'_>) -> Result<ExitCode, Failure> {
             status.version,
             ago(now, status.started.0)
         );
+        for pause in &status.repair.paused {
+            tree::paused_lines(&mut text, pause, now, paint);
+        }
         let _ = writeln!(
             text,
             "clusters    {} total: {} ready, {} creating, {} degraded, {} deleting, {} failed",
@@ -43,6 +48,16 @@ pub(super) async fn status(work: &mut Work<'_>) -> Result<ExitCode, Failure> {
         );
         let operations = &status.operations;
         let _ = writeln!(text, "operations  {} running, {} blocked", operations.running, operations.blocked);
+        if !status.not_well.is_empty() {
+            let counts = &status.repair.counts;
+            let (all, acting, held) = (counts.not_well, counts.acting, counts.held);
+            let machines = if all == 1 { "machine" } else { "machines" };
+            let _ = writeln!(text, "not well    {all} {machines}: {acting} being repaired, {held} held back");
+            for machine in &status.not_well {
+                let _ = writeln!(text, "{}", tree::not_well_line(machine, now));
+            }
+            let _ = writeln!(text, "  what speaks for it, and what is done: keelson why MACHINE");
+        }
         if !status.needs_person.is_empty() {
             let _ = writeln!(text, "needs a person:");
             for wait in &status.needs_person {

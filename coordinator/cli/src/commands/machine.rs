@@ -7,7 +7,7 @@ use keelson_api::types::{MachineView, UnitStateView};
 use keelson_api::{Code, ExitCode, Problem};
 use keelson_protocol::WallTime;
 
-use super::{Work, filtered, shell, sort};
+use super::{Work, filtered, machine_repair, shell, sort};
 use crate::args::{MachineCommand, MachineTarget};
 use crate::client::{Call, Client, segment};
 use crate::duration::{ago, short};
@@ -16,7 +16,7 @@ use crate::paint::Paint;
 use crate::table::{Table, one_line};
 use crate::tree;
 
-/// `keelson machine list|show|logs|shell`.
+/// `keelson machine list|show|repair|logs|shell`.
 pub(super) async fn run(work: &mut Work<'_>, command: MachineCommand) -> Result<ExitCode, Failure> {
     let mut client = work.client()?;
     match command {
@@ -29,6 +29,7 @@ pub(super) async fn run(work: &mut Work<'_>, command: MachineCommand) -> Result<
             Ok(ExitCode::Done)
         }
         MachineCommand::Show(target) => show(work, &mut client, target).await,
+        MachineCommand::Repair(args) => machine_repair::run(work, &mut client, &args).await,
         MachineCommand::Logs { id, unit, lines, follow } => {
             let call = Call::get(format!("machines/{}/logs", segment(&id)))
                 .query("unit", unit)
@@ -86,7 +87,7 @@ fn table(machines: &[MachineView], wide: bool) -> Table {
             summary.id.clone(),
             machine.cluster.clone(),
             summary.role.clone(),
-            summary.state.to_string(),
+            tree::state_word(summary),
             summary.address.clone(),
             heartbeat(machine),
         ];
@@ -109,7 +110,7 @@ fn text(machine: &MachineView, now: WallTime, paint: Paint) -> String {
     let mut text = String::new();
     let state = paint.state(tree::machine_condition(summary.state));
     let title = paint.bold(&format!("machine {}", summary.id));
-    let _ = writeln!(text, "{title}  {}  {}", state.trim_end(), summary.state);
+    let _ = writeln!(text, "{title}  {}  {}", state.trim_end(), tree::state_word(summary));
     let _ = writeln!(
         text,
         "  cluster {}  pool {}  role {}  zone {}  address {}  release {}",
@@ -142,6 +143,9 @@ fn text(machine: &MachineView, now: WallTime, paint: Paint) -> String {
     }
     for wait in &machine.waiting {
         tree::waiting_lines(&mut text, wait, now);
+    }
+    if machine.incident.is_some() || machine.hold.is_some() || machine.leaving.is_some() {
+        let _ = writeln!(text, "  what speaks for it, and what is done: keelson why {}", summary.id);
     }
     text
 }

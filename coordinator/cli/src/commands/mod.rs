@@ -8,13 +8,18 @@ mod delete;
 mod events;
 mod fleet;
 mod machine;
+mod machine_repair;
 mod offline;
 mod operation;
 mod plan;
 mod release;
+mod repair;
 mod scale;
 mod schema;
 mod shell;
+mod why;
+mod why_cluster;
+mod why_machine;
 
 use keelson_api::ExitCode;
 use serde::Serialize;
@@ -83,6 +88,8 @@ pub(crate) async fn dispatch(cli: Cli, session: &mut Session) -> Result<ExitCode
         Command::Plan(command) => plan::run(&mut work, command).await,
         Command::Release(command) => release::run(&mut work, command).await,
         Command::Events(args) => events::run(&mut work, &args).await,
+        Command::Why(args) => why::run(&mut work, &args.what).await,
+        Command::Repair(command) => repair::run(&mut work, command).await,
         Command::Status => fleet::status(&mut work).await,
         Command::Version { client } => fleet::version(&mut work, client).await,
         Command::Wait(args) => await_state::run(&mut work, &args).await,

@@ -1,5 +1,7 @@
 //! `keelson cluster scale`: another size for a pool.
 
+use std::time::Duration;
+
 use keelson_api::types::{ClusterView, EffectView, OperationView, PlanPreview, ScaleBody};
 use keelson_api::{Code, ExitCode, Problem};
 
@@ -7,7 +9,9 @@ use super::Work;
 use super::cluster::{path, print_preview_noted, quoted, wait_or_leave};
 use super::delete::typed_is;
 use crate::args::ScaleArgs;
+use crate::args_repair::{DrainArgs, DrainThenArg};
 use crate::client::{Call, Client};
+use crate::duration::short;
 use crate::failure::Failure;
 
 /// What happens to what runs on a machine that leaves a cluster that stays.
@@ -19,7 +23,7 @@ pub(super) async fn run(
     client: &mut Client,
     args: &ScaleArgs,
 ) -> Result<ExitCode, Failure> {
-    let body = ScaleBody { pool: args.pool.clone(), count: args.count };
+    let body = ScaleBody { pool: args.pool.clone(), count: args.count, drain: args.drain.body() };
     let call = || Call::post(format!("{}:scale", path(&args.name))).json(&body);
     if args.preview.dry_run {
         let preview: PlanPreview = client.document(&call().query("dryRun", Some(true))).await?;
@@ -28,13 +32,29 @@ pub(super) async fn run(
     let cluster: ClusterView = client.document(&Call::get(path(&args.name))).await?;
     if !args.yes {
         let preview: PlanPreview = client.document(&call().query("dryRun", Some(true))).await?;
-        let again =
-            format!("keelson cluster scale {} --pool {} --count {} --yes", args.name, args.pool, args.count);
+        let (name, pool, count) = (&args.name, &args.pool, args.count);
+        let again = format!(
+            "keelson cluster scale {name} --pool {pool} --count {count}{} --yes",
+            drain_words(args.drain)
+        );
         confirm(work, client, &args.name, &removed(&preview), &again)?;
     }
     let call = call().header("if-match", quoted(&cluster.meta.etag));
     let operation: OperationView = client.document(&call).await?;
     wait_or_leave(work, client, &operation, &args.wait).await
+}
+
+/// The flags of a drain as they were given, so that a command that is printed does the same.
+fn drain_words(args: DrainArgs) -> String {
+    let timeout = args.drain_timeout.map_or_else(String::new, |timeout_s| {
+        format!(" --drain-timeout {}", short(Duration::from_secs(u64::from(timeout_s))))
+    });
+    let then = match args.drain_then {
+        None => "",
+        Some(DrainThenArg::Force) => " --drain-then force",
+        Some(DrainThenArg::Wait) => " --drain-then wait",
+    };
+    timeout + then
 }
 
 /// Machines that a change removes, or removes and makes anew.

@@ -4,6 +4,7 @@
 #![allow(dead_code)]
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::io::{BufReader, Cursor, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
@@ -186,6 +187,21 @@ impl Run<'_> {
         let (stdout, stderr) = (self.world.stable(&stdout.text()), self.world.stable(&stderr.text()));
         Outcome { exit, passed_on: session.passed_on, stdout, stderr }
     }
+}
+
+/// Runs command lines one after the other and writes down everything that came.
+pub(crate) async fn record(world: &World, lines: &[&str]) -> String {
+    let mut text = String::new();
+    for line in lines {
+        let outcome: Outcome = world.keelson(line).run().await;
+        let _ = writeln!(text, "$ keelson {line}\n[exit {}]", outcome.exit.number());
+        for (stream, content) in [("stdout", &outcome.stdout), ("stderr", &outcome.stderr)] {
+            if !content.is_empty() {
+                let _ = writeln!(text, "--- {stream}\n{content}");
+            }
+        }
+    }
+    text
 }
 
 /// Compares with `tests/golden/NAME`, or rewrites it with `KEELSON_UPDATE_GOLDEN=1`.

@@ -12,8 +12,8 @@ use keelson_coordinator_core::{
 };
 use keelson_model::etcd::{EtcdAnswer, EtcdCall, EtcdMember, MemberId};
 use keelson_model::kubernetes::{
-    Cordon, DrainForce, DrainState, KubeAnswer, KubeCall, KubeFailure, NodeReady, NodeSeen, PodLeft, PodWait,
-    TaintWish, out_of_service,
+    Cordon, DrainForce, DrainState, KubeAnswer, KubeCall, KubeFailure, NodeReady, NodeSeen, PodLeft,
+    PodOwner, PodWait, TaintWish, out_of_service,
 };
 use keelson_model::material::Authority;
 use keelson_model::{
@@ -151,7 +151,7 @@ impl World {
     /// Asks for another size of a pool.
     pub(crate) fn scale(&mut self, name: &str, pool: &str, count: u16) {
         let pool = PoolName(pool.to_owned());
-        let request = ScalePool { cluster: name.parse().unwrap(), pool, count };
+        let request = ScalePool { cluster: name.parse().unwrap(), pool, count, drain: None };
         let accepted = self.core.scale_pool(self.now(), &request).unwrap();
         self.carry_out(accepted.effects);
     }
@@ -355,15 +355,12 @@ impl World {
                 nodes.insert(node.to_string(), (seen, pods));
                 let why = if kept {
                     PodWait::Refused { why: "a budget".to_owned() }
+                } else if self.budgets.contains(node.as_str()) {
+                    PodWait::Forced { refused: "may not be evicted: a budget".to_owned() }
                 } else {
                     PodWait::Ending { finalizers: Vec::new() }
                 };
-                let left = |number| PodLeft {
-                    namespace: "default".to_owned(),
-                    pod: format!("web-{number}"),
-                    owner: None,
-                    why: why.clone(),
-                };
+                let left = |number| pod_left(number, why.clone());
                 Ok(KubeAnswer::Drained(DrainState::new((0..pods).map(left).collect(), 0)))
             }
             KubeCall::Evacuate { node } => {
@@ -608,6 +605,10 @@ impl Disk {
                 saved.plans.push(*plan);
             }
             Row::RemovePlan(name) => saved.plans.retain(|old| old.name != name),
+            Row::Pause(scope, note) => {
+                saved.pauses.retain(|(old, _)| *old != scope);
+                saved.pauses.extend(note.map(|note| (scope, note)));
+            }
             Row::Idempotency(row) => saved.idempotency.push(row),
             Row::RemoveIdempotency(key) => saved.idempotency.retain(|old| old.key != key),
         }
@@ -664,6 +665,11 @@ fn settings() -> Settings {
         releases: ReleaseCatalog { releases: BTreeMap::from([(release.name.clone(), release)]) },
         token_key: SecretBytes::new(vec![3; 32]),
     }
+}
+
+fn pod_left(number: usize, why: PodWait) -> PodLeft {
+    let owner = Some(PodOwner { kind: "Deployment".to_owned(), name: "web".to_owned() });
+    PodLeft { namespace: "default".to_owned(), pod: format!("web-{number}"), owner, why }
 }
 
 fn material() -> ClusterMaterial {

@@ -1,0 +1,190 @@
+//! What is printed about machines that are not well, about repair, and about drains that do not go on.
+
+// A helper that panics fails its test, which is what it is for.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use keelson_api::fake::{Broken, Fault};
+use keelson_cli::ExitCode;
+use keelson_model::kubernetes::{BudgetSeen, DrainState, PodLeft, PodOwner, PodWait};
+use keelson_model::{Evidence, HeartbeatSeen, Hold, LeaseSeen, PeersSeen, PowerSeen, Scope, Verdict};
+use support::{World, golden, record};
+
+fn hung(hold: Option<Hold>) -> Broken {
+    let evidence = Evidence {
+        heartbeat: HeartbeatSeen::Ago { ms: 21_300 },
+        peers: PeersSeen { reached: 0, refused: 0, silent: 3 },
+        power: PowerSeen::On,
+        lease: LeaseSeen::Stale,
+        zone_heard: 2,
+        zone_others: 2,
+    };
+    Broken { verdict: Verdict::Hung, evidence, hold }
+}
+
+fn meltdown() -> Hold {
+    Hold::Meltdown { scope: Scope::Cluster, broken: 2, total: 4, allowed: 1 }
+}
+
+fn quorum() -> Hold {
+    Hold::Quorum { voters: 3, working: 1, needed: 2 }
+}
+
+/// What a drain leaves that a disruption budget blocks for ever, with a pod that ends by itself.
+fn blocked() -> DrainState {
+    let pod = |namespace: &str, pod: &str, owner: &str, why| PodLeft {
+        namespace: namespace.to_owned(),
+        pod: pod.to_owned(),
+        owner: Some(PodOwner { kind: "Deployment".to_owned(), name: owner.to_owned() }),
+        why,
+    };
+    let budget = BudgetSeen {
+        name: "web".to_owned(),
+        allowed: 0,
+        healthy: 2,
+        wanted: 2,
+        expected: 2,
+        message: "Cannot evict pod".to_owned(),
+    };
+    let ending = PodWait::Ending { finalizers: Vec::new() };
+    let left = vec![
+        pod("shop", "cart-5c9d8-x2x9k", "cart", ending),
+        pod("shop", "web-7d4b9-qqv6t", "web", PodWait::Budget(budget)),
+    ];
+    DrainState::new(left, 1)
+}
+
+#[tokio::test]
+async fn why_a_machine_is_not_well_and_what_holds_its_repair() {
+    let world = World::new().await;
+    world.fleet.add_ready("demo", "small");
+    let mut text = record(&world, &["why demo", "why demo-worker-2", "repair status", "why nobody"]).await;
+    world.fleet.break_machine("demo-worker-2", hung(Some(meltdown())));
+    let lines = [
+        "why demo-worker-2",
+        "why machine/demo-worker-2 -o json",
+        "why demo",
+        "why cluster/demo -o json",
+        "why cluster/demo-worker-2",
+        "why machine/demo",
+        "why pod/x",
+        "machine list",
+        "machine show demo-worker-2",
+        "cluster show demo",
+        "cluster show demo --explain",
+        "status",
+        "repair status",
+        "repair status -o json",
+        "events --incident 1",
+        "events --incident 9",
+    ];
+    text += &record(&world, &lines).await;
+    golden("why.txt", &text);
+}
+
+#[tokio::test]
+async fn a_drain_that_a_disruption_budget_blocks() {
+    let world = World::new().await;
+    world.fleet.add_ready("demo", "small");
+    world.fleet.block_drain("demo-worker-2", Some(blocked()));
+    let lines = [
+        "cluster scale demo --pool worker --count 1 --drain-timeout 20m",
+        "cluster scale demo --pool worker --count 1 --drain-timeout 25h --yes",
+        "cluster scale demo --pool worker --count 1 --drain-timeout soon --yes",
+        "cluster scale demo --pool worker --count 1 --drain-timeout 20m --yes --no-wait",
+        "why demo",
+        "why demo-worker-2",
+        "machine show demo-worker-2",
+        "cluster show demo",
+        "cluster update demo --drain-then wait",
+        "why demo-worker-2",
+        "cluster update demo --drain-timeout 0s --drain-then force",
+    ];
+    golden("drain.txt", &record(&world, &lines).await);
+}
+
+#[tokio::test]
+async fn repair_is_paused_and_resumed() {
+    let world = World::new().await;
+    world.fleet.add_ready("demo", "small");
+    world.fleet.break_machine("demo-worker-2", hung(None));
+    let mut text = String::new();
+    let pause =
+        world.keelson_words(&["repair", "pause", "--cluster", "demo", "--reason", "the switch is exchanged"]);
+    text += &pause.run().await.ends(ExitCode::Done).stdout;
+    let lines = [
+        "repair pause",
+        "repair status",
+        "status",
+        "cluster show demo",
+        "why demo-worker-2",
+        "repair resume",
+        "repair resume --cluster demo",
+        "repair resume -o json",
+        "repair pause --cluster none",
+        "repair",
+        "events --limit 4 -o custom-columns=REASON:.reason,CLUSTER:.cluster,CAUSE:.cause",
+    ];
+    text += &record(&world, &lines).await;
+    golden("pause.txt", &text);
+}
+
+#[tokio::test]
+async fn a_machine_is_repaired_by_hand() {
+    let world = World::new().await;
+    world.fleet.add_ready("demo", "ha");
+    world.fleet.break_machine("demo-worker-2", hung(Some(meltdown())));
+    world.fleet.break_machine("demo-etcd-2", hung(Some(quorum())));
+    let lines = [
+        "machine repair demo-worker-1 --action power-on",
+        "machine repair demo-worker-1 --action kick",
+        "machine repair demo-worker-1 --action rebuild --confirm-loss-of demo",
+        "machine repair demo-worker-9 --action rebuild",
+        "machine repair demo-worker-2 --action power-cycle",
+        "machine repair demo-worker-2 --action power-cycle --override --dry-run",
+        "machine repair demo-worker-2 --action power-cycle --override",
+        "machine repair demo-worker-2 --action power-cycle --override --yes",
+        "machine repair demo-worker-2 --action rebuild --yes",
+        "why demo-worker-2",
+        "machine repair demo-etcd-2 --action recreate --override",
+        "machine repair demo-etcd-2 --action recreate --override --confirm-loss-of prod",
+        "machine repair demo-etcd-2 --action recreate --override --confirm-loss-of demo --dry-run",
+        "machine repair demo-etcd-2 --action recreate --override --confirm-loss-of demo --yes --wait --progress plain",
+        "why demo-etcd-2",
+        "machine repair demo-worker-1 --action rebuild --yes --wait --progress none -o name",
+    ];
+    golden("repair.txt", &record(&world, &lines).await);
+}
+
+#[tokio::test]
+async fn a_repair_is_confirmed_by_the_machines_id_after_what_it_does_was_said() {
+    let world = World::new().await;
+    world.fleet.add_ready("demo", "ha");
+    let line = "machine repair demo-etcd-1 --action recreate";
+    let wrong = world.keelson(line).on_terminal("demo\n").run().await.ends(ExitCode::Usage);
+    for told in ["it is removed with its disk", "etcd member demo-etcd-1 is taken out"] {
+        assert!(wrong.stderr.contains(told), "{}", wrong.stderr);
+    }
+    world.keelson(line).run().await.ends(ExitCode::Usage);
+    let right = world.keelson(line).on_terminal("demo-etcd-1\n").run().await.ends(ExitCode::Done);
+    assert!(right.stdout.contains("machine demo-etcd-1 is well (recreate)"), "{}", right.stdout);
+    assert!(right.stderr.contains("waiting until it is well"), "{}", right.stderr);
+}
+
+#[tokio::test]
+async fn a_repair_that_does_not_end_is_left_after_its_time_and_at_a_new_hold() {
+    let world = World::new().await;
+    world.fleet.add_ready("demo", "ha");
+    let line = "machine repair demo-worker-1 --action power-cycle --yes --progress none";
+    world.fleet.fault(Some(Fault::Stuck));
+    let late = world.keelson(&format!("{line} --wait=1s")).run().await.ends(ExitCode::Timeout);
+    assert!(late.stderr.contains("keelson why demo-worker-1"), "{}", late.stderr);
+    let left = world.keelson("machine repair demo-worker-2 --action power-cycle --yes --wait").interrupted();
+    // Another machine is being worked on.
+    left.run().await.ends(ExitCode::Refused);
+    world.fleet.fault(None);
+    world.fleet.break_machine("demo-worker-1", hung(Some(quorum())));
+    let held = world.keelson("why demo-worker-1").run().await.ends(ExitCode::Done);
+    assert!(held.stdout.contains("held by guard quorum"), "{}", held.stdout);
+}
