@@ -331,7 +331,7 @@ impl World {
 
     /// Whether a member may be believed to work: it does, or has not for so short a time that nobody can know.
     pub(crate) fn seems_to_work(&self, member: &crate::etcd::Member) -> bool {
-        member.down_since.is_none_or(|since| since + NOTICED_AFTER_MS > self.now)
+        member.down_since.is_none_or(|since| since + NOTICED_AFTER_MS > self.now) || self.member_works(member)
     }
 
     fn compare_owners(&mut self) {
