@@ -21,7 +21,6 @@ use crate::check::{Checker, DRAINED_PERCENT_MAX, EFFECTS_BESIDE_MAX, EFFECTS_PER
 use crate::clock::WALL_BASE_MS;
 use crate::host::chain_of;
 use crate::infrastructure;
-use crate::kube::FakeKube;
 use crate::trace::Decision;
 use crate::world::{Ix, SimEvent, World};
 
@@ -187,6 +186,7 @@ impl World {
             }
             Effect::Kube { id, cluster, call } => {
                 self.count_call(2, KUBE_CALLS_MAX);
+                self.check_drain(&cluster, &call);
                 let at = self.now + self.random.between(5, 60);
                 let call = Box::new((cluster, call));
                 self.queue.push(at, SimEvent::Kube(self.coordinator.life, id, call));
@@ -330,6 +330,9 @@ impl World {
 
     pub(crate) fn kube_call(&mut self, life: u32, id: CallId, (name, call): (ClusterName, KubeCall)) {
         let way = self.api_for_coordinator(&name);
+        if let (KubeCall::Drain { node, .. }, Some(kube)) = (&call, self.kubes.get_mut(&name)) {
+            kube.drain_came(node);
+        }
         let unreachable = |why: &str| KubeFailure::Unreachable { why: why.to_owned() };
         let result = if way { self.ask_kube(&name, call) } else { Err(unreachable("no API server answers")) };
         let lost = self.random.chance(self.weather.answers_lost_permille) && self.stormy;
@@ -359,7 +362,6 @@ impl World {
             return Err(KubeFailure::Unreachable { why: String::new() });
         };
         let hold = self.budgets_hold_until > self.now;
-        let drains = matches!(call, KubeCall::Drain { .. });
         let result = kube.call(call, self.now, hold, |id| self.kubelet_lives(id));
         if let Some(call) = words {
             let answer = match &result {
@@ -369,23 +371,24 @@ impl World {
             };
             self.note(Decision::Call { call: format!("kubernetes of {name}: {call}"), answer });
         }
-        if drains {
-            self.check_drains(name, &kube);
-        }
         self.kubes.insert(name.clone(), kube);
         result
     }
 
-    fn check_drains(&mut self, name: &ClusterName, kube: &FakeKube) {
-        let draining = kube.nodes.values().filter(|node| node.is_draining()).count();
+    /// A drain begins. Later the cluster may have become smaller, so it is judged by what was planned at this moment.
+    fn check_drain(&mut self, name: &ClusterName, call: &KubeCall) {
+        let KubeCall::Drain { node, .. } = call else { return };
         let planned = self
             .store
             .clusters
             .get(name)
             .map_or(0, |row| row.blueprint.machines.values().filter(|machine| machine.is_node()).count());
-        let most = (planned.max(kube.nodes.len()) * DRAINED_PERCENT_MAX / 100).max(1);
-        if draining > most {
-            let what = format!("{draining} nodes of {name} are drained at once, at most {most} may be");
+        let most = (planned * DRAINED_PERCENT_MAX / 100).max(1);
+        let others = self.kubes.get_mut(name).and_then(|kube| kube.drain_asked(node));
+        if let Some(others) = others.filter(|others| others + 1 > most) {
+            let what = format!(
+                "the drain of {node} begins while {others} other nodes of {name} are drained, {most} may be at once"
+            );
             self.violate(Checker::Disruption, what);
         }
     }

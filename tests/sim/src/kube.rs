@@ -1,6 +1,6 @@
 //! A cluster's Kubernetes, as far as the coordinator asks for it: nodes with pods, which leave a node when it is drained.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use keelson_agent_core::Invocation;
 use keelson_model::kubernetes::{
@@ -31,13 +31,6 @@ pub(crate) struct Node {
     beat: u64,
 }
 
-impl Node {
-    /// Whether it is on its way out and still has pods.
-    pub(crate) fn is_draining(&self) -> bool {
-        self.cordon == Cordon::Cordoned && self.pods > 0
-    }
-}
-
 /// What the world knows of a machine whose node is meant.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Kubelet {
@@ -51,13 +44,21 @@ pub(crate) struct FakeKube {
     pub(crate) nodes: BTreeMap<MachineId, Node>,
     /// The run of each kubelet that registered its node: it does so once, at its start.
     registered: BTreeMap<MachineId, Invocation>,
+    /// Nodes whose drain was asked for and has not been carried out yet.
+    asked: BTreeSet<MachineId>,
     next_uid: u64,
     random: Stream,
 }
 
 impl FakeKube {
     pub(crate) fn new(random: Stream) -> Self {
-        Self { nodes: BTreeMap::new(), registered: BTreeMap::new(), next_uid: 0, random }
+        Self {
+            nodes: BTreeMap::new(),
+            registered: BTreeMap::new(),
+            asked: BTreeSet::new(),
+            next_uid: 0,
+            random,
+        }
     }
 
     /// A kubelet that serves and reaches the API server gives a sign of life, and registers its node in each run once.
@@ -92,6 +93,23 @@ impl FakeKube {
     /// Whether any node but masters' runs pods, so that the cluster's DNS does.
     pub(crate) fn any_ready(&self, now: u64) -> bool {
         self.nodes.values().any(|node| now - node.beat < NODE_GRACE_MS)
+    }
+
+    /// A drain is asked for. How many other nodes are being drained at this moment, unless this one is already.
+    pub(crate) fn drain_asked(&mut self, id: &MachineId) -> Option<usize> {
+        let drained = |(id, node): &(&MachineId, &Node)| {
+            node.pods > 0 && (node.cordon == Cordon::Cordoned || self.asked.contains(*id))
+        };
+        let others: Vec<&MachineId> = self.nodes.iter().filter(drained).map(|(id, _)| id).collect();
+        let begins = !others.contains(&id) && self.nodes.get(id).is_some_and(|node| node.pods > 0);
+        let others = others.len();
+        self.asked.insert(id.clone());
+        begins.then_some(others)
+    }
+
+    /// A drain that was asked for has come to the API server, or has not.
+    pub(crate) fn drain_came(&mut self, id: &MachineId) {
+        self.asked.remove(id);
     }
 
     /// Carries out a call. `lives` tells of a node whether its kubelet ends pods.

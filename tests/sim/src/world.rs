@@ -318,6 +318,8 @@ impl World {
                 let down = !self.member_works(member);
                 member.down_since = down.then(|| member.down_since.unwrap_or(self.now));
             }
+            let holds = etcd.holds(|member| member.down_since.is_none());
+            etcd.held_since = holds.then(|| etcd.held_since.unwrap_or(self.now));
             self.etcds.insert(name, etcd);
         }
         let waiting_max = WAITING_BESIDE_MAX + WAITING_PER_MACHINE_MAX * self.machines.len();
@@ -331,7 +333,7 @@ impl World {
 
     /// Whether a member may be believed to work: it does, or has not for so short a time that nobody can know.
     pub(crate) fn seems_to_work(&self, member: &crate::etcd::Member) -> bool {
-        member.down_since.is_none_or(|since| since + NOTICED_AFTER_MS > self.now)
+        member.down_since.is_none_or(|since| since + NOTICED_AFTER_MS > self.now) || self.member_works(member)
     }
 
     fn compare_owners(&mut self) {
