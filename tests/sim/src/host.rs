@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use keelson_agent_core::{
-    Active, CertificateSeen, Digest, FileSeen, Invocation, Observation, Query, Step, StepOutput,
+    Active, CertificateSeen, Digest, FileSeen, Invocation, Observation, PeerChannel, Query, Step, StepOutput,
     UNIT_DIRECTORY, UnitSeen, Validity,
 };
 use keelson_model::etcd::MemberId;
@@ -43,6 +43,8 @@ pub(crate) struct Memory {
     seen: Option<(Arc<[String]>, Vec<UnitSeen>)>,
     routes: BTreeSet<RouteSpec>,
     pub(crate) balancer: Option<BalancerSpec>,
+    /// How its agent answers peers.
+    pub(crate) peers: Option<PeerChannel>,
     next_invocation: u128,
 }
 
@@ -259,6 +261,10 @@ impl Host {
             }
             Step::Balance(spec) => {
                 self.memory.balancer = spec;
+                (Ok(StepOutput::Done), None)
+            }
+            Step::AnswerPeers(channel) => {
+                self.memory.peers = channel;
                 (Ok(StepOutput::Done), None)
             }
         };

@@ -2,7 +2,8 @@
 //! a bad day.
 
 use keelson_coordinator_core::{ProviderAnswer, ProviderCall, ProviderFailure, Remedy, SeenMachine};
-use keelson_protocol::{InstallId, MachineId};
+use keelson_model::BlueprintMachine;
+use keelson_protocol::{ClusterName, InstallId, MachineId, SecretBytes};
 use keelson_providers::call::{Metadata, SecretText};
 use keelson_providers::fake::{CallKind, FakeConfig, FakeProvider, Outcome};
 use keelson_providers::{Answer, Call, MachineRequest, MachineState, ObjectKey, ProviderError};
@@ -29,7 +30,8 @@ impl Infrastructure {
     /// How long a call takes, in milliseconds.
     pub(crate) fn delay(&mut self, call: &ProviderCall) -> u64 {
         match call {
-            ProviderCall::Create { .. } => self.random.between(800, 3_000),
+            ProviderCall::Create { .. } | ProviderCall::Rebuild { .. } => self.random.between(800, 3_000),
+            ProviderCall::Fence { .. } | ProviderCall::PowerOn { .. } => self.random.between(100, 800),
             ProviderCall::Delete { .. } => self.random.between(300, 1_500),
             ProviderCall::List | ProviderCall::Expose { .. } | ProviderCall::Unexpose { .. } => {
                 self.random.between(20, 200)
@@ -79,8 +81,10 @@ impl Infrastructure {
 /// The machine that a call is about.
 pub(crate) fn machine_of(call: &ProviderCall) -> Option<MachineId> {
     match call {
-        ProviderCall::Create { machine, .. } => Some(machine.id.clone()),
-        ProviderCall::Delete { machine, .. } => Some(machine.clone()),
+        ProviderCall::Create { machine, .. } | ProviderCall::Rebuild { machine, .. } => Some(machine.id.clone()),
+        ProviderCall::Delete { machine, .. }
+        | ProviderCall::Fence { machine, .. }
+        | ProviderCall::PowerOn { machine, .. } => Some(machine.clone()),
         ProviderCall::List | ProviderCall::Expose { .. } | ProviderCall::Unexpose { .. } => None,
     }
 }
@@ -94,8 +98,17 @@ pub(crate) fn words(call: &ProviderCall) -> Option<String> {
         ProviderCall::Delete { machine, incarnation, .. } => {
             Some(format!("delete {machine} incarnation {incarnation}"))
         }
+        ProviderCall::Fence { machine, incarnation, .. } => {
+            Some(format!("fence {machine} incarnation {incarnation}"))
+        }
+        ProviderCall::PowerOn { machine, incarnation, .. } => {
+            Some(format!("power on {machine} incarnation {incarnation}"))
+        }
+        ProviderCall::Rebuild { machine, .. } => {
+            Some(format!("rebuild {} incarnation {}", machine.id, machine.incarnation))
+        }
         ProviderCall::List => None,
-        ProviderCall::Expose { cluster, name, targets } => {
+        ProviderCall::Expose { cluster, name, targets, .. } => {
             Some(format!("expose {name} of {cluster} at {} targets", targets.len()))
         }
         ProviderCall::Unexpose { cluster } => Some(format!("unexpose {cluster}")),
@@ -106,32 +119,51 @@ fn translate(install: &InstallId, call: ProviderCall) -> Call {
     let install = install.clone();
     match call {
         ProviderCall::Create { machine, cluster, token } => {
-            let (id, incarnation) = (machine.id.clone(), machine.incarnation);
-            Call::CreateMachine(Box::new(MachineRequest {
-                key: ObjectKey { install, cluster, machine: id.clone(), incarnation },
-                image: machine.image,
-                zone: machine.zone,
-                address: machine.address,
-                cpu_millis_max: machine.size.cpu_millis,
-                memory_bytes_max: machine.size.memory_bytes,
-                disk_bytes: machine.size.disk_bytes,
-                metadata: Metadata {
-                    machine: id,
-                    incarnation,
-                    coordinators: Vec::new(),
-                    ca_fingerprint: String::new(),
-                    token: SecretText(String::from_utf8_lossy(token.expose_secret()).into_owned()),
-                },
-            }))
+            Call::CreateMachine(Box::new(request(install, *machine, cluster, &token)))
+        }
+        ProviderCall::Rebuild { machine, cluster, token } => {
+            Call::Rebuild(Box::new(request(install, *machine, cluster, &token)))
+        }
+        ProviderCall::Fence { machine, cluster, incarnation } => {
+            Call::Fence(ObjectKey { install, cluster, machine, incarnation })
+        }
+        ProviderCall::PowerOn { machine, cluster, incarnation } => {
+            Call::PowerOn(ObjectKey { install, cluster, machine, incarnation })
         }
         ProviderCall::Delete { machine, cluster, incarnation } => {
             Call::DeleteMachine(ObjectKey { install, cluster, machine, incarnation })
         }
         ProviderCall::List => Call::ListMachines(install),
-        ProviderCall::Expose { cluster, name, targets } => {
-            Call::Expose(keelson_providers::ExposeRequest { install, cluster, name, targets, port: None })
+        ProviderCall::Expose { cluster, name, targets, check: _ } => {
+            let check = keelson_providers::HealthCheck::Tcp;
+            Call::Expose(keelson_providers::ExposeRequest { install, cluster, name, targets, check, port: None })
         }
         ProviderCall::Unexpose { cluster } => Call::Unexpose(install, cluster),
+    }
+}
+
+fn request(
+    install: InstallId,
+    machine: BlueprintMachine,
+    cluster: ClusterName,
+    token: &SecretBytes,
+) -> MachineRequest {
+    let (id, incarnation) = (machine.id, machine.incarnation);
+    MachineRequest {
+        key: ObjectKey { install, cluster, machine: id.clone(), incarnation },
+        image: machine.image,
+        zone: machine.zone,
+        address: machine.address,
+        cpu_millis_max: machine.size.cpu_millis,
+        memory_bytes_max: machine.size.memory_bytes,
+        disk_bytes: machine.size.disk_bytes,
+        metadata: Metadata {
+            machine: id,
+            incarnation,
+            coordinators: Vec::new(),
+            ca_fingerprint: String::new(),
+            token: SecretText(String::from_utf8_lossy(token.expose_secret()).into_owned()),
+        },
     }
 }
 
@@ -148,7 +180,8 @@ fn translate_answer(answer: Answer) -> ProviderAnswer {
             ProviderAnswer::Machines(machines.into_iter().map(seen).collect())
         }
         Answer::Exposed(exposed) => ProviderAnswer::Exposed(exposed.address),
-        Answer::Done | Answer::Fenced(_) | Answer::Console(_) | Answer::AllExposed(_) => ProviderAnswer::Done,
+        Answer::Fenced(_) => ProviderAnswer::Fenced,
+        Answer::Done | Answer::Console(_) | Answer::AllExposed(_) => ProviderAnswer::Done,
     }
 }
 

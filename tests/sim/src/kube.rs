@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use keelson_agent_core::Invocation;
 use keelson_model::kubernetes::{
-    Cordon, DrainForce, DrainState, KubeAnswer, KubeCall, KubeFailure, NodeReady, NodeSeen, NodeTaint,
-    NodeWish, PodLeft, PodWait, TaintWish,
+    Cordon, DrainForce, DrainState, KubeAnswer, KubeCall, KubeFailure, NodeReady, NodeSeen, NodeWish,
+    PodLeft, PodWait, TaintWish, out_of_service,
 };
+use keelson_model::Taint;
 use keelson_protocol::MachineId;
 
 use crate::rng::Stream;
@@ -22,7 +23,7 @@ pub(crate) struct Node {
     uid: u64,
     cordon: Cordon,
     labels: BTreeMap<String, String>,
-    taints: Vec<NodeTaint>,
+    taints: Vec<Taint>,
     /// Pods that a drain must move.
     pub(crate) pods: u64,
     /// Pods that were told to end.
@@ -135,7 +136,7 @@ impl FakeKube {
             }
             KubeCall::Evacuate { node } => {
                 if let Some(node) = self.nodes.get_mut(&node) {
-                    node.taints = vec![NodeTaint::out_of_service()];
+                    node.taints = vec![out_of_service()];
                     node.pods = 0;
                     node.ending = 0;
                 }

@@ -4,7 +4,10 @@
 use std::collections::VecDeque;
 use std::net::Ipv4Addr;
 
-use keelson_agent_core::{Action, AgentCore, Event, Ledger, LedgerFound, Look, Me, Seed, Start, Step};
+use keelson_agent_core::{
+    Action, AgentCore, Event, Ledger, LedgerFound, Look, Me, PeerChannel, Seed, Start, Step,
+};
+use keelson_protocol::peer::{PeerAnswer, PeerSaid, PeerTarget};
 use keelson_protocol::{BootId, ClusterName, Generation, Incarnation, MachineId, MonoTime, SecretBytes};
 
 use crate::check::Checker;
@@ -17,6 +20,9 @@ use crate::world::{Ix, SimEvent, World};
 
 /// How long systemd waits before it starts an agent again, in milliseconds (`RestartSec`).
 const AGENT_AGAIN_MS: u64 = 1_000;
+
+/// How long a peer is waited for, in milliseconds.
+const PEER_TIMEOUT_MS: u64 = 1_000;
 
 /// Whether a machine runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -142,6 +148,7 @@ impl World {
             };
         machine.life += 1;
         machine.host.memory.balancer = None;
+        machine.host.memory.peers = None;
         let me = Me { machine: machine.id.clone(), incarnation: machine.incarnation, boot: machine.boot_id };
         let start = Start { me, ledger, version: "0.1.0".to_owned(), seed: Seed(machine.random.number()) };
         let core = AgentCore::restore(start, machine.clock.mono(now), machine.clock.wall(now));
@@ -304,8 +311,37 @@ impl World {
                     Err(_) => self.answer(ix, wait, Event::Probed { id, result }),
                 }
             }
+            Action::ProbePeers { id, channel, targets } => self.probe_peers(ix, id, &channel, targets),
             Action::Send(message) => self.send_to_coordinator(ix, message),
             Action::Heartbeat(heartbeat) => self.send_heartbeat(ix, heartbeat),
+        }
+    }
+
+    /// Asks peers: those that are reached both ways, run and were told to answer with the same key do so.
+    fn probe_peers(&mut self, ix: Ix, id: u64, channel: &PeerChannel, targets: Vec<PeerTarget>) {
+        let mut all = true;
+        let mut ask = |target: PeerTarget| {
+            let said = self.ask_peer(ix, channel, &target);
+            all &= said != PeerSaid::Silent;
+            PeerAnswer { machine: target.machine, said }
+        };
+        let answers = targets.into_iter().map(&mut ask).collect();
+        let wait = if all { self.machines[ix].random.between(1, 4) } else { PEER_TIMEOUT_MS };
+        self.answer(ix, wait, Event::PeersProbed { id, answers });
+    }
+
+    fn ask_peer(&self, ix: Ix, channel: &PeerChannel, target: &PeerTarget) -> PeerSaid {
+        let Some(other) = self.by_address.get(&target.address).copied() else { return PeerSaid::Silent };
+        let machine = &self.machines[other];
+        if machine.power != Power::On || !self.connects(ix, other) {
+            return PeerSaid::Silent;
+        }
+        match (&machine.agent, &machine.host.memory.peers) {
+            (Some(_), Some(peers)) if peers.key != channel.key || machine.incarnation != target.incarnation => {
+                PeerSaid::Silent
+            }
+            (Some(_), Some(_)) => PeerSaid::Answered { round_trip_us: 1_000 },
+            _ => PeerSaid::Refused,
         }
     }
 

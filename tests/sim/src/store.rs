@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use keelson_coordinator_core::{ClusterRow, Counter, IdempotencyRow, MachineRow, Row, Saved};
-use keelson_model::{BlueprintMachine, ClusterMaterial, Operation, OperationId};
+use keelson_coordinator_core::{ClusterRow, Counter, IdempotencyRow, MachineRow, PauseNote, Row, Saved};
+use keelson_model::{BlueprintMachine, ClusterMaterial, Operation, OperationId, Plan, PlanName};
 use keelson_protocol::{ClusterName, Incarnation, MachineId};
 
 /// What is on the disk.
@@ -14,6 +14,8 @@ pub(crate) struct Store {
     pub(crate) machines: BTreeMap<MachineId, MachineRow>,
     pub(crate) operations: BTreeMap<OperationId, Operation>,
     pub(crate) counters: BTreeMap<Counter, u64>,
+    plans: BTreeMap<PlanName, Plan>,
+    pauses: BTreeMap<Option<ClusterName>, PauseNote>,
     idempotency: BTreeMap<String, IdempotencyRow>,
 }
 
@@ -33,6 +35,10 @@ impl Store {
             // Events are only ever added, and nothing of the core reads them.
             Row::Event(_) => {}
             Row::Counter(counter, value) => drop(self.counters.insert(counter, value)),
+            Row::Plan(plan) => drop(self.plans.insert(plan.name.clone(), *plan)),
+            Row::RemovePlan(name) => drop(self.plans.remove(&name)),
+            Row::Pause(scope, Some(note)) => drop(self.pauses.insert(scope, note)),
+            Row::Pause(scope, None) => drop(self.pauses.remove(&scope)),
             Row::Idempotency(row) => drop(self.idempotency.insert(row.key.clone(), row)),
             Row::RemoveIdempotency(key) => drop(self.idempotency.remove(&key)),
         }
@@ -46,6 +52,8 @@ impl Store {
             machines: self.machines.values().cloned().collect(),
             operations: self.operations.values().cloned().collect(),
             counters: self.counters.iter().map(|(counter, value)| (*counter, *value)).collect(),
+            plans: self.plans.values().cloned().collect(),
+            pauses: self.pauses.iter().map(|(scope, note)| (scope.clone(), note.clone())).collect(),
             idempotency: self.idempotency.values().cloned().collect(),
         }
     }

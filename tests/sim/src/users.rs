@@ -89,7 +89,7 @@ impl World {
                 let mut open =
                     wanted.pools.into_iter().filter(|(pool, count)| spec.pools.get(pool) != Some(count));
                 let Some((pool, count)) = open.next() else { return };
-                core.scale_pool(now, &ScalePool { cluster: name.clone(), pool, count })
+                core.scale_pool(now, &ScalePool { cluster: name.clone(), pool, count, drain: None })
             }
         };
         self.take_answer(name, answer);
