@@ -33,6 +33,10 @@ impl Infrastructure {
         let call = self.translate(call);
         match self.provider.perform(&call, CALL_DEADLINE).await {
             Ok(answer) => Ok(translate_answer(answer)),
+            // What is not there has no power.
+            Err(ProviderError::NotFound { .. }) if matches!(call, Call::Fence(_)) => {
+                Ok(ProviderAnswer::Fenced)
+            }
             Err(error) => Err(translate_error(&error)),
         }
     }

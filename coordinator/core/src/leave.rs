@@ -3,9 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use keelson_model::kubernetes::{
-    Cordon, DrainForce, DrainState, KubeAnswer, KubeCall, KubeFailure, PodWait,
-};
+use keelson_model::kubernetes::{Cordon, DrainForce, DrainState, KubeAnswer, KubeCall, KubeFailure, PodWait};
 use keelson_model::{
     BlueprintMachine, DrainThen, FleetEvent, LeaveStep, MachinePhase, Role, Severity, Standing,
 };
@@ -75,7 +73,7 @@ impl CoordinatorCore {
         }
         // A machine without power ends no pod, so that a drain would wait for ever.
         if matches!(machine.row.phase, MachinePhase::Off { .. }) {
-            return Some(KubeCall::Evacuate { node });
+            return machine.row.fenced.is_some().then_some(KubeCall::Evacuate { node });
         }
         if !has_begun(cluster, machine) && !self.may_begin_drain(name) {
             return None;

@@ -5,6 +5,7 @@ use keelson_protocol::{ClusterName, MachineId};
 
 use crate::effect::ProviderCall;
 use crate::limits::EVACUATE_MAX;
+use crate::repair::needs_fence;
 use crate::row::{MachineRow, Row};
 use crate::state::{CallFor, CoordinatorCore, Now};
 
@@ -50,8 +51,12 @@ impl CoordinatorCore {
             ) => self.reconcile_acting(now, id),
             // It is looked for again, and then made anew: asked for as it is it would begin with an empty disk.
             (MachinePhase::Missing { .. }, Some(_)) => {}
-            // It goes anyway, and without power its pods can be moved at once.
-            (MachinePhase::Off { .. }, Some(planned)) if planned.leaving => {}
+            // It goes anyway, and its pods can be moved at once when it has no power for certain.
+            (MachinePhase::Off { .. }, Some(planned)) if planned.leaving => {
+                if machine.row.fenced.is_none() {
+                    self.call_fence(id, cluster, planned.incarnation);
+                }
+            }
             (MachinePhase::Off { .. }, Some(planned)) => self.switch_on(now, planned, cluster),
             (
                 MachinePhase::Planned
@@ -69,17 +74,21 @@ impl CoordinatorCore {
     /// Gives a machine its power, once its pods have been given up or that has taken too long.
     fn switch_on(&mut self, now: Now, planned: BlueprintMachine, cluster: ClusterName) {
         let id = planned.id.clone();
-        if self.evacuation_pending(now, &planned, &cluster) {
+        let pending = self.evacuation_pending(now, &planned, &cluster);
+        let Some(machine) = self.machines.get_mut(&id) else { return };
+        // The list that has it as off may be old: only a fence is a proof, for pods and for a new machine around its disk.
+        if machine.row.fenced.is_none() && (pending || needs_fence(machine)) {
+            return self.call_fence(&id, cluster, planned.incarnation);
+        }
+        // One to be renewed is made anew in a moment.
+        if pending || machine.row.renew {
             return;
         }
-        let Some(machine) = self.machines.get(&id) else { return };
-        if machine.row.renew {
-            // It is made anew in a moment.
-            return;
-        }
-        if machine.row.fenced.is_none() {
+        if machine.row.enrolled_key.is_none() && machine.row.fenced.is_none() {
             return self.call_create(now, planned, cluster);
         }
+        // From here on it may have power, whatever becomes of the answer.
+        machine.row.fenced = None;
         let call = match machine.row.acting {
             Some(RepairAction::Rebuild) => {
                 let token = self.token(&id, planned.incarnation);
@@ -90,6 +99,7 @@ impl CoordinatorCore {
         let call = self.call(CallFor::PowerOn(id.clone()), call);
         if let Some(machine) = self.machines.get_mut(&id) {
             machine.call = call;
+            self.save_machine(&id);
         }
     }
 
@@ -104,7 +114,7 @@ impl CoordinatorCore {
             return false;
         };
         let Some(off_since) = machine.off_since else { return false };
-        let runs_pods = planned.roles.contains(&Role::Worker);
+        let runs_pods = planned.roles.contains(&Role::Worker) && machine.row.enrolled_key.is_some();
         let others = cluster.row.blueprint.staying(Role::Worker).count() > 1;
         let stands = cluster.row.wanted && cluster.row.first_ready.is_some();
         runs_pods && others && stands && !machine.evacuated && now.mono.since(off_since) < EVACUATE_MAX
@@ -116,8 +126,8 @@ impl CoordinatorCore {
         let wanted = self.clusters.get(&cluster).is_some_and(|cluster| cluster.row.wanted);
         let renewed = wanted && self.planned(&cluster, id).is_some();
         let Some(machine) = self.machines.get(id) else { return };
-        let powerless = machine.row.fenced.is_some()
-            || matches!(machine.row.phase, MachinePhase::Missing { .. } | MachinePhase::Deleting { .. });
+        let powerless =
+            machine.row.fenced.is_some() || matches!(machine.row.phase, MachinePhase::Deleting { .. });
         if renewed && !powerless {
             let incarnation = machine.row.incarnation;
             return self.call_fence(id, cluster, incarnation);

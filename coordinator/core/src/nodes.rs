@@ -103,7 +103,7 @@ impl CoordinatorCore {
         let call = if planned.leaving {
             self.next_parting_call(now, name, planned)
         } else if self.evacuation_pending(now, planned, name) {
-            Some(KubeCall::Evacuate { node: id.clone() })
+            machine.row.fenced.is_some().then(|| KubeCall::Evacuate { node: id.clone() })
         } else {
             self.next_wish(name, planned)
         };

@@ -67,7 +67,10 @@ impl CoordinatorCore {
                 self.clear_call(&machine, id);
                 self.machine_created(now, &machine);
             }
-            (CallFor::PowerOn(machine), Err(failure)) => self.create_failed(now, &machine, failure),
+            // That it is not there is for the list to say.
+            (CallFor::PowerOn(machine), Err(failure)) => {
+                self.create_failed(now, &machine, ProviderFailure { remedy: Remedy::Retry, ..failure });
+            }
             (CallFor::Fence(machine), Ok(_)) => {
                 self.clear_call(&machine, id);
                 self.machine_fenced(now, &machine);
@@ -178,9 +181,10 @@ impl CoordinatorCore {
             self.machines.values().filter(|m| m.call.is_none() && m.on_since.is_none_or(|on| on < begun));
         let gone: Vec<(MachineId, bool)> = settled
             .filter(|machine| match machine.row.phase {
-                MachinePhase::Booting { .. } | MachinePhase::Enrolled { .. } => {
-                    by_id.get(&machine.row.id).is_none_or(|seen| !seen.on)
-                }
+                MachinePhase::Booting { .. } => by_id.get(&machine.row.id).is_none_or(|seen| !seen.on),
+                // Whoever speaks has power: then the list is old.
+                MachinePhase::Enrolled { .. } if self.silent_for(now, machine).is_none() => false,
+                MachinePhase::Enrolled { .. } => by_id.get(&machine.row.id).is_none_or(|seen| !seen.on),
                 // It was off, and now it is not even listed.
                 MachinePhase::Off { .. } => !by_id.contains_key(&machine.row.id),
                 _ => false,
@@ -200,7 +204,13 @@ impl CoordinatorCore {
         for id in back {
             // A list that lagged behind: it is as it was.
             if let Some(machine) = self.machines.get_mut(&id) {
-                machine.row.phase = MachinePhase::Off { since: now.wall };
+                let on = by_id.get(&id).is_some_and(|seen| seen.on);
+                machine.row.phase = match on {
+                    true => MachinePhase::Enrolled { since: now.wall },
+                    false => MachinePhase::Off { since: now.wall },
+                };
+                machine.off_since = machine.off_since.filter(|_| !on);
+                self.save_machine(&id);
             }
             self.touch(&id);
         }

@@ -50,7 +50,14 @@ impl Infrastructure {
         if let Some(outcome) = self.outcome(&call, weather, now) {
             self.provider.inject(CallKind::of(&call), outcome);
         }
-        self.provider.carry_out(&call).map(translate_answer).map_err(|error| translate_error(&error))
+        match self.provider.carry_out(&call) {
+            Ok(answer) => Ok(translate_answer(answer)),
+            // What is not there has no power.
+            Err(ProviderError::NotFound { .. }) if matches!(call, Call::Fence(_)) => {
+                Ok(ProviderAnswer::Fenced)
+            }
+            Err(error) => Err(translate_error(&error)),
+        }
     }
 
     fn outcome(&mut self, call: &Call, weather: &Weather, now: u64) -> Option<Outcome> {
@@ -81,7 +88,9 @@ impl Infrastructure {
 /// The machine that a call is about.
 pub(crate) fn machine_of(call: &ProviderCall) -> Option<MachineId> {
     match call {
-        ProviderCall::Create { machine, .. } | ProviderCall::Rebuild { machine, .. } => Some(machine.id.clone()),
+        ProviderCall::Create { machine, .. } | ProviderCall::Rebuild { machine, .. } => {
+            Some(machine.id.clone())
+        }
         ProviderCall::Delete { machine, .. }
         | ProviderCall::Fence { machine, .. }
         | ProviderCall::PowerOn { machine, .. } => Some(machine.clone()),
@@ -136,7 +145,14 @@ fn translate(install: &InstallId, call: ProviderCall) -> Call {
         ProviderCall::List => Call::ListMachines(install),
         ProviderCall::Expose { cluster, name, targets, check: _ } => {
             let check = keelson_providers::HealthCheck::Tcp;
-            Call::Expose(keelson_providers::ExposeRequest { install, cluster, name, targets, check, port: None })
+            Call::Expose(keelson_providers::ExposeRequest {
+                install,
+                cluster,
+                name,
+                targets,
+                check,
+                port: None,
+            })
         }
         ProviderCall::Unexpose { cluster } => Call::Unexpose(install, cluster),
     }

@@ -3,11 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use keelson_agent_core::Invocation;
+use keelson_model::Taint;
 use keelson_model::kubernetes::{
     Cordon, DrainForce, DrainState, KubeAnswer, KubeCall, KubeFailure, NodeReady, NodeSeen, NodeWish,
     PodLeft, PodWait, TaintWish, out_of_service,
 };
-use keelson_model::Taint;
 use keelson_protocol::MachineId;
 
 use crate::rng::Stream;

@@ -337,7 +337,9 @@ impl World {
             return PeerSaid::Silent;
         }
         match (&machine.agent, &machine.host.memory.peers) {
-            (Some(_), Some(peers)) if peers.key != channel.key || machine.incarnation != target.incarnation => {
+            (Some(_), Some(peers))
+                if peers.key != channel.key || machine.incarnation != target.incarnation =>
+            {
                 PeerSaid::Silent
             }
             (Some(_), Some(_)) => PeerSaid::Answered { round_trip_us: 1_000 },

@@ -269,7 +269,8 @@ impl World {
                 match self.refuse_fence.clone() {
                     Some(failure) => Err(failure),
                     None => {
-                        self.machines.get_mut(&machine).unwrap().power_off();
+                        // What is not there has no power.
+                        self.machines.get_mut(&machine).into_iter().for_each(FakeMachine::power_off);
                         Ok(ProviderAnswer::Fenced)
                     }
                 }
@@ -286,9 +287,13 @@ impl World {
             ProviderCall::PowerOn { machine, .. } => {
                 let boot = BootId(self.next_boot);
                 self.next_boot += 1;
-                let fake = self.machines.get_mut(&machine).unwrap();
-                (fake.on, fake.linked, fake.boot, fake.sequence) = (true, true, boot, 0);
-                Ok(ProviderAnswer::Created)
+                match self.machines.get_mut(&machine) {
+                    Some(fake) => {
+                        (fake.on, fake.linked, fake.boot, fake.sequence) = (true, true, boot, 0);
+                        Ok(ProviderAnswer::Created)
+                    }
+                    None => Err(ProviderFailure { remedy: Remedy::Person, text: "not there".to_owned() }),
+                }
             }
             ProviderCall::List => Ok(ProviderAnswer::Machines(self.list())),
             ProviderCall::Expose { cluster, name, .. } => {
