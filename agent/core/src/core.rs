@@ -11,8 +11,10 @@ use keelson_protocol::{BootId, Generation, Incarnation, MachineId, MonoTime, Wal
 
 use crate::action::{Action, Step, StepKey};
 use crate::certificates::{CertificateRun, LinkRun};
+use crate::clock::Clock;
 use crate::desired::{Desired, owned_paths};
 use crate::event::{Event, LinkNews, Observation, StepOutput, UnitSeen};
+use crate::fence::Fence;
 use crate::files::Files;
 use crate::journal::Journal;
 use crate::ledger::Ledger;
@@ -20,6 +22,7 @@ use crate::looks::{Class, Looks};
 use crate::network::Network;
 use crate::peers::Peers;
 use crate::probes::Probes;
+use crate::remedies::Remedies;
 use crate::report::Reporter;
 use crate::retry::{Backoff, Seed};
 use crate::status::LinkView;
@@ -102,6 +105,9 @@ pub struct AgentCore {
     pub(crate) network: Network,
     pub(crate) peers: Peers,
     pub(crate) probes: Probes,
+    pub(crate) remedies: Remedies,
+    pub(crate) fence: Fence,
+    pub(crate) clock: Clock,
     pub(crate) looks: Looks,
     pub(crate) reporter: Reporter,
     pub(crate) seed: Seed,
@@ -157,6 +163,8 @@ impl AgentCore {
             ledger.machine = me.machine.clone();
             ledger.incarnation = me.incarnation;
             ledger.config = None;
+            ledger.remedies.clear();
+            ledger.fence = None;
         }
         let seed_mixed = Seed(seed.0 ^ u64::try_from(me.boot.0 & u128::from(u64::MAX)).unwrap_or(0));
         let mut core = Self {
@@ -171,6 +179,9 @@ impl AgentCore {
             network: Network::default(),
             peers: Peers::new(now),
             probes: Probes::default(),
+            remedies: Remedies::default(),
+            fence: Fence::default(),
+            clock: Clock::default(),
             looks: Looks::default(),
             reporter: Reporter::new(now),
             seed: seed_mixed,
@@ -238,6 +249,9 @@ impl AgentCore {
             self.reconcile_certificates(&config, &desired);
             self.reconcile_network(&config);
             self.reconcile_peers(&config);
+            // Before the units: what is held down must not be started again.
+            self.reconcile_fence(&config);
+            self.reconcile_remedies(&config, &desired);
             self.reconcile_units(&config, &desired);
             self.reconcile_looks(&config, &desired);
             self.ledger.config = Some(config);
@@ -305,6 +319,7 @@ impl AgentCore {
             StepKey::Routes => self.routes_done(result.map(|_| ())),
             StepKey::Balancer => self.balancer_done(result.is_ok()),
             StepKey::Peers => self.responder_done(result.is_ok()),
+            StepKey::Act(name) => self.act_done(&name, result),
         }
     }
 
@@ -452,6 +467,7 @@ impl AgentCore {
         self.refused = None;
         self.prepare_runs();
         self.units_changed(before.as_ref());
+        self.forget_remedies();
         self.files.config_changed();
         self.network.config_changed();
         self.looks.all_now(self.now.mono);
