@@ -105,11 +105,15 @@ fn the_machine_reboots_when_nothing_else_helps_and_then_no_more_than_it_may() {
     assert_eq!(world.boot, 4, "the next day it may again");
 }
 
+/// How often the runtime's state was moved.
+fn moved(world: &World) -> usize {
+    world.acts().iter().filter(|act| **act == RUNTIME_ACTS[2]).count()
+}
+
 #[test]
 fn limits_hold_over_kills_of_the_agent_and_reboots() {
     let (mut world, _) = remedied_and_ready();
     world.corrupt("containerd.service", "nothing");
-    let moved = |world: &World| world.acts().iter().filter(|act| **act == RUNTIME_ACTS[2]).count();
     for most in [2, 4] {
         for _ in 0..24 {
             world.run_for(300_000);
@@ -131,7 +135,7 @@ fn a_clock_that_was_ahead_withholds_no_repair_for_longer_than_the_limit() {
     assert_eq!(world.acts(), RUNTIME_ACTS);
     world.faults.clock_ms = 0;
     world.run_for(2 * 3_600_000);
-    assert_eq!(world.acts().len(), 2 * RUNTIME_ACTS.len());
+    assert_eq!(moved(&world), 2);
 }
 
 #[test]
