@@ -6,7 +6,7 @@
 //!
 //! Nothing is done about lock files and sockets of a program that was killed: etcd and containerd lock their databases
 //! with flock(2), which the kernel lifts with the process, and containerd removes its own socket before it listens.
-//! Tried with the versions of these releases: both start after `kill -9`.
+//! Tried with etcd 3.7.3 and containerd 2.3.6: both start after `kill -9`.
 
 use keelson_model::Role;
 use keelson_protocol::config::UnitKind;
