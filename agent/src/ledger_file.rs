@@ -73,7 +73,7 @@ mod tests {
         let bytes = SecretBytes::new(old);
         write(&path, &bytes).unwrap();
         let LedgerFound::SetAside { why } = read(&path) else { panic!("it was taken") };
-        let reason = "the ledger has version 1, this agent reads only 2: \
+        let reason = "the ledger has version 1, this agent reads only 3: \
                       it waits for the coordinator to send the config again";
         let kept = root.path().join("ledger.unusable");
         assert_eq!(why, format!("{reason}; it is kept as {}", kept.display()));

@@ -37,8 +37,9 @@ const INPUTS_MAX: usize = 256;
 const LOOK_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long the coordinator is given to hear that the agent stops.
 const GOODBYE: Duration = Duration::from_millis(500);
-/// Threads for work that waits for disks: one for the ledger, one for everything else.
-const BLOCKING_THREADS_MAX: usize = 2;
+/// Threads for work that waits for disks: one for the ledger, one for a remedy that removes a large tree, one for
+/// everything else.
+const BLOCKING_THREADS_MAX: usize = 3;
 /// They go when they have nothing to do, and their memory with them.
 const BLOCKING_THREADS_KEPT: Duration = Duration::from_secs(5);
 

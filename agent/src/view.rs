@@ -88,6 +88,14 @@ fn render(status: &AgentStatus, now: WallTime) -> String {
     if let Some(peers) = peers(&status.isolation, now) {
         line("peers", peers);
     }
+    if let Some(since) = status.fenced_since_ms {
+        let fenced =
+            "has given up its work, which may run elsewhere; it goes on when somebody can be reached";
+        line("fence", format!("{fenced}, for {}", age(since, now)));
+    }
+    if let Some(remedy) = &status.remedy {
+        line("remedy", remedy.clone());
+    }
     if let Some(room) = status.pressure {
         line(
             "room",
@@ -98,7 +106,7 @@ fn render(status: &AgentStatus, now: WallTime) -> String {
         );
     }
     if let Some(offset) = status.clock_offset_ms {
-        line("clock", format!("{offset:+} ms against the coordinator"));
+        line("clock", clock_offset(offset));
     }
     if status.events_waiting > 0 {
         line("events", format!("{} wait for the coordinator", status.events_waiting));
@@ -107,6 +115,16 @@ fn render(status: &AgentStatus, now: WallTime) -> String {
     certificates(&mut text, status, now);
     events(&mut text, status, now);
     text
+}
+
+/// A clock that is off by half a minute makes programs refuse each other's certificates.
+fn clock_offset(offset_ms: i64) -> String {
+    let off = Duration::from_millis(offset_ms.unsigned_abs());
+    if off <= Duration::from_secs(30) {
+        return format!("{offset_ms:+} ms against the coordinator");
+    }
+    let direction = if offset_ms < 0 { "behind" } else { "ahead of" };
+    format!("{} {direction} the coordinator's: set the clock of this machine", duration(off))
 }
 
 fn link(link: &LinkStatus, now: WallTime) -> String {
@@ -255,10 +273,11 @@ mod tests {
         let json = r#"{"machine":"demo-worker-1","incarnation":1,"boot":"00ff","cluster":"demo","release":"1.37.2",
             "generation":3,"state":"degraded","why":"kubelet.service is not healthy yet",
             "link":{"state":"disconnected","sinceMs":0,"why":"10.0.0.1:7443: no answer within 3s","retryAtMs":104000},
-            "isolation":{"state":"alone","sinceMs":10000},
+            "isolation":{"state":"alone","sinceMs":10000},"fencedSinceMs":90000,
+            "remedy":"disk: 1 of 4 acts are done",
             "units":[{"name":"kubelet.service","state":{"down":{"why":"it was killed by signal 9"}},"sinceMs":98000,
             "restarts":2}],"certificates":[{"name":"link","notAfterMs":7300000,"renewAtMs":50000,"refused":null}],
-            "pressure":{"diskUsedPercent":40,"inodesUsedPercent":3,"memoryAvailablePercent":60},"clockOffsetMs":-4,
+            "pressure":{"diskUsedPercent":40,"inodesUsedPercent":3,"memoryAvailablePercent":60},"clockOffsetMs":-4000000,
             "eventsWaiting":1,"events":[{"sequence":9,"atMs":98000,"kind":"unitFailed","subject":"kubelet.service",
             "cause":"it was killed by signal 9","outcome":"started again within 3 s"}]}"#;
         let status: AgentStatus = serde_json::from_str(json).unwrap();
@@ -269,8 +288,10 @@ cluster      demo, release 1.37.2, generation 3
 state        degraded: kubelet.service is not healthy yet
 coordinator  not connected for 100s: 10.0.0.1:7443: no answer within 3s; next try in 4 s
 peers        no neighbour can be reached for 90s: this machine is cut off; look at its network
+fence        has given up its work, which may run elsewhere; it goes on when somebody can be reached, for 10s
+remedy       disk: 1 of 4 acts are done
 room         disk 40 % used, inodes 3 % used, memory 60 % available
-clock        -4 ms against the coordinator
+clock        66m40s behind the coordinator's: set the clock of this machine
 events       1 wait for the coordinator
 
 UNIT             STATE  FOR  RESTARTS  WHY

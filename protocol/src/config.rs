@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::ids::{ClusterName, Generation, Incarnation, MachineId, ReleaseName};
 use crate::limits;
 use crate::peer::{PeerKey, PeerTarget};
+use crate::remedy::{self, LeaseSpec, RemedySpec};
 use crate::secret::SecretBytes;
 
 /// Everything that a machine shall be.
@@ -39,6 +40,10 @@ pub struct NodeConfig {
     pub balancer: Option<BalancerSpec>,
     /// How its agent asks its peers whether they live, and answers them.
     pub peers: Option<PeerSpec>,
+    /// Repairs that its agent makes by itself, in the order of escalation.
+    pub remedies: Vec<RemedySpec>,
+    /// When it gives up its work because it is cut off; `None` for a machine that never does.
+    pub lease: Option<LeaseSpec>,
 }
 
 impl NodeConfig {
@@ -62,6 +67,7 @@ impl NodeConfig {
         for unit in &self.units {
             unit.check(self)?;
         }
+        remedy::check(self)?;
         self.peers.as_ref().map_or(Ok(()), |peers| peers.check(&self.machine))
     }
 
@@ -75,7 +81,7 @@ impl NodeConfig {
 /// Folders below which a config may write: state and run-time folders of a machine, never its image.
 pub const WRITABLE_ROOTS: [&str; 2] = ["/var/lib/", "/run/"];
 
-fn check_path(path: &str) -> Result<(), String> {
+pub(crate) fn check_path(path: &str) -> Result<(), String> {
     let clean = !path.split('/').any(|part| part == ".." || part == ".") && !path.contains("//");
     if clean && WRITABLE_ROOTS.iter().any(|root| path.starts_with(root)) && !path.ends_with('/') {
         return Ok(());
@@ -83,7 +89,7 @@ fn check_path(path: &str) -> Result<(), String> {
     Err(format!("path `{path}` is not a plain path below {}", WRITABLE_ROOTS.join(" or ")))
 }
 
-fn at_most(what: &str, count: usize, count_max: usize) -> Result<(), String> {
+pub(crate) fn at_most(what: &str, count: usize, count_max: usize) -> Result<(), String> {
     if count > count_max {
         return Err(format!("{what}: {count}, at most {count_max} are allowed"));
     }
@@ -220,6 +226,9 @@ pub struct UnitSpec {
     pub needs: Vec<Need>,
     /// How the agent sees that it works. Without one, running is enough.
     pub health: Option<ProbeSpec>,
+    /// How the agent sees that it lives, when that is another question: a server that answers here and is not healthy
+    /// waits for others, and is not restarted for it. Without one, what is not healthy for long is restarted.
+    pub alive: Option<ProbeSpec>,
     /// Paths of files and names of certificates whose *specification* is an input: when one changes, the unit is
     /// restarted. A renewed certificate is no change: programs read those again by themselves.
     pub restart_on: Vec<String>,

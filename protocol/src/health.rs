@@ -222,6 +222,14 @@ pub enum EventKind {
     PeersLost,
     /// A machine that was cut off can reach a neighbour or the coordinator again.
     PeersBack,
+    /// A repair was made, and what it was made for is still so.
+    RepairFailed,
+    /// A machine that is cut off gave up its work.
+    Fenced,
+    /// It takes it up again.
+    FenceLifted,
+    /// The machine's clock is wrong, or is right again.
+    ClockWrong,
 }
 
 /// Something that happened on a machine: what was seen, what was done, what came of it.

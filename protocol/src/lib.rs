@@ -13,6 +13,7 @@ pub mod ids;
 pub mod limits;
 pub mod message;
 pub mod peer;
+pub mod remedy;
 pub mod secret;
 pub mod time;
 pub mod wire;

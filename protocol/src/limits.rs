@@ -59,3 +59,19 @@ pub const NEIGHBOURS_MAX: usize = 8;
 
 /// Longest reason why a peer could not be asked, in bytes: the text of a system error.
 pub const PEER_WHY_BYTES_MAX: usize = 256;
+
+/// Most remedies in one `NodeConfig`: twice what a machine with all roles has.
+pub const REMEDIES_MAX: usize = 16;
+
+/// Most acts of one remedy: a longer one is two.
+pub const REMEDY_ACTS_MAX: usize = 16;
+
+/// Most units, paths, control groups or triggers that one list of a remedy names: a unit for each image archive, and
+/// room.
+pub const REMEDY_NAMES_MAX: usize = 32;
+
+/// Most words of one command of a remedy.
+pub const ACT_COMMAND_WORDS_MAX: usize = 64;
+
+/// Longest time that a command of a remedy may take, in seconds: etcd defragments its largest file in half of it.
+pub const ACT_TIMEOUT_S_MAX: u16 = 900;

@@ -13,6 +13,7 @@ use keelson_protocol::message::{
     BulkReply, BulkRequest, EnrolReply, EnrolRequest, ShellFrame, ToAgent, ToCoordinator,
 };
 use keelson_protocol::peer::PeerSaid;
+use keelson_protocol::remedy::{RemedyAct, RemedySpec, Trigger};
 use keelson_protocol::wire::{
     DecodeError, EncodeError, Message, NoCommonVersion, ProtocolVersion, VERSION_MAX, VERSION_MIN, decode,
     encode, frame_length, negotiate,
@@ -154,6 +155,56 @@ fn counts_of_a_config_are_limited() {
         |c| c.units[0].command = vec!["sh".into()],
         "unit containerd.service: the program must be an absolute path",
     );
+}
+
+#[test]
+fn a_remedy_can_do_nothing_outside_of_its_limits() {
+    fn check(change: impl FnOnce(&mut RemedySpec), expected: &str) {
+        let mut config = samples::config();
+        change(&mut config.remedies[0]);
+        assert_eq!(config.check(), Err(format!("remedy containerd-state: {expected}")));
+    }
+    fn act(act: RemedyAct, expected: &str) {
+        check(|remedy| remedy.acts = vec![act], expected);
+    }
+    let place = |path: &str| format!("path `{path}` is not a plain path below /var/lib/ or /run/");
+    check(|r| r.hold = vec!["x.service".into()], "the config does not have x.service");
+    check(|r| r.acts = vec![], "it has no trigger or no act");
+    check(|r| r.acts = vec![RemedyAct::Reboot; 17], "acts: 17, at most 16 are allowed");
+    let often = "it may be done at least once an hour, and as often a day as an hour";
+    check(|r| r.limit.per_hour_max = 0, often);
+    check(|r| r.limit.per_day_max = 0, often);
+    check(
+        |r| r.when = vec![Trigger::DiskFull { percent: 90, alarm_percent: 85 }],
+        "90 and 85 are no percentages in order",
+    );
+    for path in ["/", "/var/lib", "/var/lib/", "/etc/passwd", "/var/lib/../../etc"] {
+        act(RemedyAct::MoveAside { directory: path.into() }, &place(path));
+        act(RemedyAct::RemoveFiles { paths: vec![path.into()] }, &place(path));
+        act(RemedyAct::Unmount { below: vec![path.into()] }, &place(path));
+        act(RemedyAct::RemoveAside { directories: vec![path.into()] }, &place(path));
+        let old = RemedyAct::RemoveOld { directory: path.into(), name_contains: ".log".into(), age_min_s: 1 };
+        act(old, &place(path));
+    }
+    for cgroup in ["", "/", "..", "a/../b", "a//b", "."] {
+        let expected = format!("`{cgroup}` is no control group below the root");
+        act(RemedyAct::EndProcesses { cgroups: vec![cgroup.into()] }, &expected);
+    }
+    let run = |program: &str, timeout_s| RemedyAct::Run {
+        command: vec![program.into()],
+        argument: None,
+        done_when: None,
+        timeout_s,
+    };
+    act(run("sh", 1), "the program of a command must be an absolute path");
+    act(run("/bin/sh", 901), "a command may take 1 s to 900 s, not 901 s");
+    let mut config = samples::config();
+    config.remedies.push(config.remedies[0].clone());
+    let twice = "`containerd-state` is no name for a remedy, or not the only one".to_owned();
+    assert_eq!(config.check(), Err(twice));
+    config.remedies.truncate(1);
+    config.lease.as_mut().unwrap().cgroups = vec!["/".into()];
+    assert_eq!(config.check(), Err("lease: `/` is no control group below the root".to_owned()));
 }
 
 #[test]

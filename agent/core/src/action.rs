@@ -9,6 +9,7 @@ use keelson_protocol::config::{BalancerSpec, PeerSpec, ProbeSpec, RouteSpec};
 use keelson_protocol::health::Heartbeat;
 use keelson_protocol::message::ToCoordinator;
 use keelson_protocol::peer::PeerTarget;
+use keelson_protocol::remedy::RemedyAct;
 
 use crate::digest::Digest;
 
@@ -152,6 +153,34 @@ pub enum Step {
     Balance(Option<BalancerSpec>),
     /// Answer peers so, or not at all.
     AnswerPeers(Option<PeerChannel>),
+    /// Do one act of a remedy, or of the fence. Answered with [`crate::StepOutput::Said`].
+    Act {
+        /// Name of the remedy, or [`keelson_protocol::remedy::FENCE`].
+        of: String,
+        /// What to do.
+        act: RemedyAct,
+    },
+}
+
+/// How long removing a tree may take: ten gigabytes in small files, on a slow disk.
+const TREE_TIMEOUT: Duration = Duration::from_secs(600);
+/// What an act needs beside its programs.
+const ACT_MARGIN: Duration = Duration::from_secs(10);
+
+/// Longest time that an act may take: its programs have limits of their own.
+fn act_timeout(act: &RemedyAct) -> Duration {
+    let programs = |count: u32, timeout_s: u16| ACT_MARGIN + Duration::from_secs(timeout_s.into()) * count;
+    match act {
+        RemedyAct::Run { argument, timeout_s, .. } => programs(1 + u32::from(argument.is_some()), *timeout_s),
+        RemedyAct::Sweep { timeout_s, .. } => programs(4, *timeout_s),
+        RemedyAct::MoveAside { .. } | RemedyAct::RemoveAside { .. } | RemedyAct::RemoveOld { .. } => {
+            TREE_TIMEOUT
+        }
+        RemedyAct::EndProcesses { .. }
+        | RemedyAct::Unmount { .. }
+        | RemedyAct::RemoveFiles { .. }
+        | RemedyAct::Reboot => Duration::from_secs(60),
+    }
 }
 
 impl Step {
@@ -170,6 +199,7 @@ impl Step {
             Self::ChangeRoutes { .. } => StepKey::Routes,
             Self::Balance(_) => StepKey::Balancer,
             Self::AnswerPeers(_) => StepKey::Peers,
+            Self::Act { of, .. } => StepKey::Act(of.clone()),
         }
     }
 
@@ -179,6 +209,7 @@ impl Step {
     pub fn timeout(&self) -> Duration {
         match self {
             Self::WriteFiles(_) | Self::RemoveFiles(_) | Self::Reload => Duration::from_secs(60),
+            Self::Act { act, .. } => act_timeout(act),
             _ => Duration::from_secs(30),
         }
     }
@@ -216,6 +247,8 @@ pub enum StepKey {
     Balancer,
     /// The answering of peers.
     Peers,
+    /// Acts of the remedy of that name, or of the fence.
+    Act(String),
 }
 
 impl std::fmt::Display for StepKey {
@@ -229,6 +262,7 @@ impl std::fmt::Display for StepKey {
             Self::Routes => f.write_str("routes"),
             Self::Balancer => f.write_str("balancer"),
             Self::Peers => f.write_str("answering of peers"),
+            Self::Act(name) => write!(f, "remedy {name}"),
         }
     }
 }

@@ -134,7 +134,7 @@ impl AgentCore {
         wanted: Digest,
         run: &mut CertificateRun,
     ) {
-        let needed = run.needed(self.ledger.certificates.get(&spec.name), &wanted, self.now);
+        let needed = run.needed(self.ledger.certificates.get(&spec.name), &wanted, self.corrected_now());
         if run.spec.is_some_and(|asked_for| asked_for != wanted)
             && !matches!(run.request, Request::Installing)
         {
@@ -185,7 +185,7 @@ impl AgentCore {
     }
 
     fn wake_by_wall(&mut self, at: WallTime) {
-        let wait = at.since(self.now.wall);
+        let wait = at.since(self.corrected_now().wall);
         if !wait.is_zero() {
             self.wake_at(self.now.mono.plus(wait));
         }
@@ -268,7 +268,8 @@ impl AgentCore {
         let mut request = std::mem::take(&mut self.link.request);
         match &mut request {
             Request::None => {
-                let due = is_due(validity, self.link.came_at, self.now) && self.link_view.connected();
+                let due =
+                    is_due(validity, self.link.came_at, self.corrected_now()) && self.link_view.connected();
                 if due && self.free(&StepKey::Link) {
                     request = Request::MakingKey;
                     self.run(Step::MakeLinkKey);

@@ -11,8 +11,10 @@ use keelson_protocol::{BootId, Generation, Incarnation, MachineId, MonoTime, Wal
 
 use crate::action::{Action, Step, StepKey};
 use crate::certificates::{CertificateRun, LinkRun};
+use crate::clock::Clock;
 use crate::desired::Desired;
 use crate::event::{Event, LinkNews, Observation, StepOutput};
+use crate::fence::Fence;
 use crate::files::Files;
 use crate::journal::Journal;
 use crate::ledger::Ledger;
@@ -20,6 +22,7 @@ use crate::looks::{Class, Looks};
 use crate::network::Network;
 use crate::peers::Peers;
 use crate::probes::Probes;
+use crate::remedies::Remedies;
 use crate::report::Reporter;
 use crate::rest::{News, Rest};
 use crate::retry::{Backoff, Seed};
@@ -105,6 +108,9 @@ pub struct AgentCore {
     pub(crate) network: Network,
     pub(crate) peers: Peers,
     pub(crate) probes: Probes,
+    pub(crate) remedies: Remedies,
+    pub(crate) fence: Fence,
+    pub(crate) clock: Clock,
     pub(crate) looks: Looks,
     pub(crate) reporter: Reporter,
     pub(crate) seed: Seed,
@@ -161,6 +167,8 @@ impl AgentCore {
             ledger.machine = me.machine.clone();
             ledger.incarnation = me.incarnation;
             ledger.config = None;
+            ledger.remedies.clear();
+            ledger.fence = None;
         }
         let seed_mixed = Seed(seed.0 ^ u64::try_from(me.boot.0 & u128::from(u64::MAX)).unwrap_or(0));
         let mut core = Self {
@@ -176,6 +184,9 @@ impl AgentCore {
             network: Network::default(),
             peers: Peers::new(now),
             probes: Probes::default(),
+            remedies: Remedies::default(),
+            fence: Fence::default(),
+            clock: Clock::default(),
             looks: Looks::default(),
             reporter: Reporter::new(now),
             seed: seed_mixed,
@@ -255,6 +266,9 @@ impl AgentCore {
             self.reconcile_certificates(&config, &desired);
             self.reconcile_network(&config);
             self.reconcile_peers(&config);
+            // Before the units: what is held down must not be started again.
+            self.reconcile_fence(&config);
+            self.reconcile_remedies(&config, &desired);
             self.reconcile_units(&config, &desired);
             self.ledger.config = Some(config);
             self.desired = Some(desired);
@@ -326,6 +340,7 @@ impl AgentCore {
             StepKey::Routes => self.routes_done(result.map(|_| ())),
             StepKey::Balancer => self.balancer_done(result.is_ok()),
             StepKey::Peers => self.responder_done(result.is_ok()),
+            StepKey::Act(name) => self.act_done(&name, result),
         }
     }
 
@@ -477,6 +492,7 @@ impl AgentCore {
         self.refused = None;
         self.prepare_runs();
         self.units_changed(before.as_ref());
+        self.forget_remedies();
         self.files.config_changed();
         self.network.config_changed();
         self.looks.all_now(self.now.mono);

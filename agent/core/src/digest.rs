@@ -28,6 +28,11 @@ impl Digest {
         Self(hasher.finalize().into())
     }
 
+    /// What no content has: a record with it is of nothing.
+    pub(crate) fn of_nothing() -> Self {
+        Self([0; 32])
+    }
+
     /// The 32 bytes.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8; 32] {

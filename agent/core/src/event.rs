@@ -99,6 +99,8 @@ pub enum StepOutput {
     SigningRequest(Vec<u8>),
     /// A certificate was installed.
     Installed(Validity),
+    /// An act was done; what it did, in a few words.
+    Said(String),
 }
 
 /// When a certificate holds.

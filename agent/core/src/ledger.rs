@@ -9,15 +9,16 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use keelson_protocol::config::NodeConfig;
 use keelson_protocol::health::AgentEvent;
-use keelson_protocol::{BootId, Incarnation, MachineId, SecretBytes};
+use keelson_protocol::{BootId, Incarnation, MachineId, SecretBytes, WallTime};
 use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
 use crate::event::Invocation;
 
 const MAGIC: &[u8; 8] = b"KEELSONL";
-/// 2: configs name peers. Version 1 was never released, so nothing reads it.
-const VERSION: u16 = 2;
+/// 2: configs name peers. 3: configs have remedies and leases, and what was done of them is remembered. Nothing older
+/// was ever released, so nothing reads it.
+const VERSION: u16 = 3;
 const HEAD_BYTES: usize = 8 + 2 + 32;
 /// Largest ledger, in bytes: the largest config and a full buffer of long events, twice.
 const LEDGER_BYTES_MAX: usize = 32 * 1024 * 1024;
@@ -43,6 +44,10 @@ pub struct Ledger {
     pub event_next: u64,
     /// How many events were dropped since the coordinator was last told.
     pub events_dropped: u64,
+    /// What was done of each remedy.
+    pub remedies: BTreeMap<String, RemedyRecord>,
+    /// The machine has given up its work.
+    pub fence: Option<FenceRecord>,
 }
 
 /// What is known of a unit that the agent made.
@@ -52,6 +57,41 @@ pub struct UnitRecord {
     pub start: Option<StartRecord>,
     /// Inputs that a oneshot has ended with success for.
     pub done: Option<Digest>,
+    /// Inputs that the unit was last healthy with.
+    pub worked: Option<Digest>,
+}
+
+/// What was done of a remedy.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RemedyRecord {
+    /// When it was begun within the last day, oldest first, by the machine's clock.
+    pub begun: VecDeque<WallTime>,
+    /// How far it is, while it is under way.
+    pub progress: Option<Progress>,
+}
+
+/// A remedy under way.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Progress {
+    /// Digest of its specification.
+    pub spec: Digest,
+    /// The boot in which it was begun.
+    pub boot: BootId,
+    /// How many of its acts are done.
+    pub done: u8,
+    /// Why it was begun.
+    pub cause: String,
+    /// What its acts did, in words.
+    pub did: Vec<String>,
+}
+
+/// The machine has given up its work because it is cut off.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FenceRecord {
+    /// Since when, by the machine's clock.
+    pub since: WallTime,
+    /// All of it was stopped, and that is told.
+    pub told: bool,
 }
 
 /// A start that was ordered.
@@ -119,6 +159,8 @@ impl Ledger {
             events: VecDeque::new(),
             event_next: 1,
             events_dropped: 0,
+            remedies: BTreeMap::new(),
+            fence: None,
         }
     }
 
@@ -170,9 +212,9 @@ impl Ledger {
 #[allow(clippy::disallowed_methods, reason = "tests rewrite golden files")]
 mod tests {
     use super::*;
+    use keelson_protocol::Generation;
     use keelson_protocol::config::PeerSpec;
     use keelson_protocol::health::EventKind;
-    use keelson_protocol::{Generation, WallTime};
 
     fn sample() -> Ledger {
         let mut ledger = Ledger::empty(MachineId::new("demo-worker-1").unwrap(), Incarnation(3));
@@ -184,7 +226,19 @@ mod tests {
             before: Some(Invocation(9)),
             restarts: 2,
         };
-        ledger.units.insert("a.service".to_owned(), UnitRecord { start: Some(start), done: None });
+        ledger
+            .units
+            .insert("a.service".to_owned(), UnitRecord { start: Some(start), ..UnitRecord::default() });
+        let progress = Progress {
+            spec: Digest::of(b"remedy"),
+            boot: BootId(7),
+            done: 2,
+            cause: "it fell".to_owned(),
+            did: vec!["stopped it".to_owned()],
+        };
+        let record = RemedyRecord { begun: VecDeque::from([WallTime(4)]), progress: Some(progress) };
+        ledger.remedies.insert("mend".to_owned(), record);
+        ledger.fence = Some(FenceRecord { since: WallTime(6), told: true });
         ledger.events.push_back(AgentEvent {
             sequence: 1,
             at: WallTime(5),
@@ -216,6 +270,8 @@ mod tests {
                 key: SecretBytes::new(vec![7; 32]),
                 neighbours: Vec::new(),
             }),
+            remedies: Vec::new(),
+            lease: None,
         }
     }
 
@@ -234,24 +290,28 @@ mod tests {
             assert!(Ledger::decode(&good[..position]).is_err(), "cut at {position}");
         }
         let mut newer = good;
-        newer[9] = 3;
-        assert_eq!(Ledger::decode(&newer), Err(LedgerError::Newer { got: 3, known: 2 }));
+        newer[9] = 4;
+        assert_eq!(Ledger::decode(&newer), Err(LedgerError::Newer { got: 4, known: 3 }));
     }
 
     #[test]
-    fn bytes_of_version_1_are_refused_with_what_comes_next() {
-        let hex = include_str!("../golden/ledger-v1.hex").trim();
-        let pair = |at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap();
-        let bytes: Vec<u8> = (0..hex.len()).step_by(2).map(pair).collect();
-        let error = Ledger::decode(&bytes).unwrap_err();
-        assert_eq!(error, LedgerError::Older { got: 1, known: 2 });
-        let text = "the ledger has version 1, this agent reads only 2: it waits for the coordinator to send the config again";
-        assert_eq!(error.to_string(), text);
+    fn bytes_of_older_versions_are_refused_with_what_comes_next() {
+        let older = [include_str!("../golden/ledger-v1.hex"), include_str!("../golden/ledger-v2.hex")];
+        for (got, hex) in (1..).zip(older.map(str::trim)) {
+            let pair = |at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap();
+            let bytes: Vec<u8> = (0..hex.len()).step_by(2).map(pair).collect();
+            let error = Ledger::decode(&bytes).unwrap_err();
+            assert_eq!(error, LedgerError::Older { got, known: 3 });
+            let text = format!(
+                "the ledger has version {got}, this agent reads only 3: it waits for the coordinator to send the config again"
+            );
+            assert_eq!(error.to_string(), text);
+        }
     }
 
     #[test]
-    fn bytes_of_version_2_stay_readable() {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/golden/ledger-v2.hex");
+    fn bytes_of_version_3_stay_readable() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/golden/ledger-v3.hex");
         let hex: String =
             sample().encode().expose_secret().iter().map(|byte| format!("{byte:02x}")).collect();
         if std::env::var_os("KEELSON_GOLDEN_WRITE").is_some() {

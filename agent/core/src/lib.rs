@@ -18,10 +18,12 @@
 
 mod action;
 mod certificates;
+mod clock;
 mod core;
 mod desired;
 mod digest;
 mod event;
+mod fence;
 mod files;
 mod journal;
 mod ledger;
@@ -29,6 +31,7 @@ mod looks;
 mod network;
 mod peers;
 mod probes;
+mod remedies;
 mod report;
 mod rest;
 mod retry;
@@ -43,7 +46,7 @@ pub use event::{
     Active, CertificateSeen, Event, FileSeen, Invocation, LinkNews, Observation, StepOutput, UnitSeen,
     Validity,
 };
-pub use ledger::{Ledger, LedgerError, UnitRecord};
+pub use ledger::{FenceRecord, Ledger, LedgerError, Progress, RemedyRecord, UnitRecord};
 pub use peers::Isolation;
 pub use retry::{Backoff, Seed, enrol_retry_delay};
 pub use status::{AgentStatus, CertificateStatus, EventStatus, IsolationStatus, LinkStatus, UnitStatus};

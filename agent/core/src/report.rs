@@ -54,6 +54,7 @@ pub(crate) struct Reporter {
     time_asked: Option<MonoTime>,
     pub(crate) clock_offset_ms: Option<i64>,
     pub(crate) pressure: Option<Pressure>,
+    pressure_at: MonoTime,
     disk_tight: bool,
     memory_tight: bool,
 }
@@ -73,9 +74,15 @@ impl Reporter {
             time_asked: None,
             clock_offset_ms: None,
             pressure: None,
+            pressure_at: MonoTime(0),
             disk_tight: false,
             memory_tight: false,
         }
+    }
+
+    /// Room left, when it was looked at after `since`.
+    pub(crate) fn pressure_since(&self, since: MonoTime) -> Option<Pressure> {
+        self.pressure.filter(|_| self.pressure_at > since)
     }
 
     /// A new session: everything is told again.
@@ -208,6 +215,10 @@ impl AgentCore {
         if self.ledger.config.is_none() {
             return NodeState::Idle;
         }
+        // A machine that was rebooted while it is cut off has started nothing, and yet is no new one.
+        if self.ledger.fence.is_some() {
+            return NodeState::Degraded;
+        }
         let given_up = |phase: &Phase| matches!(phase, Phase::GivenUp { .. });
         if self.units.values().any(|run| run.withheld || given_up(&run.phase)) {
             return NodeState::Failed;
@@ -247,13 +258,17 @@ impl AgentCore {
         }
         let half_ms = i64::try_from(round_trip.as_millis() / 2).unwrap_or(0);
         let answered_at = asked_at.0.saturating_add(half_ms);
-        let before = self.reporter.clock_offset_ms.replace(answered_at.saturating_sub(coordinator.0));
+        let offset_ms = answered_at.saturating_sub(coordinator.0);
+        let before = self.reporter.clock_offset_ms.replace(offset_ms);
+        let round_trip_half = Duration::from_millis(u64::try_from(half_ms).unwrap_or(0));
+        let turned = self.clock_compared(coordinator.plus(round_trip_half), offset_ms);
         // Where it drifts to is told with the next report.
-        News::when(before.is_none())
+        News::when(before.is_none() || turned)
     }
 
     pub(crate) fn pressure_seen(&mut self, pressure: Pressure) -> News {
         let before = self.reporter.pressure.replace(pressure);
+        self.reporter.pressure_at = self.now.mono;
         let used = pressure.disk_used_percent.max(pressure.inodes_used_percent);
         let disk = crossed(
             &mut self.reporter.disk_tight,

@@ -107,6 +107,7 @@ impl AgentCore {
     fn is_at_rest(&self) -> bool {
         self.state() == NodeState::Ready
             && self.nothing_in_flight()
+            && self.mends_nothing()
             && self.certificates.values().all(CertificateRun::asks_nothing)
     }
 }

@@ -34,6 +34,10 @@ pub struct AgentStatus {
     pub link: LinkStatus,
     /// Whether the machine is cut off.
     pub isolation: IsolationStatus,
+    /// Since when the machine has given up its work because it is cut off, in milliseconds since 1970.
+    pub fenced_since_ms: Option<i64>,
+    /// The remedy under way, and how far it is.
+    pub remedy: Option<String>,
     /// Units, in the config's order.
     pub units: Vec<UnitStatus>,
     /// Certificates, the link's first.
@@ -215,6 +219,8 @@ impl AgentCore {
             why: self.unsettled().filter(|_| state != NodeState::Ready),
             link: self.link_view.status.clone(),
             isolation: self.isolation_status(),
+            fenced_since_ms: self.fenced_since().map(|since| since.0),
+            remedy: self.remedy_status(),
             units: self.unit_statuses(),
             certificates: self.certificate_statuses(),
             pressure: self.reporter.pressure.map(pressure_status),

@@ -160,6 +160,7 @@ mod tests {
             stop_timeout_s: 30,
             needs: Vec::new(),
             health: None,
+            alive: None,
             restart_on: Vec::new(),
         }
     }

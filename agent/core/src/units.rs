@@ -69,6 +69,11 @@ impl AgentCore {
                 continue;
             }
             let Some(mut run) = self.take_run(&spec.name) else { continue };
+            if let Some(why) = self.held_for(config, &spec.name) {
+                self.hold_down(&spec.name, &mut run, &why);
+                self.put_run(&spec.name, run);
+                continue;
+            }
             let facts = self.facts(desired, spec, &cleared);
             let before = run.phase.clone();
             let order = match &spec.health {
@@ -140,10 +145,12 @@ impl AgentCore {
             started,
             ready: cleared.clone().and_then(|()| self.ready(desired, spec)),
             needs,
+            lacks: self.lacks(spec),
             health: match &spec.health {
                 None => Said::Good,
                 Some(probe) => self.probes.said(probe),
             },
+            alive: spec.alive.as_ref().map(|probe| self.probes.said(probe)),
             now: self.now.mono,
         }
     }
@@ -213,6 +220,16 @@ impl AgentCore {
         Ok(())
     }
 
+    /// Whether something that a unit needs is known not to hold. A probe that nobody has asked is no such knowledge.
+    fn lacks(&self, spec: &UnitSpec) -> bool {
+        let bad = |probe: &ProbeSpec| matches!(self.probes.said(probe), Said::Bad { .. });
+        spec.needs.iter().any(|need| match need {
+            Need::Unit(name) => !self.units.get(name).is_some_and(|run| run.phase.is_healthy()),
+            Need::Probe(probe) => bad(probe),
+            Need::AnyProbe(probes) => probes.iter().all(bad),
+        })
+    }
+
     /// Whether a probe answered as it should; else what it said.
     fn answers(&self, probe: &ProbeSpec) -> Result<(), String> {
         match self.probes.said(probe) {
@@ -230,8 +247,14 @@ impl AgentCore {
         if std::mem::take(&mut run.count_restart) {
             self.count_restart(&spec.name);
         }
-        if let (true, Some(probe)) = (std::mem::take(&mut run.forget_health), &spec.health) {
-            self.probes.forget(probe);
+        if std::mem::take(&mut run.forget_health) {
+            spec.health.iter().chain(&spec.alive).for_each(|probe| self.probes.forget(probe));
+        }
+        if let (true, Some(record)) = (run.phase.is_healthy(), self.ledger.units.get_mut(&spec.name))
+            && record.worked != Some(wanted)
+        {
+            record.worked = Some(wanted);
+            self.persist_soon();
         }
         let record = self.ledger.units.get_mut(&spec.name).filter(|record| record.done != Some(wanted));
         if let (Some(record), UnitKind::Oneshot, Reading::Finished) = (record, spec.kind, &facts.reading) {
@@ -274,6 +297,9 @@ impl AgentCore {
                 _ => PROBE_TROUBLED,
             };
             self.probes.want(probe, every);
+        }
+        if let (Some(probe), true) = (&spec.alive, run.is_doubted(now)) {
+            self.probes.want(probe, PROBE_TROUBLED);
         }
         let waiting_since = match &run.phase {
             Phase::Waiting { since, .. }
@@ -319,15 +345,28 @@ impl AgentCore {
             });
             // A crash from here on is resolved by comparing the run with this record.
             self.persist_now();
-            if let Some(probe) = &spec.health {
-                self.probes.forget(probe);
-            }
+            spec.health.iter().chain(&spec.alive).for_each(|probe| self.probes.forget(probe));
         }
         run.ordered(order, self.now.mono);
         if std::mem::take(&mut run.count_restart) {
             self.count_restart(&spec.name);
         }
         self.run(step);
+    }
+
+    /// Something else than the unit's own state has it stopped, and keeps it so.
+    fn hold_down(&mut self, name: &str, run: &mut UnitRun, why: &str) {
+        let before = run.phase.clone();
+        run.held(self.now.mono, why);
+        if !before.same_state(&run.phase) {
+            run.since = self.now.wall;
+        }
+        let seen = self.units_seen.get(name).map(|seen| seen.active);
+        let up = seen.is_some_and(|active| active != Active::Stopped);
+        if up && self.free(&StepKey::Unit(name.to_owned())) {
+            run.ordered(Order::Stop, self.now.mono);
+            self.run(Step::Stop { unit: name.to_owned() });
+        }
     }
 
     pub(crate) fn unit_done(&mut self, name: &str, result: Result<(), String>) {

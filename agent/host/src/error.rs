@@ -72,6 +72,33 @@ pub enum HostError {
         #[source]
         source: io::Error,
     },
+    /// A program did not do what it was run for.
+    #[error("{program} failed: {why}")]
+    Program {
+        /// Its path.
+        program: String,
+        /// How it ended, and what it printed last.
+        why: String,
+    },
+    /// A process could not be signalled.
+    #[error("could not {what} process {process}")]
+    Process {
+        /// Verb.
+        what: &'static str,
+        /// Its id.
+        process: u32,
+        /// The system's reason.
+        #[source]
+        source: io::Error,
+    },
+    /// What was to be done would have been wrong.
+    #[error("{what} is left alone: {why}")]
+    Refused {
+        /// Of what.
+        what: String,
+        /// Why.
+        why: &'static str,
+    },
     /// The step is the shell's.
     #[error("this step is not the host's")]
     NotMine,
@@ -84,6 +111,14 @@ impl HostError {
     pub(crate) fn file(what: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
         move |source| Self::File { what, path, source }
+    }
+
+    pub(crate) fn program(program: &str, why: String) -> Self {
+        Self::Program { program: program.to_owned(), why }
+    }
+
+    pub(crate) fn refused(what: impl ToString, why: &'static str) -> Self {
+        Self::Refused { what: what.to_string(), why }
     }
 
     /// The error with all its causes in one line, for events and logs.

@@ -80,7 +80,7 @@ fn write_and_rename(
     Ok(())
 }
 
-fn sync_directory(path: &Path) -> Result<(), HostError> {
+pub(crate) fn sync_directory(path: &Path) -> Result<(), HostError> {
     let directory = File::open(path).map_err(HostError::file("open", path))?;
     directory.sync_all().map_err(HostError::file("sync", path))
 }

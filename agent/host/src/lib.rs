@@ -8,6 +8,7 @@
 //! Deliberately does not know: configs, repairs, budgets, the coordinator. It decides nothing: no retry, no order, no
 //! opinion. Every call is bounded in what it reads; the shell bounds it in time.
 
+mod acts;
 mod certificates;
 mod error;
 mod facts;
@@ -110,6 +111,7 @@ impl Host {
             Step::ChangeRoutes { add, remove } => {
                 self.routes.change(&add, &remove).await.map(|()| StepOutput::Done)
             }
+            Step::Act { act, .. } => acts::run(act, &self.systemd).await.map(StepOutput::Said),
             Step::MakeLinkKey | Step::InstallLink { .. } | Step::Balance(_) | Step::AnswerPeers(_) => {
                 Err(HostError::NotMine)
             }

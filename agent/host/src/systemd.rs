@@ -134,6 +134,11 @@ impl Systemd {
         known(self.call("ResetFailedUnit", &(unit,), &format!("reset {unit}")).await)
     }
 
+    /// Asks for a reboot; programs end in order first.
+    pub(crate) async fn reboot(&self) -> Result<(), HostError> {
+        self.call("Reboot", &(), "reboot").await.map(drop)
+    }
+
     async fn call<B>(&self, method: &str, body: &B, what: &str) -> Result<zbus::Message, HostError>
     where
         B: serde::Serialize + DynamicType,

@@ -388,7 +388,8 @@ fn severity(kind: EventKind) -> Severity {
         | EventKind::UnitStarted
         | EventKind::UnitHealthy
         | EventKind::CertificateIssued
-        | EventKind::PeersBack => Severity::Info,
+        | EventKind::PeersBack
+        | EventKind::FenceLifted => Severity::Info,
         EventKind::ConfigRefused
         | EventKind::UnitFailed
         | EventKind::Repaired
@@ -396,7 +397,8 @@ fn severity(kind: EventKind) -> Severity {
         | EventKind::Pressure
         | EventKind::ActionFailed
         | EventKind::EventsDropped
-        | EventKind::PeersLost => Severity::Warning,
-        EventKind::RepairWithheld => Severity::Alarm,
+        | EventKind::PeersLost
+        | EventKind::ClockWrong => Severity::Warning,
+        EventKind::RepairWithheld | EventKind::RepairFailed | EventKind::Fenced => Severity::Alarm,
     }
 }

@@ -51,6 +51,7 @@ fn text(config: &NodeConfig) -> String {
     }
     writeln!(text, "==== routes\n{:#?}\n==== balancer\n{:#?}", config.routes, config.balancer).unwrap();
     writeln!(text, "==== peers\n{:#?}", config.peers).unwrap();
+    writeln!(text, "==== remedies\n{:#?}\n==== lease\n{:#?}", config.remedies, config.lease).unwrap();
     text
 }
 
@@ -86,6 +87,36 @@ fn every_config_passes_its_own_checks_and_fits_into_a_message() {
             wire::encode(&keelson_protocol::message::ToAgent::Config(Box::new(config))).unwrap();
         }
     }
+}
+
+/// What a machine may do to itself follows from what others lose by it.
+#[test]
+fn repairs_fit_the_roles() {
+    let tiny = World::new().plan(&spec("tiny", json!({})), Wanted::Present, None).unwrap();
+    let blueprint = small();
+    let check = |config: &NodeConfig, expected: &[&str], gives_up: bool| {
+        let names: Vec<&str> = config.remedies.iter().map(|remedy| remedy.name.as_str()).collect();
+        assert_eq!(names, expected, "{}", config.machine);
+        assert_eq!(config.lease.is_some(), gives_up, "{}", config.machine);
+    };
+    let of = |machine: &str| config(&blueprint, machine, CgroupVersion::V1);
+    check(&of("demo-etcd-1"), &["disk", "inodes", "etcd-space"], false);
+    let state = ["containerd-state", "kubelet-files", "kubelet-directory"];
+    let worker = [&["disk", "inodes"], &state[..], &["reboot"]].concat();
+    check(&of("demo-worker-1"), &worker, true);
+    check(&of("demo-master-1"), &worker, false);
+    let all = [&["disk", "inodes", "etcd-space"], &state[..]].concat();
+    check(&config(&tiny, "demo-node-1", CgroupVersion::V1), &all, false);
+}
+
+#[test]
+fn a_runtime_with_empty_state_gets_all_images_again() {
+    let config = config(&small(), "demo-worker-1", CgroupVersion::V1);
+    let remedy = config.remedies.iter().find(|remedy| remedy.name == "containerd-state").unwrap();
+    let imports = config.units.iter().filter(|unit| unit.name.starts_with("image-"));
+    let imports: Vec<&String> = imports.map(|unit| &unit.name).collect();
+    assert_eq!(imports.len(), 2);
+    assert!(imports.iter().all(|unit| remedy.hold.contains(unit)), "{:?}", remedy.hold);
 }
 
 #[test]

@@ -19,6 +19,7 @@ use keelson_protocol::message::{
 use keelson_protocol::peer::{
     DATAGRAM_BYTES_MAX, DATAGRAM_BYTES_MIN, Datagram, DatagramKind, PeerAnswer, PeerKey, PeerSaid, PeerTarget,
 };
+use keelson_protocol::remedy::{Argument, LeaseSpec, RemedyAct, RemedyLimit, RemedySpec, Trigger};
 use keelson_protocol::wire::{Message, ProtocolVersion, encode};
 use keelson_protocol::{
     BootId, ClusterName, Generation, Incarnation, MachineId, ReleaseName, SecretBytes, WallTime,
@@ -306,6 +307,10 @@ fn events() -> Vec<AgentEvent> {
         EventKind::EventsDropped,
         EventKind::PeersLost,
         EventKind::PeersBack,
+        EventKind::RepairFailed,
+        EventKind::Fenced,
+        EventKind::FenceLifted,
+        EventKind::ClockWrong,
     ];
     let event = |(sequence, kind)| AgentEvent {
         sequence,
@@ -362,6 +367,67 @@ pub(crate) fn config() -> NodeConfig {
             key: SecretBytes::new(vec![7; 32]),
             neighbours: peer_targets(),
         }),
+        remedies: vec![remedy()],
+        lease: Some(LeaseSpec {
+            lost_after_s: 60,
+            probe: units().remove(0).health.unwrap(),
+            units: vec!["kubelet.service".into()],
+            cgroups: vec!["kubepods.slice".into()],
+        }),
+    }
+}
+
+/// A remedy with every trigger and every act.
+fn remedy() -> RemedySpec {
+    let command = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
+    let directory = "/var/lib/containerd".to_owned();
+    RemedySpec {
+        name: "containerd-state".into(),
+        when: vec![
+            Trigger::Failing { unit: "containerd.service".into(), falls: 5, stuck_s: 180 },
+            Trigger::GivenUp { unit: "kubelet.service".into(), times: 2, stuck_s: 1_800 },
+            Trigger::DiskFull { percent: 85, alarm_percent: 90 },
+            Trigger::InodesFull { percent: 85, alarm_percent: 90 },
+            Trigger::Says { probe: units().remove(0).health.unwrap(), text: "NOSPACE".into(), every_s: 60 },
+        ],
+        hold: vec!["kubelet.service".into(), "once@1.service".into()],
+        acts: vec![
+            RemedyAct::Run {
+                command: command(&["/bin/etcdctl", "compaction"]),
+                argument: Some(Argument {
+                    command: command(&["/bin/etcdctl", "status"]),
+                    pointer: "/0/revision".into(),
+                }),
+                done_when: Some("compacted".into()),
+                timeout_s: 60,
+            },
+            RemedyAct::EndProcesses { cgroups: vec!["system.slice/containerd.service".into()] },
+            RemedyAct::Unmount { below: vec![directory.clone()] },
+            RemedyAct::MoveAside { directory: directory.clone() },
+            RemedyAct::RemoveAside { directories: vec![directory] },
+            RemedyAct::RemoveFiles { paths: vec!["/var/lib/kubelet/cpu_manager_state".into()] },
+            RemedyAct::RemoveOld {
+                directory: "/var/log".into(),
+                name_contains: ".log.".into(),
+                age_min_s: 3_600,
+            },
+            RemedyAct::Sweep {
+                list: command(&["/bin/list"]),
+                used: command(&["/bin/used"]),
+                source: command(&["/bin/source"]),
+                source_says: "distribution".into(),
+                remove: command(&["/bin/remove"]),
+                timeout_s: 300,
+            },
+            RemedyAct::Reboot,
+        ],
+        limit: RemedyLimit {
+            per_hour_max: 1,
+            per_day_max: 2,
+            cooldown_s: 1_800,
+            spread_s: 60,
+            settle_s: 180,
+        },
     }
 }
 
@@ -421,6 +487,7 @@ fn units() -> Vec<UnitSpec> {
         stop_timeout_s: 30,
         needs: vec![],
         health: Some(probe("socket", ProbeTarget::Unix("/run/containerd.sock".into()), Expect::Answer)),
+        alive: None,
         restart_on: vec!["/var/lib/kubernetes/ca.crt".into(), "etcd".into()],
     };
     let kubelet = UnitSpec {
@@ -432,6 +499,7 @@ fn units() -> Vec<UnitSpec> {
             Need::AnyProbe(vec![probe("either", ProbeTarget::Tcp(address), Expect::Answer)]),
         ],
         health: Some(probe("node", https, Expect::NodeReady)),
+        alive: Some(probe("lives", ProbeTarget::Tcp(address), Expect::Answer)),
         open_files_max: None,
         ..base.clone()
     };
@@ -493,7 +561,11 @@ const _: fn(&EventKind) = |kind| match kind {
     | EventKind::ActionFailed
     | EventKind::EventsDropped
     | EventKind::PeersLost
-    | EventKind::PeersBack => {}
+    | EventKind::PeersBack
+    | EventKind::RepairFailed
+    | EventKind::Fenced
+    | EventKind::FenceLifted
+    | EventKind::ClockWrong => {}
 };
 const _: fn(&UnitKind) = |kind| match kind {
     UnitKind::Exec | UnitKind::Notify | UnitKind::Oneshot | UnitKind::Check => {}
@@ -511,4 +583,22 @@ const _: fn(&RefusalCode) = |code| match code {
 };
 const _: fn(&PeerSaid) = |said| match said {
     PeerSaid::Answered { .. } | PeerSaid::Refused | PeerSaid::Silent | PeerSaid::Failed { .. } => {}
+};
+const _: fn(&Trigger) = |trigger| match trigger {
+    Trigger::Failing { .. }
+    | Trigger::GivenUp { .. }
+    | Trigger::DiskFull { .. }
+    | Trigger::InodesFull { .. }
+    | Trigger::Says { .. } => {}
+};
+const _: fn(&RemedyAct) = |act| match act {
+    RemedyAct::Run { .. }
+    | RemedyAct::EndProcesses { .. }
+    | RemedyAct::Unmount { .. }
+    | RemedyAct::MoveAside { .. }
+    | RemedyAct::RemoveAside { .. }
+    | RemedyAct::RemoveFiles { .. }
+    | RemedyAct::RemoveOld { .. }
+    | RemedyAct::Sweep { .. }
+    | RemedyAct::Reboot => {}
 };

@@ -10,12 +10,13 @@ use keelson_protocol::health::{
     AgentEvent, CertificateHealth, CgroupVersion, DiskFact, EventKind, Facts, HealthReport, Heartbeat,
     NodeState, Pressure, ReleaseFact, UnitHealth, UnitState,
 };
-use keelson_protocol::limits::{NEIGHBOURS_MAX, PEER_TARGETS_MAX};
+use keelson_protocol::limits::{ACT_TIMEOUT_S_MAX, NEIGHBOURS_MAX, PEER_TARGETS_MAX};
 use keelson_protocol::message::{
     BulkReply, BulkRequest, EnrolReply, EnrolRequest, Refusal, RefusalCode, ShellFrame, ToAgent,
     ToCoordinator,
 };
 use keelson_protocol::peer::{Datagram, DatagramKind, PeerAnswer, PeerSaid, PeerTarget};
+use keelson_protocol::remedy::{Argument, LeaseSpec, RemedyAct, RemedyLimit, RemedySpec, Trigger};
 use keelson_protocol::wire::ProtocolVersion;
 use keelson_protocol::{
     BootId, ClusterName, Generation, Incarnation, MachineId, ReleaseName, SecretBytes, WallTime,
@@ -198,6 +199,10 @@ fn event() -> impl Strategy<Value = AgentEvent> {
         EventKind::EventsDropped,
         EventKind::PeersLost,
         EventKind::PeersBack,
+        EventKind::RepairFailed,
+        EventKind::Fenced,
+        EventKind::FenceLifted,
+        EventKind::ClockWrong,
     ];
     (any::<u64>(), wall(), select(kinds), text(), text(), text()).prop_map(
         |(sequence, at, kind, subject, cause, outcome)| AgentEvent {
@@ -300,19 +305,16 @@ fn without_flow(address: SocketAddr) -> SocketAddr {
 
 /// A unit whose references are filled in by [`config`].
 fn unit() -> impl Strategy<Value = UnitSpec> {
-    let program = ("/[a-z/]{1,12}", vec(text(), 0..4)).prop_map(|(program, mut arguments)| {
-        arguments.insert(0, program);
-        arguments
-    });
     let kind = select(vec![UnitKind::Exec, UnitKind::Notify, UnitKind::Oneshot, UnitKind::Check]);
     let hardening = select(vec![Hardening::Host, Hardening::Server]);
     let need = prop_oneof![probe().prop_map(Need::Probe), vec(probe(), 0..3).prop_map(Need::AnyProbe)];
     let needs = vec(need, 0..2);
     let limits = (any::<bool>(), any::<bool>(), option::of(any::<u32>()), any::<u32>());
-    let head = ("[a-zA-Z0-9_.@-]{1,16}\\.service", text(), kind, program, hardening);
+    let head = ("[a-zA-Z0-9_.@-]{1,16}\\.service", text(), kind, command(), hardening);
     let environment = vec((text(), text()), 0..3);
-    (head, environment, vec(path(), 0..3), limits, needs, option::of(probe())).prop_map(
-        |(head, environment, state_directories, limits, needs, health)| {
+    let probes = (option::of(probe()), option::of(probe()));
+    (head, environment, vec(path(), 0..3), limits, needs, probes).prop_map(
+        |(head, environment, state_directories, limits, needs, (health, alive))| {
             let (name, description, kind, command, hardening) = head;
             let (delegate, children_survive, open_files_max, stop_timeout_s) = limits;
             let (command, health) = match kind {
@@ -333,6 +335,7 @@ fn unit() -> impl Strategy<Value = UnitSpec> {
                 stop_timeout_s,
                 needs,
                 health,
+                alive,
                 restart_on: vec![],
             }
         },
@@ -388,12 +391,84 @@ fn peers() -> impl Strategy<Value = PeerSpec> {
         .prop_map(|(listen, key, neighbours)| PeerSpec { listen, key: SecretBytes::new(key), neighbours })
 }
 
+fn trigger() -> impl Strategy<Value = Trigger> {
+    let percents = (1_u8..=50, 50_u8..=100);
+    prop_oneof![
+        (percents.clone()).prop_map(|(percent, alarm_percent)| Trigger::DiskFull { percent, alarm_percent }),
+        percents.prop_map(|(percent, alarm_percent)| Trigger::InodesFull { percent, alarm_percent }),
+        (probe(), "[a-z]{1,8}", 1..=u16::MAX).prop_map(|(probe, text, every_s)| Trigger::Says {
+            probe,
+            text,
+            every_s
+        }),
+    ]
+}
+
+fn command() -> impl Strategy<Value = Vec<String>> {
+    ("/[a-z/]{1,12}", vec(text(), 0..4)).prop_map(|(program, mut arguments)| {
+        arguments.insert(0, program);
+        arguments
+    })
+}
+
+fn act() -> impl Strategy<Value = RemedyAct> {
+    let argument = (command(), text()).prop_map(|(command, pointer)| Argument { command, pointer });
+    let run = (command(), option::of(argument), option::of(text()), 1..=ACT_TIMEOUT_S_MAX);
+    let tables = (command(), command(), command(), command());
+    prop_oneof![
+        run.prop_map(|(command, argument, done_when, timeout_s)| RemedyAct::Run {
+            command,
+            argument,
+            done_when,
+            timeout_s
+        }),
+        vec("[a-z.]{1,4}x(/[a-z]{1,4})?", 0..3).prop_map(|cgroups| RemedyAct::EndProcesses { cgroups }),
+        vec(path(), 0..3).prop_map(|below| RemedyAct::Unmount { below }),
+        path().prop_map(|directory| RemedyAct::MoveAside { directory }),
+        vec(path(), 0..3).prop_map(|directories| RemedyAct::RemoveAside { directories }),
+        vec(path(), 0..3).prop_map(|paths| RemedyAct::RemoveFiles { paths }),
+        (path(), "[a-z]{1,4}", any::<u32>()).prop_map(|(directory, name_contains, age_min_s)| {
+            RemedyAct::RemoveOld { directory, name_contains, age_min_s }
+        }),
+        (tables, "[a-z]{1,4}", 1..=ACT_TIMEOUT_S_MAX).prop_map(
+            |((list, used, source, remove), source_says, timeout_s)| RemedyAct::Sweep {
+                list,
+                used,
+                source,
+                source_says,
+                remove,
+                timeout_s
+            }
+        ),
+        Just(RemedyAct::Reboot),
+    ]
+}
+
+fn remedy() -> impl Strategy<Value = RemedySpec> {
+    let limit = (1_u8..=4, 4_u8..=9, any::<u32>(), any::<(u16, u16)>());
+    (vec(trigger(), 1..4), vec(act(), 1..6), limit).prop_map(|(when, acts, limit)| {
+        let (per_hour_max, per_day_max, cooldown_s, (spread_s, settle_s)) = limit;
+        let limit = RemedyLimit { per_hour_max, per_day_max, cooldown_s, spread_s, settle_s };
+        RemedySpec { name: "mend".into(), when, hold: Vec::new(), acts, limit }
+    })
+}
+
+fn lease() -> impl Strategy<Value = LeaseSpec> {
+    (any::<u16>(), probe()).prop_map(|(lost_after_s, probe)| LeaseSpec {
+        lost_after_s,
+        probe,
+        units: Vec::new(),
+        cgroups: vec!["kubepods".into()],
+    })
+}
+
 /// Any config that passes its own check.
 pub(crate) fn config() -> impl Strategy<Value = NodeConfig> {
     let ids = (generation(), machine(), any::<u32>(), cluster(), release());
     let parts = (vec(file(), 0..5), vec(certificate(), 0..4), vec(unit(), 0..5));
     let network = (vec(route(), 0..5), option::of(balancer()), option::of(peers()));
-    (ids, parts, network).prop_map(|(ids, parts, (routes, balancer, mut peers))| {
+    let repairs = (vec(remedy(), 0..2), option::of(lease()));
+    (ids, parts, network, repairs).prop_map(|(ids, parts, (routes, balancer, mut peers), repairs)| {
         let (generation, machine, incarnation, cluster, release) = ids;
         let (files, certificates, mut units) = parts;
         if let Some(peers) = &mut peers {
@@ -406,6 +481,18 @@ pub(crate) fn config() -> impl Strategy<Value = NodeConfig> {
             unit.needs.extend(names.iter().take(index).cloned().map(Need::Unit));
             unit.restart_on = inputs.iter().skip(index).cloned().collect();
         }
+        let (mut remedies, mut lease) = repairs;
+        // What runs can be held down; a check does not run.
+        let run = |unit: &&UnitSpec| unit.kind != UnitKind::Check;
+        let programs: Vec<String> = units.iter().filter(run).map(|unit| unit.name.clone()).collect();
+        remedies.iter_mut().for_each(|remedy| {
+            remedy.hold.clone_from(&programs);
+            if let Some(unit) = programs.first().cloned() {
+                remedy.when.push(Trigger::GivenUp { unit: unit.clone(), times: 2, stuck_s: 9 });
+                remedy.when.push(Trigger::Failing { unit, falls: 3, stuck_s: 9 });
+            }
+        });
+        lease.iter_mut().for_each(|lease| lease.units.clone_from(&programs));
         NodeConfig {
             generation,
             machine,
@@ -418,6 +505,8 @@ pub(crate) fn config() -> impl Strategy<Value = NodeConfig> {
             routes,
             balancer,
             peers,
+            remedies,
+            lease,
         }
     })
 }

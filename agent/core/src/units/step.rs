@@ -16,6 +16,8 @@ use crate::retry::Backoff;
 
 /// systemd brings a program back after one second; the agent steps in when that has not happened a moment later.
 const SYSTEMD_GRACE: Duration = Duration::from_secs(2);
+/// A unit that fell and has been on its way for so long is on its way up: no stop takes as long.
+const STOPPING_MAX: Duration = Duration::from_secs(60);
 /// The longest wait for a start doubles this often at most.
 const START_DOUBLINGS_MAX: u32 = 3;
 
@@ -75,8 +77,12 @@ pub(crate) struct Facts {
     pub(crate) ready: Result<(), String>,
     /// Whether what it needs holds; else what does not.
     pub(crate) needs: Result<(), String>,
+    /// Whether something that it needs is known not to hold, which is less than not known to hold.
+    pub(crate) lacks: bool,
     /// What its health probe last said.
     pub(crate) health: Said,
+    /// What the probe last said that tells a dead program from one that waits; `None` when it has none.
+    pub(crate) alive: Option<Said>,
     pub(crate) now: MonoTime,
 }
 
@@ -137,6 +143,22 @@ pub(crate) struct UnitRun {
     repairs: VecDeque<MonoTime>,
     /// What it needs did not hold since it fell.
     needs_failed: bool,
+    /// Something that it needs is known not to hold.
+    blocked: bool,
+    /// How often in a row it fell or was restarted, with all that it needs, and without becoming healthy in between.
+    falls: u32,
+    /// Why it last fell.
+    fell: String,
+    /// Since when it has not been healthy after a fall, with all that it needs.
+    failing_since: Option<MonoTime>,
+    /// How often it fell or was restarted since it last worked for a while, whatever was done in between.
+    vain: u32,
+    /// Since when it has not worked for a while, with all that it needs.
+    vain_since: Option<MonoTime>,
+    /// Since when the probe that tells whether it lives has failed.
+    dead_since: Option<MonoTime>,
+    /// That probe is good: it is not healthy, because of others.
+    lives: bool,
 }
 
 impl UnitRun {
@@ -158,6 +180,14 @@ impl UnitRun {
             failures: Backoff::default(),
             repairs: VecDeque::new(),
             needs_failed: false,
+            blocked: false,
+            falls: 0,
+            fell: String::new(),
+            failing_since: None,
+            vain: 0,
+            vain_since: None,
+            dead_since: None,
+            lives: false,
         }
     }
 
@@ -171,6 +201,17 @@ impl UnitRun {
         self.wake = None;
         while self.repairs.front().is_some_and(|at| facts.now.since(*at) >= REPAIRS_WINDOW) {
             self.repairs.pop_front();
+        }
+        self.blocked = facts.ready.is_err() || facts.lacks;
+        if self.falls == 0 || self.blocked || self.phase.is_healthy() {
+            self.failing_since = None;
+        } else {
+            self.failing_since.get_or_insert(facts.now);
+        }
+        if self.vain == 0 || self.blocked {
+            self.vain_since = None;
+        } else {
+            self.vain_since.get_or_insert(facts.now);
         }
         match &facts.reading {
             Reading::Unknown => None,
@@ -231,8 +272,11 @@ impl UnitRun {
                 if let Reason::Repair(_) = reason {
                     self.repairs.push_back(now);
                     self.count_restart = true;
-                    if let Order::Restart(_) = order {
+                    if let (Order::Restart(_), Reason::Repair(why)) = (&order, reason) {
                         self.failures.failures += 1;
+                        self.falls += 1;
+                        self.vain += 1;
+                        self.fell.clone_from(why);
                     }
                 }
                 self.phase = Phase::Starting { since: now };
@@ -240,6 +284,8 @@ impl UnitRun {
                 self.announce = true;
                 self.withheld = false;
                 self.needs_failed = false;
+                self.dead_since = None;
+                self.lives = false;
             }
         }
         self.in_flight = Some(order);
@@ -279,6 +325,63 @@ impl UnitRun {
         self.was_healthy = false;
         self.withheld = false;
         self.needs_failed = false;
+        self.falls = 0;
+        self.vain = 0;
+    }
+
+    /// It is held down until `on`; then it begins anew. What was in vain before is not forgotten.
+    pub(crate) fn held(&mut self, now: MonoTime, on: &str) {
+        let since = match self.phase {
+            Phase::Waiting { since, .. } => since,
+            _ => now,
+        };
+        self.phase = Phase::Waiting { since, on: on.to_owned() };
+        self.run = None;
+        self.awaited = false;
+        self.announce = true;
+        self.withheld = false;
+        self.failures = Backoff::default();
+        self.repairs.clear();
+        self.falls = 0;
+    }
+
+    /// Whether it is to be asked if it lives: it is not healthy, or has been starting for too long.
+    pub(crate) fn is_doubted(&self, now: MonoTime) -> bool {
+        match self.phase {
+            Phase::Unhealthy { .. } => true,
+            Phase::Starting { since } => now.since(since) > self.start_max(),
+            _ => false,
+        }
+    }
+
+    pub(crate) fn fell_at_least(&self, falls: u32) -> bool {
+        self.falls >= falls
+    }
+
+    /// What it does instead of becoming healthy, when it fell `falls` times in a row, or once and has not become healthy
+    /// for `stuck`.
+    pub(crate) fn failing(&self, falls: u32, stuck: Duration, now: MonoTime) -> Option<String> {
+        if self.lives {
+            return None;
+        }
+        let seconds = now.since(self.failing_since?);
+        if self.falls >= falls {
+            return Some(format!("fell {} times without becoming healthy: {}", self.falls, self.fell));
+        }
+        let long = seconds >= stuck;
+        long.then(|| format!("has not become healthy for {} s: {}", seconds.as_secs(), self.fell))
+    }
+
+    /// That it is beyond help: its budget of repairs was used up `times` times, or it has not worked for `stuck`.
+    pub(crate) fn given_up(&self, times: u32, stuck: Duration, now: MonoTime) -> Option<String> {
+        if self.lives || self.blocked || self.phase.is_healthy() {
+            return None;
+        }
+        let seconds = now.since(self.vain_since?);
+        let spent = u32::try_from(REPAIRS_MAX).map_or(u32::MAX, |max| max * times);
+        let (vain, fell) = (self.vain, &self.fell);
+        (vain >= spent || seconds >= stuck)
+            .then(|| format!("was started again {vain} times within {} s in vain: {fell}", seconds.as_secs()))
     }
 
     fn note(&mut self, kind: EventKind, cause: impl Into<String>, outcome: impl Into<String>) {
@@ -307,7 +410,20 @@ impl UnitRun {
             }
             Phase::Starting { since } if facts.now.since(since) > self.start_max() => {
                 let seconds = facts.now.since(since).as_secs();
-                self.repair_living(facts, format!("it has been starting for {seconds} s"))
+                let cause = format!("it has been starting for {seconds} s");
+                if facts.alive.is_none() {
+                    return self.repair_living(facts, cause);
+                }
+                self.unhealthy(facts.now, cause);
+                None
+            }
+            // systemd has begun it again, and waits for a program that does not say that it has started.
+            Phase::Down { retry_at, .. } if facts.now.since(retry_at) > STOPPING_MAX => {
+                self.phase = Phase::Starting { since: facts.now };
+                None
+            }
+            Phase::Unhealthy { since, .. } if facts.alive.is_some() => {
+                self.hung(facts, since, "it has not started".to_owned())
             }
             _ => None,
         }
@@ -323,7 +439,8 @@ impl UnitRun {
             (Phase::Healthy { since }, Said::Good | Said::Nothing) => {
                 if now.since(*since) >= STABLE_AFTER {
                     self.failures = Backoff::default();
-                } else if self.failures.failures > 0 {
+                    self.vain = 0;
+                } else if self.failures.failures > 0 || self.vain > 0 {
                     self.wake = Some(since.plus(STABLE_AFTER));
                 }
             }
@@ -373,6 +490,7 @@ impl UnitRun {
             | Phase::Unhealthy { .. } => {
                 let why = "its process was replaced by another";
                 self.failures.failures += 1;
+                self.count_fall(facts, why);
                 self.note(EventKind::UnitFailed, why, "systemd or a person started it again");
                 Some(why.to_owned())
             }
@@ -401,6 +519,9 @@ impl UnitRun {
         }
         self.phase = Phase::Healthy { since: now };
         self.was_healthy = true;
+        self.falls = 0;
+        self.dead_since = None;
+        self.lives = false;
         self.withheld = false;
         self.needs_failed = false;
     }
@@ -410,11 +531,26 @@ impl UnitRun {
         self.phase = Phase::Unhealthy { since: now, why };
     }
 
+    /// It runs, and is not healthy. One that says that it lives waits for others: to restart it would only take away
+    /// what it still does for them.
     fn hung(&mut self, facts: &Facts, since: MonoTime, why: String) -> Option<Order> {
         let patience = HUNG_AFTER.max(self.failures.delay());
+        self.lives = facts.alive == Some(Said::Good);
+        let dead_since = match facts.alive {
+            None => Some(since),
+            Some(Said::Nothing) => self.dead_since,
+            Some(Said::Good) => {
+                self.dead_since = None;
+                let why = format!("answers, and is not ready: {why}");
+                self.phase = Phase::Unhealthy { since, why };
+                return None;
+            }
+            Some(Said::Bad { .. }) => Some(*self.dead_since.get_or_insert(facts.now)),
+        };
         self.phase = Phase::Unhealthy { since, why: why.clone() };
-        if facts.now.since(since) < patience {
-            self.wake = Some(since.plus(patience));
+        let dead_since = dead_since?;
+        if facts.now.since(dead_since) < patience {
+            self.wake = Some(dead_since.plus(patience));
             return None;
         }
         let seconds = facts.now.since(since).as_secs();
@@ -454,6 +590,7 @@ impl UnitRun {
             | Phase::Healthy { .. }
             | Phase::Unhealthy { .. } => {
                 self.failures.failures += 1;
+                self.count_fall(facts, why);
                 let mut delay = self.failures.delay();
                 if below == Below::Restarts && self.failures.failures <= SYSTEMD_TRIES_MAX {
                     delay += SYSTEMD_GRACE;
@@ -476,6 +613,15 @@ impl UnitRun {
             Phase::GivenUp { until, why, .. } => self.try_once_more(facts, until, why),
             _ => None,
         }
+    }
+
+    /// A fall counts against the unit's own state only while nothing else explains it.
+    fn count_fall(&mut self, facts: &Facts, why: &str) {
+        if facts.ready.is_ok() && !facts.lacks {
+            self.falls += 1;
+            self.vain += 1;
+        }
+        why.clone_into(&mut self.fell);
     }
 
     fn start_again(

@@ -19,6 +19,12 @@ use keelson_protocol::message::{ToAgent, ToCoordinator};
 use keelson_protocol::peer::{PeerAnswer, PeerSaid, PeerTarget};
 use keelson_protocol::{BootId, Generation, Incarnation, MachineId, MonoTime, SecretBytes, WallTime};
 
+mod configs;
+pub mod repair;
+
+pub use configs::*;
+use repair::Faults;
+
 /// How long any action takes.
 const ACTION_MS: u64 = 3;
 /// How long a oneshot runs.
@@ -48,6 +54,8 @@ pub struct Behaviour {
     pub crashes_after_ms: Option<u64>,
     /// It answers its probe so long after each start.
     pub healthy_after_ms: u64,
+    /// systemd counts it as starting for so long after each start.
+    pub settles_after_ms: Option<u64>,
     /// It lives and does not answer.
     pub hung: bool,
     pub oneshot: bool,
@@ -94,6 +102,7 @@ pub struct World {
     /// Actions and events so far.
     pub ticks: u64,
     pub link_validity: Validity,
+    pub faults: Faults,
 }
 
 pub fn machine() -> MachineId {
@@ -109,7 +118,7 @@ impl World {
         let link_validity = Validity { not_before: wall_of(0), not_after: wall_of(86_400_000) };
         let mut world = Self {
             now: 1_000,
-            core: restore(LedgerFound::Absent, 1, 1_000),
+            core: restore(LedgerFound::Absent, 1, 1_000, wall_of(1_000)),
             disk: None,
             disk_full: false,
             files: BTreeMap::new(),
@@ -140,6 +149,7 @@ impl World {
             steps: 0,
             ticks: 0,
             link_validity,
+            faults: Faults::default(),
         };
         world.give(Event::Woke);
         world.connect();
@@ -168,7 +178,7 @@ impl World {
     }
 
     fn give(&mut self, event: Event) {
-        let actions = self.core.handle(MonoTime(self.now), wall_of(self.now), event);
+        let actions = self.core.handle(MonoTime(self.now), self.wall(), event);
         self.actions.extend(actions);
     }
 
@@ -193,7 +203,7 @@ impl World {
         // The balancer lives in the agent, and so does what answers peers.
         self.balancer = None;
         self.answers_peers = None;
-        self.core = restore(ledger, self.boot, self.now);
+        self.core = restore(ledger, self.boot, self.now, self.wall());
         self.give(Event::Woke);
         if self.connected {
             self.connect();
@@ -242,6 +252,9 @@ impl World {
     fn tick(&mut self, end: u64) -> bool {
         self.ticks += 1;
         assert!(self.ticks < 3_000_000, "the core does not come to rest: {:#?}", self.core.status());
+        if self.play_reboot() {
+            return true;
+        }
         if let Some(action) = self.actions.pop_front() {
             self.carry_out(action);
             return true;
@@ -249,11 +262,14 @@ impl World {
         let wake = self.core.next_wake().0.max(self.now);
         let answer = self.answers.front().map_or(u64::MAX, |(at, _)| *at);
         let systemd = self.next_of_systemd();
-        let next = wake.min(answer).min(systemd);
+        let next = wake.min(answer).min(systemd).min(self.faults.reboot_at.unwrap_or(u64::MAX));
         if next > end {
             return false;
         }
         self.now = self.now.max(next);
+        if self.faults.reboot_at == Some(next) {
+            return true;
+        }
         if systemd <= answer.min(wake) {
             self.play_systemd();
         } else if answer <= wake {
@@ -376,8 +392,8 @@ impl World {
             ),
             Query::Routes => Observation::Routes(self.routes.clone()),
             Query::Pressure => Observation::Pressure(Pressure {
-                disk_used_percent: 10,
-                inodes_used_percent: 1,
+                disk_used_percent: self.faults.disk_percent.max(10),
+                inodes_used_percent: self.faults.inodes_percent.max(1),
                 memory_available_percent: 60,
             }),
         }
@@ -390,6 +406,7 @@ impl World {
         let active = match unit {
             FakeUnit { auto_restart_at: Some(_), .. } => Active::AutoRestart,
             FakeUnit { oneshot_ends_at: Some(_), .. } => Active::Settling,
+            FakeUnit { running: Some(_), .. } if self.settles(name) => Active::Settling,
             FakeUnit { exited: true, .. } => Active::Exited,
             FakeUnit { running: Some(_), .. } => Active::Running,
             _ => Active::Stopped,
@@ -398,9 +415,18 @@ impl World {
         UnitSeen { active, invocation, ended: unit.ended.clone() }
     }
 
+    fn settles(&self, name: &str) -> bool {
+        let after = self.behaviours.get(name).and_then(|behaviour| behaviour.settles_after_ms);
+        let since = self.started_at.get(name).copied().unwrap_or_default();
+        after.is_some_and(|after| self.now < since + after)
+    }
+
     fn probe(&self, probe: &ProbeSpec) -> Result<(), String> {
         if self.silent.contains(&probe.name) {
             return Err("connection refused".to_owned());
+        }
+        if let Some(text) = self.faults.says.get(&probe.name) {
+            return Err(text.clone());
         }
         // The probe of a unit has its name; all others ask something elsewhere.
         let Some(behaviour) = self.behaviours.get(&probe.name) else { return Ok(()) };
@@ -456,7 +482,9 @@ impl World {
             }
             Step::Stop { unit } => {
                 self.log.push(format!("stop {unit}"));
-                self.stop_by_hand(&unit);
+                if self.faults.unstoppable.as_ref() != Some(&unit) {
+                    self.stop_by_hand(&unit);
+                }
             }
             Step::MakeKey { certificate } => return Ok(StepOutput::SigningRequest(certificate.into_bytes())),
             Step::InstallCertificate { files, .. } => {
@@ -487,6 +515,7 @@ impl World {
                 self.log.push("answer peers".to_owned());
                 self.answers_peers = channel;
             }
+            Step::Act { of, act } => return self.act(&of, &act),
         }
         Ok(StepOutput::Done)
     }
@@ -646,115 +675,10 @@ impl World {
     }
 }
 
-fn restore(ledger: LedgerFound, boot: u128, now: u64) -> AgentCore {
+fn restore(ledger: LedgerFound, boot: u128, now: u64, wall: WallTime) -> AgentCore {
     let me = Me { machine: machine(), incarnation: Incarnation(1), boot: BootId(boot) };
     let start = Start { me, ledger, version: "0.1.0".to_owned(), seed: Seed(7) };
-    AgentCore::restore(start, MonoTime(now), wall_of(now))
-}
-
-// Configs.
-
-pub fn file(path: &str, text: &str) -> FileSpec {
-    FileSpec { path: path.to_owned(), mode: 0o600, content: FileContent::Text(text.to_owned()) }
-}
-
-pub fn probe(name: &str) -> ProbeSpec {
-    let target = ProbeTarget::Unix(format!("/run/{name}"));
-    ProbeSpec { name: name.to_owned(), target, expect: Expect::Answer, timeout_ms: 1_000 }
-}
-
-pub fn unit(name: &str, kind: UnitKind) -> UnitSpec {
-    UnitSpec {
-        name: name.to_owned(),
-        description: name.to_owned(),
-        kind,
-        command: vec!["/bin/program".to_owned(), name.to_owned()],
-        environment: Vec::new(),
-        hardening: Hardening::Server,
-        state_directories: vec![format!("/var/lib/{name}")],
-        delegate: false,
-        children_survive: false,
-        open_files_max: None,
-        stop_timeout_s: 10,
-        needs: Vec::new(),
-        health: (kind != UnitKind::Oneshot).then(|| probe(name)),
-        restart_on: Vec::new(),
-    }
-}
-
-/// A question about the node that only others can answer.
-pub fn node_check() -> UnitSpec {
-    UnitSpec {
-        command: Vec::new(),
-        state_directories: Vec::new(),
-        needs: vec![Need::Unit("kubelet.service".to_owned())],
-        health: Some(probe("node")),
-        ..unit("node-ready", UnitKind::Check)
-    }
-}
-
-pub fn certificate(name: &str) -> CertificateSpec {
-    CertificateSpec {
-        name: name.to_owned(),
-        certificate_path: format!("/var/lib/keelson/pki/{name}.crt"),
-        key_path: format!("/var/lib/keelson/pki/{name}.key"),
-        issuer: Issuer::Kubernetes,
-        common_name: name.to_owned(),
-        organizations: Vec::new(),
-        dns_names: Vec::new(),
-        addresses: Vec::new(),
-        usage: Usage::Client,
-        lifetime_s: 86_400,
-    }
-}
-
-/// A worker in small: a oneshot, a runtime, and a kubelet that needs both, an API server, a file and a certificate.
-pub fn worker(generation: u64) -> NodeConfig {
-    let mut runtime = unit("containerd.service", UnitKind::Notify);
-    runtime.restart_on = vec!["/var/lib/keelson/containerd.toml".to_owned()];
-    runtime.needs = vec![Need::Unit("prepare.service".to_owned())];
-    let mut kubelet = unit("kubelet.service", UnitKind::Exec);
-    kubelet.needs =
-        vec![Need::Unit("containerd.service".to_owned()), Need::Probe(probe("API server at 10.0.0.2:6443"))];
-    kubelet.restart_on = vec!["/var/lib/keelson/kubelet.yaml".to_owned(), "kubelet".to_owned()];
-    NodeConfig {
-        generation: Generation(generation),
-        machine: machine(),
-        incarnation: Incarnation(1),
-        cluster: "demo".parse().unwrap(),
-        release: "1.37.2".parse().unwrap(),
-        files: vec![
-            file("/var/lib/keelson/containerd.toml", "version = 3"),
-            file("/var/lib/keelson/kubelet.yaml", "a: 1"),
-            file("/var/lib/keelson/other", "x"),
-        ],
-        certificates: vec![certificate("kubelet")],
-        units: vec![kubelet, runtime, unit("prepare.service", UnitKind::Oneshot)],
-        routes: vec![RouteSpec {
-            destination: "10.200.2.0/24".parse().unwrap(),
-            via: "10.0.0.12".parse().unwrap(),
-        }],
-        balancer: Some(BalancerSpec {
-            listen: "127.0.0.1:6443".parse().unwrap(),
-            backends: vec!["10.0.0.2:6443".parse().unwrap()],
-            check: None,
-        }),
-        peers: Some(PeerSpec {
-            listen: "10.0.0.12:7447".parse().unwrap(),
-            key: SecretBytes::new(vec![7; 32]),
-            neighbours: neighbours(),
-        }),
-    }
-}
-
-/// Neighbours of the small worker.
-pub fn neighbours() -> Vec<PeerTarget> {
-    let target = |number: u8| PeerTarget {
-        machine: MachineId::new(format!("demo-worker-{number}")).unwrap(),
-        incarnation: Incarnation(u32::from(number)),
-        address: [10, 0, 0, 10 + number].into(),
-    };
-    [3, 4, 5].map(target).to_vec()
+    AgentCore::restore(start, MonoTime(now), wall)
 }
 
 /// A world whose programs behave as the small worker's do.

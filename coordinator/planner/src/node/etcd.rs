@@ -94,6 +94,8 @@ pub(crate) fn add(node: &mut Node) {
         kind: UnitKind::Notify,
         state_directories: vec![paths::ETCD_DATA.to_owned()],
         health: Some(http_probe("etcd", paths::ETCD_METRICS_PORT, "/readyz")),
+        // Without a quorum no member is ready; one that answers this waits for the others, and they for it.
+        alive: Some(http_probe("etcd itself", paths::ETCD_METRICS_PORT, "/livez")),
         restart_on: vec![paths::ETCD_CA.to_owned(), SERVER.to_owned(), PEER.to_owned()],
         ..base_unit("etcd", "etcd, the cluster's state", command)
     });

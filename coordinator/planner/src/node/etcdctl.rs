@@ -13,26 +13,14 @@ use super::etcd::{SERVER, client_url, member_url};
 use super::paths;
 
 /// How long etcd may take for one command: a healthy one answers in milliseconds, one without a quorum never.
-const COMMAND_TIMEOUT: &str = "3s";
+const COMMAND_TIMEOUT_S: u16 = 3;
 
 /// The commands that carry out `call` on a machine of `blueprint` that has a member, to run one after the other.
 #[must_use]
 pub fn etcd_commands(blueprint: &Blueprint, release: &ReleaseName, call: &EtcdCall) -> Vec<Vec<String>> {
-    let local = format!("https://127.0.0.1:{}", paths::ETCD_CLIENT_PORT);
+    let local = local();
     let all = || blueprint.with_role(Role::Etcd).map(client_url).collect::<Vec<_>>().join(",");
-    let command = |endpoints: &str, words: &[&str]| {
-        let mut command = vec![
-            format!("{}/bin/etcdctl", paths::release(release)),
-            format!("--endpoints={endpoints}"),
-            format!("--cacert={}", paths::ETCD_CA),
-            format!("--cert={}", paths::certificate(SERVER)),
-            format!("--key={}", paths::key(SERVER)),
-            format!("--command-timeout={COMMAND_TIMEOUT}"),
-            "--write-out=json".to_owned(),
-        ];
-        command.extend(words.iter().map(|word| (*word).to_owned()));
-        command
-    };
+    let command = |endpoints: &str, words: &[&str]| command(release, endpoints, COMMAND_TIMEOUT_S, words);
     match call {
         EtcdCall::Look => {
             vec![command(&local, &["endpoint", "status"]), command(&local, &["member", "list"])]
@@ -51,6 +39,29 @@ pub fn etcd_commands(blueprint: &Blueprint, release: &ReleaseName, call: &EtcdCa
             vec![command(&local, &["member", "remove", &member.to_string()])]
         }
     }
+}
+
+/// A command about this machine's own member, for the agent to run.
+pub(super) fn local_command(release: &ReleaseName, timeout_s: u16, words: &[&str]) -> Vec<String> {
+    command(release, &local(), timeout_s, words)
+}
+
+fn local() -> String {
+    format!("https://127.0.0.1:{}", paths::ETCD_CLIENT_PORT)
+}
+
+fn command(release: &ReleaseName, endpoints: &str, timeout_s: u16, words: &[&str]) -> Vec<String> {
+    let mut command = vec![
+        format!("{}/bin/etcdctl", paths::release(release)),
+        format!("--endpoints={endpoints}"),
+        format!("--cacert={}", paths::ETCD_CA),
+        format!("--cert={}", paths::certificate(SERVER)),
+        format!("--key={}", paths::key(SERVER)),
+        format!("--command-timeout={timeout_s}s"),
+        "--write-out=json".to_owned(),
+    ];
+    command.extend(words.iter().map(|word| (*word).to_owned()));
+    command
 }
 
 #[derive(Deserialize)]

@@ -131,6 +131,7 @@ pub(crate) fn base_unit(name: &str, description: &str, command: Vec<String>) -> 
         stop_timeout_s: STOP_TIMEOUT_S,
         needs: Vec::new(),
         health: None,
+        alive: None,
         restart_on: Vec::new(),
     }
 }

@@ -173,6 +173,13 @@ fn api_server(node: &mut Node) {
             paths::API_READY_PATH,
             paths::API_SERVER_NAME,
         )),
+        // Without etcd it is not ready, and a restart would make its clients connect anew for nothing.
+        alive: Some(https_probe(
+            "kube-apiserver itself",
+            paths::API_PORT,
+            "/livez?exclude=etcd",
+            paths::API_SERVER_NAME,
+        )),
         restart_on: [
             paths::ETCD_CA,
             paths::CLIENT_CA,

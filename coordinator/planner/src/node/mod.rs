@@ -10,6 +10,7 @@ mod kube;
 mod master;
 mod paths;
 mod peers;
+mod remedies;
 mod worker;
 
 use keelson_model::{Blueprint, BlueprintMachine, ClusterMaterial, Release, Role};
@@ -77,6 +78,8 @@ pub fn node_config(input: &NodeInput, id: &MachineId) -> Option<NodeConfig> {
         routes: Vec::new(),
         balancer: None,
         peers: Some(peers::spec(input, machine)),
+        remedies: Vec::new(),
+        lease: None,
     };
     let mut node = Node { input, machine, config: &mut config };
     node.authorities();
@@ -92,6 +95,8 @@ pub fn node_config(input: &NodeInput, id: &MachineId) -> Option<NodeConfig> {
         node.routes();
         worker::add(&mut node);
     }
+    // Last, because they name units.
+    remedies::add(&mut node);
     Some(config)
 }
 

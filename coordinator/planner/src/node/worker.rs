@@ -64,6 +64,9 @@ fn containerd_config(node: &Node) -> String {
         "version": 3,
         "root": "/var/lib/containerd",
         "state": "/run/containerd",
+        // With a damaged database containerd runs on and answers without this plugin, which is all that the kubelet needs of
+        // it: the kubelet would fall, and be mended, for its fault.
+        "required_plugins": ["io.containerd.grpc.v1.cri"],
         "plugins": {
             "io.containerd.cri.v1.images": {
                 "snapshotter": "overlayfs",

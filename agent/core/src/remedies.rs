@@ -1,0 +1,369 @@
+//! Remedies: what is done when starting a unit again is no help, as the config has it.
+//!
+//! One at a time. A remedy that begins is in the ledger first, and so is each act that is done, so that an agent that
+//! is killed between any two of them goes on where it was, and no restart gives back a budget. Which one comes next when
+//! one has not helped is decided by the order in the config and by the limits alone: the first has no more of its budget
+//! left, so the second is taken.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use keelson_protocol::config::NodeConfig;
+use keelson_protocol::health::EventKind;
+use keelson_protocol::remedy::{FENCE, RemedyAct, RemedyLimit, RemedySpec};
+use keelson_protocol::{MonoTime, WallTime};
+
+use crate::action::{Step, StepKey};
+use crate::core::AgentCore;
+use crate::desired::Desired;
+use crate::digest::Digest;
+use crate::event::StepOutput;
+use crate::ledger::{Progress, RemedyRecord};
+use crate::looks::Class;
+
+mod trigger;
+
+/// A failed act is tried so often; then it is left out and told.
+const ACT_TRIES_MAX: u32 = 3;
+/// Units that are held must be down by then: systemd kills after their own time to stop, which is half a minute.
+const HOLD_MAX: Duration = Duration::from_secs(180);
+/// A reboot that was ordered has begun to end programs; a machine that is still there then did not reboot.
+const REBOOT_MAX: Duration = Duration::from_secs(300);
+/// Longest word on what an act did, in bytes: all of them fit into the text of one event.
+const DID_BYTES_MAX: usize = 100;
+const HOUR: Duration = Duration::from_secs(3_600);
+const DAY: Duration = Duration::from_secs(86_400);
+
+/// What is known of remedies beside the ledger.
+#[derive(Debug, Default)]
+pub(crate) struct Remedies {
+    runs: BTreeMap<String, RemedyRun>,
+}
+
+#[derive(Debug, Default)]
+struct RemedyRun {
+    /// It is due, and begins then.
+    begins_at: Option<MonoTime>,
+    /// That its budget is used up was told.
+    withheld: bool,
+    /// How often the act in hand failed.
+    tries: u32,
+    /// Since when its units are being stopped.
+    holding: Option<MonoTime>,
+    /// When the machine was told to reboot.
+    rebooting: Option<MonoTime>,
+    /// Since when all acts are done.
+    settling: Option<MonoTime>,
+}
+
+/// Why a remedy does not begin.
+enum Held {
+    /// The last time was a moment ago.
+    Cooling,
+    /// Its budget is used up, in words.
+    Spent(String),
+}
+
+/// Identifies a remedy: one that was begun is not gone on with as another one.
+fn digest(spec: &RemedySpec) -> Digest {
+    Digest::of(&postcard::to_stdvec(spec).expect("a specification has no type that postcard cannot write"))
+}
+
+impl AgentCore {
+    pub(crate) fn reconcile_remedies(&mut self, config: &NodeConfig, desired: &Desired) {
+        self.ask_for_triggers(config);
+        // A machine that gave up its work has nothing to mend before it may take it up again.
+        if self.ledger.fence.is_some() {
+            return;
+        }
+        match self.remedy_under_way() {
+            Some(name) => self.go_on(config, desired, &name),
+            None => self.begin_one(config, desired),
+        }
+    }
+
+    fn remedy_under_way(&self) -> Option<String> {
+        let mut records = self.ledger.remedies.iter();
+        records.find(|(_, record)| record.progress.is_some()).map(|(name, _)| name.clone())
+    }
+
+    /// Whether no remedy is under way.
+    pub(crate) fn mends_nothing(&self) -> bool {
+        self.remedy_under_way().is_none()
+    }
+
+    /// The remedy under way, while its acts are not all done.
+    fn acting<'a>(&self, config: &'a NodeConfig) -> Option<(&'a RemedySpec, &Progress)> {
+        let (name, record) = self.ledger.remedies.iter().find(|(_, record)| record.progress.is_some())?;
+        let spec = config.remedies.iter().find(|spec| spec.name == *name)?;
+        let progress = record.progress.as_ref()?;
+        (progress.spec == digest(spec) && usize::from(progress.done) < spec.acts.len())
+            .then_some((spec, progress))
+    }
+
+    /// What holds a unit down, in words; `None` when nothing does.
+    pub(crate) fn held_for(&self, config: &NodeConfig, unit: &str) -> Option<String> {
+        if self.is_fenced_off(config, unit) {
+            return Some("somebody to reach: this machine is cut off and has given up its work".to_owned());
+        }
+        let (spec, _) = self.acting(config)?;
+        spec.hold.iter().any(|held| held == unit).then(|| format!("the end of remedy {}", spec.name))
+    }
+
+    /// What is done at the moment beyond the units, in words.
+    pub(crate) fn remedy_status(&self) -> Option<String> {
+        let config = self.ledger.config.as_ref()?;
+        match self.acting(config) {
+            Some((spec, progress)) => {
+                Some(format!("{}: {} of {} acts are done", spec.name, progress.done, spec.acts.len()))
+            }
+            None => {
+                self.remedy_under_way().map(|name| format!("{name}: done; waits to see whether it helped"))
+            }
+        }
+    }
+
+    /// These units begin anew when they are next started, oneshots included.
+    pub(crate) fn forget_starts(&mut self, units: &[String]) {
+        for name in units {
+            let Some(record) = self.ledger.units.get_mut(name) else { continue };
+            record.done = None;
+            if let Some(start) = &mut record.start {
+                start.inputs = Digest::of_nothing();
+            }
+        }
+    }
+
+    /// The first of these that is not known to be stopped.
+    pub(crate) fn first_up<'a>(&self, units: &'a [String]) -> Option<&'a String> {
+        let down =
+            |name: &String| self.is_known_stopped(name) && !self.is_in_flight(&StepKey::Unit(name.clone()));
+        units.iter().find(|name| !down(name))
+    }
+
+    fn begin_one(&mut self, config: &NodeConfig, desired: &Desired) {
+        // Where nothing may be done any more, the last resort is what somebody must know of.
+        let mut withheld = None;
+        for spec in &config.remedies {
+            let Some(cause) = self.cause_of(spec, desired) else {
+                self.remedies.runs.remove(&spec.name);
+                continue;
+            };
+            let begins_at = self.begins_at(spec);
+            if begins_at > self.now.mono {
+                self.wake_at(begins_at);
+                continue;
+            }
+            match self.budget(&spec.name, spec.limit) {
+                Ok(()) => return self.begin(spec, cause.words),
+                Err(Held::Cooling) => {}
+                Err(Held::Spent(outcome)) if cause.grave => {
+                    withheld = Some((&spec.name, cause.words, outcome));
+                }
+                Err(Held::Spent(_)) => {}
+            }
+        }
+        if let Some((name, cause, outcome)) = withheld {
+            let run = self.remedies.runs.entry(name.clone()).or_default();
+            if !std::mem::replace(&mut run.withheld, true) {
+                self.note(EventKind::RepairWithheld, name, &cause, &outcome);
+            }
+        }
+    }
+
+    fn begins_at(&mut self, spec: &RemedySpec) -> MonoTime {
+        let run = self.remedies.runs.entry(spec.name.clone()).or_default();
+        match run.begins_at {
+            Some(at) => at,
+            None => {
+                let spread = Duration::from_secs(spec.limit.spread_s.into());
+                let wait = if spread.is_zero() { spread } else { self.seed.jitter(spread) };
+                *run.begins_at.insert(self.now.mono.plus(wait))
+            }
+        }
+    }
+
+    /// Whether the limit allows one more, by the wall clock, because it must hold over reboots.
+    fn budget(&mut self, name: &str, limit: RemedyLimit) -> Result<(), Held> {
+        let now = self.now.wall;
+        let Some(record) = self.ledger.remedies.get_mut(name) else { return Ok(()) };
+        record.forget(now);
+        let count = |within: Duration| record.begun.iter().filter(|at| now.since(**at) < within).count();
+        let spent = |count: usize, period: &str| {
+            let outcome =
+                format!("not made: it was made {count} times within {period}, and no more is allowed");
+            Err(Held::Spent(outcome))
+        };
+        let (hour, day) = (count(HOUR), count(DAY));
+        if day >= usize::from(limit.per_day_max) {
+            return spent(day, "a day");
+        }
+        if hour >= usize::from(limit.per_hour_max) {
+            return spent(hour, "an hour");
+        }
+        let cooldown = Duration::from_secs(limit.cooldown_s.into());
+        if record.begun.back().is_some_and(|last| now.since(*last) < cooldown) {
+            return Err(Held::Cooling);
+        }
+        Ok(())
+    }
+
+    fn begin(&mut self, spec: &RemedySpec, cause: String) {
+        let record = self.ledger.remedies.entry(spec.name.clone()).or_default();
+        record.begun.push_back(self.now.wall);
+        let progress = Progress { spec: digest(spec), boot: self.me.boot, done: 0, cause, did: Vec::new() };
+        record.progress = Some(progress);
+        self.remedies.runs.insert(spec.name.clone(), RemedyRun::default());
+        self.forget_starts(&spec.hold);
+        self.persist_now();
+    }
+
+    fn go_on(&mut self, config: &NodeConfig, desired: &Desired, name: &str) {
+        let progress = self.ledger.remedies.get(name).and_then(|record| record.progress.as_ref());
+        let Some((begun, done)) = progress.map(|progress| (progress.spec, usize::from(progress.done))) else {
+            return;
+        };
+        let spec = config.remedies.iter().find(|spec| spec.name == name && digest(spec) == begun);
+        match spec.map(|spec| (spec, spec.acts.get(done))) {
+            None => {
+                self.finish(name, EventKind::Repaired, "given up, because the config has another one now")
+            }
+            Some((spec, Some(act))) => self.go_on_with(spec, act),
+            Some((spec, None)) => self.await_help(spec, desired),
+        }
+    }
+
+    fn go_on_with(&mut self, spec: &RemedySpec, act: &RemedyAct) {
+        let (now, key) = (self.now.mono, StepKey::Act(spec.name.clone()));
+        if let Some(unit) = self.first_up(&spec.hold) {
+            let run = self.remedies.runs.entry(spec.name.clone()).or_default();
+            if now.since(*run.holding.get_or_insert(now)) >= HOLD_MAX {
+                let words = format!("given up: {unit} was not down after {} s", HOLD_MAX.as_secs());
+                self.finish(&spec.name, EventKind::RepairFailed, &words);
+            }
+            return;
+        }
+        if *act == RemedyAct::Reboot && !self.reboot_is_due(&spec.name) {
+            return;
+        }
+        if self.free(&key) {
+            self.run(Step::Act { of: spec.name.clone(), act: act.clone() });
+        }
+    }
+
+    /// Whether the reboot is still to be ordered; one that has happened is an act that is done.
+    fn reboot_is_due(&mut self, name: &str) -> bool {
+        let now = self.now.mono;
+        let record = self.ledger.remedies.get(name).and_then(|record| record.progress.as_ref());
+        let Some(progress) = record else { return false };
+        if progress.boot != self.me.boot {
+            self.act_is_over(name, "the machine was rebooted");
+            return false;
+        }
+        let cause = progress.cause.clone();
+        let run = self.remedies.runs.entry(name.to_owned()).or_default();
+        match run.rebooting {
+            Some(at) if now.since(at) < REBOOT_MAX => false,
+            Some(_) => true,
+            None => {
+                run.rebooting = Some(now);
+                self.note(EventKind::Repaired, name, &cause, "the machine is rebooted");
+                // An agent that is killed by the reboot must find it in its ledger.
+                self.persist_now();
+                true
+            }
+        }
+    }
+
+    pub(crate) fn act_done(&mut self, name: &str, result: Result<StepOutput, String>) {
+        if name == FENCE {
+            return self.fence_done(&result);
+        }
+        let now = self.now.mono;
+        let run = self.remedies.runs.entry(name.to_owned()).or_default();
+        match result {
+            Ok(_) if run.rebooting.is_some() => run.rebooting = Some(now),
+            Ok(StepOutput::Said(words)) => self.act_is_over(name, &words),
+            Ok(_) => self.act_is_over(name, ""),
+            Err(why) => {
+                run.tries += 1;
+                if run.tries >= ACT_TRIES_MAX {
+                    self.act_is_over(name, &format!("left out after {ACT_TRIES_MAX} tries: {why}"));
+                }
+            }
+        }
+    }
+
+    fn act_is_over(&mut self, name: &str, words: &str) {
+        self.remedies.runs.entry(name.to_owned()).or_default().tries = 0;
+        let record = self.ledger.remedies.get_mut(name).and_then(|record| record.progress.as_mut());
+        let Some(progress) = record else { return };
+        progress.done = progress.done.saturating_add(1);
+        if !words.is_empty() {
+            progress.did.push(words[..words.floor_char_boundary(DID_BYTES_MAX)].to_owned());
+        }
+        self.persist_now();
+    }
+
+    /// All is done: now it must help.
+    fn await_help(&mut self, spec: &RemedySpec, desired: &Desired) {
+        let now = self.now.mono;
+        let run = self.remedies.runs.entry(spec.name.clone()).or_default();
+        let since = match run.settling {
+            Some(since) => since,
+            None => {
+                run.settling = Some(now);
+                self.forget_answers(spec);
+                self.look_again(Class::Pressure);
+                self.look_again(Class::Units);
+                return;
+            }
+        };
+        let took = now.since(since);
+        let verdicts: Vec<Option<bool>> =
+            spec.when.iter().map(|trigger| self.is_over(trigger, since)).collect();
+        if verdicts.iter().all(|verdict| *verdict == Some(true)) {
+            let words = format!("it helped after {} s", took.as_secs());
+            return self.finish(&spec.name, EventKind::Repaired, &words);
+        }
+        let patient = took < Duration::from_secs(spec.limit.settle_s.into());
+        if patient && !verdicts.contains(&Some(false)) {
+            return;
+        }
+        match self.cause_of(spec, desired) {
+            Some(cause) if cause.grave => {
+                let words = format!("it did not help: {}", cause.words);
+                self.finish(&spec.name, EventKind::RepairFailed, &words);
+            }
+            Some(cause) => self.finish(&spec.name, EventKind::Repaired, &format!("still {}", cause.words)),
+            None => self.finish(&spec.name, EventKind::Repaired, "whether it helped is not known yet"),
+        }
+    }
+
+    fn finish(&mut self, name: &str, kind: EventKind, words: &str) {
+        let record = self.ledger.remedies.get_mut(name).and_then(|record| record.progress.take());
+        let Some(progress) = record else { return };
+        let did =
+            if progress.did.is_empty() { String::new() } else { format!("; {}", progress.did.join(", ")) };
+        self.note(kind, name, &progress.cause, &format!("{words}{did}"));
+        self.remedies.runs.remove(name);
+        self.look_again(Class::Units);
+        self.persist_now();
+    }
+
+    /// Records of remedies that no config has any more go with it; one under way is first told.
+    pub(crate) fn forget_remedies(&mut self) {
+        let Some(config) = &self.ledger.config else { return };
+        let wanted = |name: &String| config.remedies.iter().any(|spec| spec.name == *name);
+        self.ledger.remedies.retain(|name, record| wanted(name) || record.progress.is_some());
+    }
+}
+
+impl RemedyRecord {
+    /// Drops what is older than every limit, and believes no moment that is still to come: a clock that was ahead must
+    /// not withhold repairs until its time has come.
+    fn forget(&mut self, now: WallTime) {
+        let in_time = |at: &WallTime| now.since(*at) < DAY;
+        self.begun = self.begun.iter().map(|at| (*at).min(now)).filter(in_time).collect::<VecDeque<_>>();
+    }
+}

@@ -1,0 +1,182 @@
+//! A machine that is cut off gives up its work, and takes it up again.
+
+#![allow(clippy::unwrap_used, reason = "all of this is test code")]
+
+mod support;
+
+use keelson_protocol::Generation;
+use keelson_protocol::health::{EventKind, NodeState, UnitState};
+use keelson_protocol::peer::PeerSaid;
+use support::repair::*;
+use support::*;
+
+const ANSWERED: PeerSaid = PeerSaid::Answered { round_trip_us: 200 };
+const ENDED: &str = "fence: ended kubepods";
+
+/// Cuts the machine off from everything.
+fn cut(world: &mut World) {
+    world.peers_say(&PeerSaid::Silent);
+    world.silent.insert("API server".to_owned());
+    world.silent.insert("API server at 10.0.0.2:6443".to_owned());
+    world.disconnect();
+}
+
+fn runs(world: &World, unit: &str) -> bool {
+    world.units.get(unit).is_some_and(|unit| unit.running.is_some())
+}
+
+fn fenced() -> (World, keelson_protocol::config::NodeConfig) {
+    let (mut world, config) = remedied_and_ready();
+    cut(&mut world);
+    world.run_for(120_000);
+    assert!(world.core.fenced_since().is_some());
+    (world, config)
+}
+
+#[test]
+fn a_machine_that_nobody_reaches_stops_its_work_after_its_lease_and_not_before() {
+    let (mut world, _) = remedied_and_ready();
+    cut(&mut world);
+    // Two rounds of silent neighbours make it alone after ten seconds, three answers of the API server are bad ten
+    // seconds later, and then its lease of a minute begins to run.
+    world.run_for(78_000);
+    assert!(runs(&world, "kubelet.service") && world.acts().is_empty());
+    world.run_for(10_000);
+    assert_eq!(world.acts(), [ENDED]);
+    assert!(!runs(&world, "kubelet.service") && !runs(&world, "containerd.service"));
+    let stop = |unit: &str| world.log.iter().position(|line| *line == format!("stop {unit}")).unwrap();
+    let ended = world.log.iter().position(|line| line == ENDED).unwrap();
+    assert!(stop("kubelet.service") < ended && stop("containerd.service") < ended, "{:#?}", world.log);
+    world.run_for(3_600_000);
+    assert_eq!(world.acts(), [ENDED], "once");
+    assert!(!runs(&world, "kubelet.service"));
+    assert_eq!(world.core.state(), NodeState::Degraded);
+    let kubelet = world.core.status().units.remove(0);
+    assert!(matches!(&kubelet.state, UnitState::Waiting { on } if on.contains("cut off")), "{kubelet:?}");
+}
+
+#[test]
+fn it_takes_its_work_up_again_when_any_of_the_three_answers() {
+    fn check(back: fn(&mut World), cause: &str) {
+        let (mut world, config) = fenced();
+        back(&mut world);
+        world.run_for(10_000);
+        assert_eq!(world.core.fenced_since(), None, "{cause}");
+        world.silent.clear();
+        world.peers_say(&ANSWERED);
+        world.connect();
+        world.run_until_ready(60_000);
+        world.run_for(5_000);
+        world.assert_converged(&config);
+        assert_eq!(world.events_of(EventKind::Fenced).len(), 1);
+        let lifted = world.events_of(EventKind::FenceLifted);
+        assert!(
+            lifted[0].starts_with(&format!("fence: {cause} -> what was stopped is started")),
+            "{lifted:#?}"
+        );
+        assert_eq!(world.events_of(EventKind::UnitFailed), [] as [&str; 0], "nothing fell");
+    }
+    check(World::connect, "the coordinator is back");
+    check(|world| world.peers_say(&ANSWERED), "a neighbour can be reached again");
+    check(|world| world.silent.clear(), "API server answers again");
+}
+
+#[test]
+fn one_of_the_three_is_enough_to_go_on() {
+    fn check(spared: fn(&mut World)) {
+        let (mut world, config) = remedied_and_ready();
+        cut(&mut world);
+        spared(&mut world);
+        world.run_for(3_600_000);
+        assert_eq!(world.core.fenced_since(), None);
+        world.assert_converged(&config);
+    }
+    check(World::connect);
+    check(|world| world.peers_say(&ANSWERED));
+    check(|world| world.peers_say(&PeerSaid::Refused));
+    check(|world| world.silent.clear());
+}
+
+#[test]
+fn a_machine_without_neighbours_or_without_a_lease_goes_on() {
+    fn check(change: fn(&mut keelson_protocol::config::NodeConfig)) {
+        let (mut world, mut config) = remedied_and_ready();
+        config.generation = Generation(2);
+        change(&mut config);
+        world.offer(&config);
+        world.run_until_ready(10_000);
+        cut(&mut world);
+        world.run_for(3_600_000);
+        assert_eq!(world.core.fenced_since(), None);
+        world.assert_converged(&config);
+    }
+    check(|config| config.peers.as_mut().unwrap().neighbours.clear());
+    check(|config| config.peers = None);
+    check(|config| config.lease = None);
+}
+
+#[test]
+fn a_lease_that_was_renewed_begins_anew() {
+    let (mut world, _) = remedied_and_ready();
+    cut(&mut world);
+    for _ in 0..20 {
+        world.run_for(60_000);
+        world.silent.remove("API server");
+        world.run_for(10_000);
+        world.silent.insert("API server".to_owned());
+    }
+    assert_eq!(world.core.fenced_since(), None);
+}
+
+#[test]
+fn the_fence_holds_over_kills_and_reboots() {
+    let (mut world, _) = fenced();
+    for reboots in [false, true, false] {
+        world.log.clear();
+        if reboots {
+            world.reboot();
+        } else {
+            world.kill_agent();
+        }
+        world.run_for(600_000);
+        assert!(!runs(&world, "kubelet.service") && !runs(&world, "containerd.service"));
+        assert!(!world.log.iter().any(|line| line.starts_with("start kubelet")), "{:#?}", world.log);
+        assert_eq!(world.core.state(), NodeState::Degraded);
+    }
+    world.silent.clear();
+    world.peers_say(&ANSWERED);
+    world.run_until_ready(60_000);
+    world.connect();
+    world.run_for(10_000);
+    assert_eq!(world.events_of(EventKind::Fenced).len(), 1, "told once");
+}
+
+#[test]
+fn a_kill_at_any_moment_of_fencing_leaves_nothing_running() {
+    for ticks in (0..160).step_by(3) {
+        let (mut world, config) = remedied_and_ready();
+        cut(&mut world);
+        world.run_for(79_000);
+        world.run_ticks(ticks);
+        world.kill_agent();
+        world.run_for(120_000);
+        assert!(world.core.fenced_since().is_some(), "after {ticks} ticks");
+        assert!(
+            !runs(&world, "kubelet.service") && !runs(&world, "containerd.service"),
+            "after {ticks} ticks"
+        );
+        assert!(world.acts().contains(&ENDED), "after {ticks} ticks");
+        world.silent.clear();
+        world.peers_say(&ANSWERED);
+        world.run_until_ready(60_000);
+        world.assert_converged(&config);
+    }
+}
+
+#[test]
+fn nothing_is_mended_while_the_machine_has_given_up_its_work() {
+    let (mut world, _) = fenced();
+    world.faults.disk_percent = 95;
+    world.run_for(600_000);
+    assert_eq!(world.acts(), [ENDED]);
+}

@@ -1,0 +1,37 @@
+//! Acts of remedies: one at a time, each bounded, each as good done twice as done once.
+
+use keelson_protocol::remedy::RemedyAct;
+
+use crate::error::HostError;
+use crate::systemd::Systemd;
+use crate::{blocking, files};
+
+mod cgroups;
+mod command;
+mod sweep;
+mod trees;
+
+/// Does one act; what it did, in a few words, or nothing when there was nothing to do.
+pub(crate) async fn run(act: RemedyAct, systemd: &Systemd) -> Result<String, HostError> {
+    match act {
+        RemedyAct::Run { command, argument, done_when, timeout_s } => {
+            command::run(command, argument.as_ref(), done_when.as_deref(), timeout_s).await
+        }
+        RemedyAct::EndProcesses { cgroups } => cgroups::end_processes(&cgroups).await,
+        RemedyAct::Unmount { below } => blocking(move || trees::unmount(&below)).await,
+        RemedyAct::MoveAside { directory } => blocking(move || trees::move_aside(directory.as_ref())).await,
+        RemedyAct::RemoveAside { directories } => blocking(move || trees::remove_aside(&directories)).await,
+        RemedyAct::RemoveFiles { paths } => {
+            blocking(move || files::remove_all(&paths).map(|()| format!("removed {}", paths.join(", "))))
+                .await
+        }
+        RemedyAct::RemoveOld { directory, name_contains, age_min_s } => {
+            blocking(move || trees::remove_old(directory.as_ref(), &name_contains, age_min_s)).await
+        }
+        RemedyAct::Sweep { list, used, source, source_says, remove, timeout_s } => {
+            let tables = sweep::Tables { list, used, source, source_says, remove };
+            sweep::sweep(tables, timeout_s).await
+        }
+        RemedyAct::Reboot => systemd.reboot().await.map(|()| String::new()),
+    }
+}
