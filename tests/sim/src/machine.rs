@@ -8,6 +8,7 @@ use keelson_agent_core::{
     Action, AgentCore, Event, Ledger, LedgerFound, Look, Me, PeerChannel, Seed, Start, Step,
 };
 use keelson_protocol::peer::{PeerAnswer, PeerSaid, PeerTarget};
+use keelson_protocol::remedy::RemedyAct;
 use keelson_protocol::{BootId, ClusterName, Generation, Incarnation, MachineId, MonoTime, SecretBytes};
 
 use crate::check::Checker;
@@ -353,6 +354,9 @@ impl World {
     }
 
     fn run_step(&mut self, ix: Ix, step: Step) {
+        if let Step::Act { act: RemedyAct::Reboot, .. } = step {
+            return self.reboots_itself(ix);
+        }
         let key = step.key();
         let fails = self.stormy && self.machines[ix].random.chance(self.weather.step_fails_permille);
         // A step that is told to have failed may have happened all the same.
@@ -373,6 +377,16 @@ impl World {
         }
         let wait = self.machines[ix].random.between(2, 30);
         self.answer(ix, wait, Event::StepDone { key, result });
+    }
+
+    /// Some infrastructures start a machine again that ends by itself, others leave it off.
+    fn reboots_itself(&mut self, ix: Ix) {
+        self.told(ix, "reboots itself");
+        if self.machines[ix].random.chance(500) {
+            self.reboot(ix);
+        } else {
+            self.lose_power(ix);
+        }
     }
 
     /// A program of etcd that serves is taken away for a moment.

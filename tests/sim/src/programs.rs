@@ -25,6 +25,9 @@ const KUBELET_PORT: u16 = 10248;
 const PROXY_PORT: u16 = 10256;
 const DNS_PORT: u16 = 53;
 
+/// Where programs say whether they live, whatever others do.
+const LIVE_PATH: &str = "/livez";
+
 const ETCD: &str = "etcd.service";
 const API_SERVER: &str = "kube-apiserver.service";
 const KUBELET: &str = "kubelet.service";
@@ -310,6 +313,8 @@ impl World {
     fn probe_http(&mut self, ix: Ix, address: SocketAddr, path: &str, expect: &Expect) -> bool {
         let host = &self.machines[ix].host;
         match address.port() {
+            ETCD_METRICS_PORT if path.starts_with(LIVE_PATH) => host.serves(ETCD),
+            API_PORT if path.starts_with(LIVE_PATH) => host.serves(API_SERVER),
             ETCD_METRICS_PORT => host.serves(ETCD) && self.etcd_serves(&self.machines[ix].cluster, ix),
             API_PORT => self.api_serves(ix),
             CONTROLLER_MANAGER_PORT => host.serves("kube-controller-manager.service"),
