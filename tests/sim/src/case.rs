@@ -209,14 +209,14 @@ pub enum FaultKind {
 }
 
 impl FaultKind {
-    /// Kinds that seeds draw from. A lost disk is not among them yet: nothing in Keelson makes such a machine anew, so no
-    /// run with one could come to its end. It can be asked for in scripts and replay files.
-    pub const DRAWN: [Self; 13] = [
+    /// Kinds that seeds draw from.
+    pub const DRAWN: [Self; 14] = [
         Self::PowerLoss,
         Self::Reboot,
         Self::Freeze,
         Self::AgentCrash,
         Self::DiskFull,
+        Self::DiskLost,
         Self::UnitCrash,
         Self::UnitHang,
         Self::ClockJump,

@@ -24,6 +24,8 @@ pub enum Checker {
     Bounds,
     /// No node is evacuated whose machine has power.
     Evacuation,
+    /// No machine's power is taken away that works and can be heard.
+    Repair,
     /// What is sent arrives as it was.
     Codec,
     /// When nothing goes wrong any more, everything becomes as it shall be.
@@ -60,6 +62,8 @@ pub(crate) const NOTICED_AFTER_MS: u64 = 30_000;
 /// An agent asks a unit in trouble once a second, and waits three seconds for the answer: a quorum that is younger than
 /// this, in milliseconds, may not have been noticed.
 pub(crate) const QUORUM_NOTICED_MS: u64 = 5_000;
+/// A machine that has worked and was heard for so long is known to be well, in milliseconds.
+pub(crate) const WELL_AFTER_MS: u64 = 30_000;
 /// How often members are looked at, in milliseconds.
 pub(crate) const SAMPLE_EVERY_MS: u64 = 5_000;
 /// How often the provider's machines are compared with the blueprints, in milliseconds.

@@ -288,6 +288,9 @@ impl World {
 
     pub(crate) fn provider_call(&mut self, life: u32, id: CallId, call: ProviderCall) {
         let (words, machine) = (infrastructure::words(&call), infrastructure::machine_of(&call));
+        if let ProviderCall::Fence { machine, .. } = &call {
+            self.check_fence(machine);
+        }
         let weather = if self.stormy { self.weather.clone() } else { crate::case::Weather::default() };
         let result = self.infrastructure.call(call, &weather, self.now);
         if let Some(call) = words {

@@ -7,14 +7,16 @@ use std::net::Ipv4Addr;
 use keelson_agent_core::{
     Action, AgentCore, Event, Ledger, LedgerFound, Look, Me, PeerChannel, Seed, Start, Step,
 };
+use keelson_protocol::health::NodeState;
 use keelson_protocol::peer::{PeerAnswer, PeerSaid, PeerTarget};
 use keelson_protocol::remedy::RemedyAct;
 use keelson_protocol::{BootId, ClusterName, Generation, Incarnation, MachineId, MonoTime, SecretBytes};
 
-use crate::check::Checker;
+use crate::check::{Checker, WELL_AFTER_MS};
 use crate::clock::Clock;
 use crate::host::{Host, UnitNews};
-use crate::link::Link;
+use crate::link::{Link, Stand};
+use crate::network::End;
 use crate::rng::Stream;
 use crate::trace::Decision;
 use crate::world::{Ix, SimEvent, World};
@@ -56,6 +58,8 @@ pub(crate) struct Machine {
     pub(crate) link: Link,
     /// What came while it stood still.
     pub(crate) backlog: Vec<SimEvent>,
+    /// Since when it works and is heard, as far as it was looked at.
+    pub(crate) well_since: Option<u64>,
     /// The agent is killed before so many more actions.
     pub(crate) dies_after: Option<u32>,
     /// The newest generation that its agent has written down, over all its lives.
@@ -112,6 +116,7 @@ impl Machine {
             agent: None,
             link: Link::default(),
             backlog: Vec::new(),
+            well_since: None,
             dies_after: None,
             kept: None,
             latency_ms: net.between(1, 5),
@@ -133,6 +138,39 @@ impl World {
     /// Whether a machine runs and its agent lives.
     pub(crate) fn machine_hears(&self, ix: Ix) -> bool {
         self.machines[ix].power == Power::On && self.machines[ix].agent.is_some()
+    }
+
+    /// Whether a machine works and its heartbeats arrive.
+    fn is_well(&self, ix: Ix) -> bool {
+        let machine = &self.machines[ix];
+        let ready = |agent: &Agent| agent.core.state() == NodeState::Ready;
+        machine.power == Power::On
+            && machine.agent.as_ref().is_some_and(ready)
+            && self.coordinator_lives()
+            && matches!(machine.link.stand, Stand::Up(session) if self.coordinator.sessions.contains(&session))
+            && self.network.passes(self.end(ix), End::Coordinator)
+    }
+
+    pub(crate) fn sample_wellness(&mut self) {
+        let machines: Vec<Ix> = self.by_id.values().copied().collect();
+        for ix in machines {
+            let well = self.is_well(ix);
+            let machine = &mut self.machines[ix];
+            machine.well_since = well.then(|| machine.well_since.unwrap_or(self.now));
+        }
+    }
+
+    /// A machine's power is about to be taken away.
+    pub(crate) fn check_fence(&mut self, id: &MachineId) {
+        let Some(ix) = self.by_id.get(id).copied() else { return };
+        if self.machines[ix].power != Power::On {
+            return;
+        }
+        self.check_member_act(ix, "it is fenced");
+        let known = self.machines[ix].well_since.is_some_and(|since| since + WELL_AFTER_MS <= self.now);
+        if known && self.is_well(ix) {
+            self.violate(Checker::Repair, format!("{id} is fenced, and works"));
+        }
     }
 
     pub(crate) fn start_agent(&mut self, ix: Ix, boot: u32) {
