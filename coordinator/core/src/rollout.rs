@@ -8,7 +8,7 @@ use keelson_planner::Quorum;
 use keelson_planner::node::{HostTraits, NodeInput, node_config};
 use keelson_protocol::config::{NodeConfig, UnitKind};
 use keelson_protocol::message::ToAgent;
-use keelson_protocol::{ClusterName, MachineId};
+use keelson_protocol::{ClusterName, Generation, MachineId};
 use ring::digest;
 
 use crate::row::SentConfig;
@@ -112,7 +112,10 @@ impl CoordinatorCore {
         let unsettled = |planned: &&BlueprintMachine| {
             let machine = self.machines.get(&planned.id);
             let settled = machine.is_some_and(|machine| {
-                machine.row.sent.as_ref().is_some_and(|sent| machine.is_ready_with(sent.generation))
+                // What was sent and is not there was lost with its session: then what the machine has counts, or two
+                // that lost theirs would wait for each other for ever.
+                let has = |sent: Generation| machine.told.map_or(sent, |told| told.min(sent));
+                machine.row.sent.as_ref().is_some_and(|sent| machine.is_ready_with(has(sent.generation)))
             });
             planned.id != *id && !planned.leaving && in_control_plane(planned) && !settled
         };
