@@ -1,14 +1,14 @@
 //! Machines on their way out: what still depends on them is taken away first. Pods are moved, volumes detached, the node
 //! and the etcd member removed; then the machine is let go.
 
-use keelson_model::kubernetes::{DrainForce, DrainState, KubeAnswer, KubeCall, KubeFailure};
+use keelson_model::kubernetes::{Cordon, DrainForce, DrainState, KubeAnswer, KubeCall, KubeFailure};
 use keelson_model::{
     BlueprintMachine, DrainThen, FleetEvent, LeaveStep, MachinePhase, Role, Severity, Standing,
 };
 use keelson_protocol::{ClusterName, MachineId};
 
 use crate::limits::DRAINS_AT_ONCE_PERCENT;
-use crate::state::{CoordinatorCore, Now};
+use crate::state::{Cluster, CoordinatorCore, Machine, Now};
 
 /// How far a leaving machine's node is.
 #[derive(Debug, Clone, Default)]
@@ -17,6 +17,8 @@ pub struct Parting {
     pub drain: Option<DrainState>,
     /// Why the last call failed.
     pub error: Option<KubeFailure>,
+    /// Whether a drain was asked for. Its answer may be lost though it has begun.
+    pub(crate) asked: bool,
     /// Whether its pods and volumes are gone.
     drained: bool,
     /// Whether Kubernetes has forgotten it.
@@ -69,7 +71,7 @@ impl CoordinatorCore {
         if matches!(machine.row.phase, MachinePhase::Off { .. }) {
             return Some(KubeCall::Evacuate { node });
         }
-        if machine.parting.drain.is_none() && !self.may_begin_drain(name) {
+        if !has_begun(cluster, machine) && !self.may_begin_drain(name) {
             return None;
         }
         let since = machine.row.leaving_since.unwrap_or(now.wall);
@@ -81,14 +83,17 @@ impl CoordinatorCore {
         Some(KubeCall::Drain { node, force })
     }
 
-    /// Drains go on side by side as long as they leave most of the cluster alone.
+    /// Drains go on side by side as long as they leave most of the cluster alone. What an earlier process has begun is known
+    /// only once the nodes were looked at.
     fn may_begin_drain(&self, name: &ClusterName) -> bool {
-        let Some(cluster) = self.clusters.get(name) else { return false };
+        let Some(cluster) = self.clusters.get(name).filter(|cluster| cluster.kube.looked.is_some()) else {
+            return false;
+        };
         let nodes = cluster.row.blueprint.machines.values().filter(|machine| machine.is_node());
         let total = nodes.clone().count();
         let draining = nodes.filter(|planned| planned.leaving).filter(|planned| {
             let machine = self.machines.get(&planned.id);
-            machine.is_some_and(|m| m.parting.drain.is_some() && !m.parting.drained || m.kube_call.is_some())
+            machine.is_some_and(|m| has_begun(cluster, m) && !m.parting.drained || m.kube_call.is_some())
         });
         draining.count() < (total * DRAINS_AT_ONCE_PERCENT / 100).max(1)
     }
@@ -205,4 +210,10 @@ impl CoordinatorCore {
             }
         }
     }
+}
+
+/// Whether a machine's drain has begun, or may have: it was asked for, or its node takes no new pods.
+fn has_begun(cluster: &Cluster, machine: &Machine) -> bool {
+    let seen = cluster.kube.nodes.get(machine.row.id.as_str());
+    machine.parting.asked || seen.is_some_and(|node| node.seen.cordon == Cordon::Cordoned)
 }

@@ -106,9 +106,11 @@ impl CoordinatorCore {
             self.next_wish(name, planned)
         };
         let Some(call) = call else { return };
+        let drains = matches!(call, KubeCall::Drain { .. });
         let call = self.call_kube(name, KubeFor::Node(call.clone()), call);
         if let Some(machine) = self.machines.get_mut(id) {
             machine.kube_call = call;
+            machine.parting.asked |= drains && call.is_some();
         }
     }
 
