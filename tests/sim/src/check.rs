@@ -57,6 +57,9 @@ impl fmt::Display for Violation {
 /// A member that stopped working less than this long ago may be taken for a working one, in milliseconds: an agent needs
 /// 15 seconds to be sure that a program hangs, and what it says is then on its way.
 pub(crate) const NOTICED_AFTER_MS: u64 = 30_000;
+/// An agent asks a unit in trouble once a second, and waits three seconds for the answer: a quorum that is younger than
+/// this, in milliseconds, may not have been noticed.
+pub(crate) const QUORUM_NOTICED_MS: u64 = 5_000;
 /// How often members are looked at, in milliseconds.
 pub(crate) const SAMPLE_EVERY_MS: u64 = 5_000;
 /// How often the provider's machines are compared with the blueprints, in milliseconds.

@@ -26,6 +26,8 @@ pub(crate) struct Member {
 pub(crate) struct FakeEtcd {
     pub(crate) members: Vec<Member>,
     leader: Option<MemberId>,
+    /// Since when so many members have worked that the whole works, as far as that was looked at.
+    pub(crate) held_since: Option<u64>,
     last_id: u64,
 }
 

@@ -59,12 +59,17 @@ impl Infrastructure {
             let detail = "no answer".to_owned();
             return Some(Outcome::Fail(ProviderError::Unavailable { detail }));
         }
+        // What is there is found, and what is found cannot be half made or out of room.
+        let new = match call {
+            Call::CreateMachine(request) => self.provider.view(&request.key.machine).is_none(),
+            _ => false,
+        };
         match call {
-            Call::CreateMachine(request) if full && self.provider.view(&request.key.machine).is_none() => {
+            Call::CreateMachine(request) if full && new => {
                 let (zone, detail) = (request.zone.clone(), "others took it".to_owned());
                 Some(Outcome::Fail(ProviderError::StockOut { zone, detail }))
             }
-            Call::CreateMachine(_) if broken => Some(Outcome::BreakOff),
+            Call::CreateMachine(_) if broken && new => Some(Outcome::BreakOff),
             _ if lost => Some(Outcome::LoseAnswer),
             _ => None,
         }

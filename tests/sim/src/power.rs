@@ -170,6 +170,7 @@ impl World {
             }
         }
         self.machines[ix].host.disk = crate::host::Disk::default();
+        self.machines[ix].kept = None;
         self.reboot(ix);
     }
 

@@ -7,7 +7,7 @@ use keelson_model::etcd::{EtcdAnswer, EtcdCall};
 use keelson_protocol::config::{Expect, ProbeSpec, ProbeTarget};
 use keelson_protocol::{ClusterName, MachineId};
 
-use crate::check::Checker;
+use crate::check::{Checker, QUORUM_NOTICED_MS};
 use crate::etcd::Member;
 use crate::host::UnitState;
 use crate::kube::Kubelet;
@@ -197,7 +197,9 @@ impl World {
             return;
         };
         let votes = etcd.voters().any(|voter| voter.id == data);
-        let before = self.etcd_serves(&machine.cluster, ix);
+        // A quorum that has just come back may not have been noticed.
+        let held = etcd.held_since.is_some_and(|since| since + QUORUM_NOTICED_MS <= self.now);
+        let before = held && self.etcd_serves(&machine.cluster, ix);
         let after = etcd.holds(|member| member.id != data && self.seems_to_work(member));
         // A cluster with one member has nobody to take over, whatever is done.
         if votes && before && !after && etcd.voters().count() > 1 {

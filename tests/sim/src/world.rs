@@ -318,6 +318,8 @@ impl World {
                 let down = !self.member_works(member);
                 member.down_since = down.then(|| member.down_since.unwrap_or(self.now));
             }
+            let holds = etcd.holds(|member| member.down_since.is_none());
+            etcd.held_since = holds.then(|| etcd.held_since.unwrap_or(self.now));
             self.etcds.insert(name, etcd);
         }
         let waiting_max = WAITING_BESIDE_MAX + WAITING_PER_MACHINE_MAX * self.machines.len();
