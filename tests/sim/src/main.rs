@@ -122,9 +122,9 @@ fn main() -> ExitCode {
 fn run_seed(seed: u64, fleet: FleetArgs, faults: Faults, trace: bool) -> bool {
     println!("seed {seed}, {} machines, {} hours, faults {faults:?}", fleet.machines, fleet.hours);
     let case = draw(seed, fleet.fleet(faults));
-    let began = Instant::now();
+    let (began, cpu) = (Instant::now(), cpu_seconds());
     let outcome = if trace { run_aloud(&case) } else { run(&case) };
-    tell(&outcome, began.elapsed());
+    tell(&outcome, began.elapsed(), cpu_seconds() - cpu);
     outcome.violation.is_none()
 }
 
@@ -138,21 +138,21 @@ fn replay(file: &Path) -> Result<bool> {
         case.wishes.len(),
         file.display()
     );
-    let began = Instant::now();
+    let (began, cpu) = (Instant::now(), cpu_seconds());
     let outcome = run(&case);
-    tell(&outcome, began.elapsed());
+    tell(&outcome, began.elapsed(), cpu_seconds() - cpu);
     Ok(outcome.violation.is_none())
 }
 
-fn tell(outcome: &Outcome, elapsed: Duration) {
+fn tell(outcome: &Outcome, elapsed: Duration, cpu: f64) {
     show_failure(outcome);
     #[expect(clippy::cast_precision_loss, reason = "for people")]
-    let rate = outcome.events as f64 / cpu_seconds();
+    let rate = outcome.events as f64 / cpu;
     println!(
         "{} events in {:.2} s, {:.2} s of CPU, {rate:.0} events per second of it; {:.1} virtual minutes with {} machines; converged {} s after the last fault; sum {:016x}",
         outcome.events,
         elapsed.as_secs_f64(),
-        cpu_seconds(),
+        cpu,
         outcome.virtual_ms as f64 / 60_000.0,
         outcome.machines,
         outcome.converged_ms / 1_000,
