@@ -11,6 +11,7 @@ mod down;
 mod host;
 mod image;
 mod programs;
+mod sim;
 mod state;
 mod test;
 mod up;
@@ -42,6 +43,8 @@ enum Chore {
     /// Measure something and print the figures.
     #[command(subcommand)]
     Bench(bench::BenchCommand),
+    /// Play whole fleets in virtual time: one seed, many, or a case that once broke a rule.
+    Sim(sim::SimArgs),
     /// Build, list, show and verify node images.
     #[command(subcommand)]
     Image(image::ImageCommand),
@@ -55,6 +58,7 @@ fn main() -> ExitCode {
         Chore::Check => check::run(),
         Chore::Conformance(args) => conformance::run(&args),
         Chore::Bench(command) => bench::run(&command),
+        Chore::Sim(args) => sim::run(&args),
         Chore::Image(command) => image::run(command),
     };
     match result {

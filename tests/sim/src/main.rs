@@ -4,11 +4,13 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand, ValueEnum};
 use keelson_sim::{Case, Fleet, Hunt, Outcome, draw, hunt, minimise, run, run_aloud};
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::TimeValLike;
 
 /// A whole fleet in one process, in virtual time.
 #[derive(Debug, Parser)]
@@ -120,9 +122,9 @@ fn main() -> ExitCode {
 fn run_seed(seed: u64, fleet: FleetArgs, faults: Faults, trace: bool) -> bool {
     println!("seed {seed}, {} machines, {} hours, faults {faults:?}", fleet.machines, fleet.hours);
     let case = draw(seed, fleet.fleet(faults));
-    let began = Instant::now();
+    let (began, cpu) = (Instant::now(), cpu_seconds());
     let outcome = if trace { run_aloud(&case) } else { run(&case) };
-    tell(&outcome, began.elapsed().as_secs_f64());
+    tell(&outcome, began.elapsed(), cpu_seconds() - cpu);
     outcome.violation.is_none()
 }
 
@@ -136,24 +138,33 @@ fn replay(file: &Path) -> Result<bool> {
         case.wishes.len(),
         file.display()
     );
-    let began = Instant::now();
+    let (began, cpu) = (Instant::now(), cpu_seconds());
     let outcome = run(&case);
-    tell(&outcome, began.elapsed().as_secs_f64());
+    tell(&outcome, began.elapsed(), cpu_seconds() - cpu);
     Ok(outcome.violation.is_none())
 }
 
-fn tell(outcome: &Outcome, seconds: f64) {
+fn tell(outcome: &Outcome, elapsed: Duration, cpu: f64) {
     show_failure(outcome);
     #[expect(clippy::cast_precision_loss, reason = "for people")]
-    let rate = outcome.events as f64 / seconds;
+    let rate = outcome.events as f64 / cpu;
     println!(
-        "{} events in {seconds:.2} s, {rate:.0} events/s; {:.1} virtual minutes with {} machines; converged {} s after the last fault; sum {:016x}",
+        "{} events in {:.2} s, {:.2} s of CPU, {rate:.0} events per second of it; {:.1} virtual minutes with {} machines; converged {} s after the last fault; sum {:016x}",
         outcome.events,
+        elapsed.as_secs_f64(),
+        cpu,
         outcome.virtual_ms as f64 / 60_000.0,
         outcome.machines,
         outcome.converged_ms / 1_000,
         outcome.sum
     );
+}
+
+/// CPU time that this process has used.
+fn cpu_seconds() -> f64 {
+    let used = getrusage(UsageWho::RUSAGE_SELF).map(|usage| usage.user_time() + usage.system_time());
+    #[expect(clippy::cast_precision_loss, reason = "for people")]
+    used.map_or(f64::NAN, |time| time.num_microseconds() as f64 / 1e6)
 }
 
 fn show_failure(outcome: &Outcome) {

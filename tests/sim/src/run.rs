@@ -15,7 +15,7 @@ use crate::world::World;
 
 /// How long a fleet may take until it is as it shall be, once nothing goes wrong, in milliseconds: the drain of a node may
 /// take ten minutes, an etcd of five shrinks to one in four steps, and repairs of a unit are withheld for ten minutes.
-const CONVERGED_MAX_MS: u64 = 2 * 3_600_000;
+const CONVERGED_MAX_MS: u64 = 3_600_000;
 /// How often it is looked whether it is, in milliseconds.
 const LOOK_EVERY_MS: u64 = 1_000;
 /// How long it must then stay so, in milliseconds: two lists of the provider, and all looks.

@@ -1,0 +1,27 @@
+//! `cargo xtask sim`: plays whole fleets in virtual time; what it can do is told by the simulator itself.
+
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::programs::workspace_root;
+
+/// Arguments of the simulator.
+#[derive(Debug, clap::Args)]
+#[command(disable_help_flag = true)]
+pub(crate) struct SimArgs {
+    /// `run --seed S`, `hunt --seeds N`, `replay FILE`; `--help` after one of these lists its options.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    arguments: Vec<String>,
+}
+
+/// Runs `cargo xtask sim`.
+pub(crate) fn run(args: &SimArgs) -> Result<()> {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(workspace_root()?);
+    // A debug build is thirty times slower, and a hunt is as good as the number of its seeds.
+    cargo.args(["run", "--release", "--locked", "--quiet", "--package", "keelson-sim", "--"]);
+    let status = cargo.args(&args.arguments).status().context("cargo cannot be started")?;
+    ensure!(status.success(), "the simulator found something, or could not be run");
+    Ok(())
+}
