@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::Args;
-use keelson_images::SourceMode;
 
 use crate::check::{self, cargo};
 use crate::programs::workspace_root;
@@ -34,11 +33,7 @@ pub(crate) fn run(args: &TestArgs) -> Result<()> {
 
 /// Makes an installation of its own, tests it, and removes it, also when a test fails.
 fn e2e(root: &Path, state_dir: &Path) -> Result<()> {
-    let up_args = up::UpArgs {
-        state: StateArgs::at(state_dir.to_owned()),
-        source: SourceMode::Auto,
-        output: up::Output::Text,
-    };
+    let up_args = up::UpArgs::usual(StateArgs::at(state_dir.to_owned()));
     let result = up::up(&up_args).and_then(|installation| {
         let mut cargo =
             std::process::Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
