@@ -7,8 +7,9 @@ use std::time::SystemTime;
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
-use nix::sys::signal::{SigSet, Signal, kill};
+use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::down;
 use crate::programs::workspace_root;
@@ -104,16 +105,21 @@ struct State {
 }
 
 impl Signals {
-    /// Takes both signals. Programs that are started get them as usual.
+    /// Takes both signals. They are handled and not blocked, as programs that are started inherit a block.
     fn take() -> Result<Self> {
-        let mut set = SigSet::empty();
-        set.add(Signal::SIGINT);
-        set.add(Signal::SIGTERM);
-        set.thread_block()?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let (mut interrupt, mut terminate) = {
+            let _inside = runtime.enter();
+            (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?)
+        };
         let state = Arc::new(Mutex::new(State::default()));
         let shared = Arc::clone(&state);
-        let work = move || {
-            while set.wait().is_ok() {
+        let listen = async move {
+            loop {
+                tokio::select! {
+                    _ = interrupt.recv() => {}
+                    _ = terminate.recv() => {}
+                }
                 let mut state = shared.lock().unwrap_or_else(PoisonError::into_inner);
                 state.interrupted = true;
                 if let Some(pid) = state.running {
@@ -122,6 +128,7 @@ impl Signals {
                 }
             }
         };
+        let work = move || runtime.block_on(listen);
         std::thread::Builder::new().name("signals".to_owned()).spawn(work)?;
         Ok(Self { state })
     }

@@ -25,15 +25,8 @@ const EVENTS_NAMED_MAX: usize = 12;
 /// The event of a repair that has begun.
 const REPAIR: &str = "RepairBegun";
 /// Events that tell of an end, perhaps of the fault before.
-const ENDINGS: [&str; 7] = [
-    "FaultMended",
-    "MachineBack",
-    "RepairDone",
-    "UnitHealthy",
-    "UnitStarted",
-    "PeersBack",
-    "CertificateIssued",
-];
+const ENDINGS: [&str; 6] =
+    ["FaultMended", "MachineBack", "RepairDone", "UnitHealthy", "UnitStarted", "PeersBack"];
 
 /// Everything that a step needs.
 pub(crate) struct Runner<'a> {

@@ -5,7 +5,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
-use nix::sys::signal::{SigSet, Signal};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::api::runtime;
 
 /// How often a sleeper looks up.
 const SLICE: Duration = Duration::from_millis(100);
@@ -16,20 +18,26 @@ pub(crate) struct Signals {
 }
 
 impl Signals {
-    /// Takes both signals. Must be called before other threads are started, which would not wait for it; programs that are
-    /// started later get the signals as usual.
+    /// Takes both signals. They are handled and not blocked: programs that are started inherit a block, and a coordinator
+    /// that was started again could not be asked to end.
     pub(crate) fn take() -> Result<Self> {
-        let mut set = SigSet::empty();
-        set.add(Signal::SIGINT);
-        set.add(Signal::SIGTERM);
-        set.thread_block()?;
+        let runtime = runtime()?;
+        let (mut interrupt, mut terminate) = {
+            let _inside = runtime.enter();
+            (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?)
+        };
         let interrupted = Arc::new(AtomicBool::new(false));
         let flag = Arc::clone(&interrupted);
-        let work = move || {
-            while set.wait().is_ok() {
+        let listen = async move {
+            loop {
+                tokio::select! {
+                    _ = interrupt.recv() => {}
+                    _ = terminate.recv() => {}
+                }
                 flag.store(true, Ordering::Relaxed);
             }
         };
+        let work = move || runtime.block_on(listen);
         std::thread::Builder::new().name("signals".to_owned()).spawn(work)?;
         Ok(Self { interrupted })
     }
