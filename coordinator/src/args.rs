@@ -40,6 +40,10 @@ pub(crate) struct Serve {
     /// UDP port of the link to the agents.
     #[arg(long, default_value_t = 7443)]
     pub(crate) link_port: u16,
+    /// For fault drills: gives each machine a disk in memory of so many bytes, which can be filled without harm to the host.
+    /// Cannot be changed for an installation, and what is on the disks does not outlive the host's next boot.
+    #[arg(long, value_name = "BYTES")]
+    pub(crate) fault_disk_bytes: Option<u64>,
     /// Write logs as JSON lines.
     #[arg(long)]
     pub(crate) log_json: bool,

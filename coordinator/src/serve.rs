@@ -103,12 +103,13 @@ async fn serve(arguments: &Serve) -> Result<()> {
 
 async fn open_provider(arguments: &Serve, state: &StateDir, catalog: &Catalog) -> Result<Arc<dyn Provider>> {
     let program = std::env::current_exe().context("could not find this program's own file")?;
-    let config = LocalConfig::new(
+    let mut config = LocalConfig::new(
         state.install.clone(),
         arguments.state_dir.clone(),
         catalog.resolver.clone(),
         program,
     );
+    config.var_tmpfs_bytes = arguments.fault_disk_bytes;
     let provider = LocalProvider::open(config).await.context("could not open the local provider")?;
     Ok(Arc::new(provider))
 }

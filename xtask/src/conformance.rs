@@ -12,7 +12,7 @@ use keelson_images::{CacheDir, SourceMode, UpstreamCache, build_containers};
 use crate::image;
 use crate::programs::{compile, workspace_root};
 use crate::state::StateArgs;
-use crate::up::{self, Output, Started, Steps, UpArgs};
+use crate::up::{self, Started, Steps, UpArgs};
 
 /// The upstream project that the suite is.
 const SUITE: &str = "kubernetes-e2e";
@@ -61,7 +61,7 @@ pub(crate) struct ConformanceArgs {
 /// Runs `cargo xtask conformance`: prepares everything and becomes the program that runs the tests, so that signals
 /// reach it.
 pub(crate) fn run(args: &ConformanceArgs) -> Result<()> {
-    let up = UpArgs { state: args.state.clone(), source: SourceMode::Auto, output: Output::Text };
+    let up = UpArgs::usual(args.state.clone());
     let mut steps = Steps::default();
     let started = up::start(&up, &mut steps)?;
     let parts = steps.run("test suite and its images", || parts(&started))?;

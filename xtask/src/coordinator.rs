@@ -29,16 +29,21 @@ impl Coordinator {
         Self { state_dir: state_dir.to_owned() }
     }
 
-    /// Makes sure that `program` runs with `image`. One that runs with another program or image is replaced; machines
-    /// do not notice.
-    pub(crate) fn ensure(&self, program: &Path, image: &str, ready: impl Fn() -> bool) -> Result<()> {
-        let wanted = format!("{} {image}", fingerprint(program)?);
+    /// Makes sure that `program` runs with these arguments. One that runs with another program or other arguments is
+    /// replaced; machines do not notice.
+    pub(crate) fn ensure(
+        &self,
+        program: &Path,
+        arguments: &[String],
+        ready: impl Fn() -> bool,
+    ) -> Result<()> {
+        let wanted = format!("{} {}", fingerprint(program)?, arguments.join(" "));
         let running = fs::read_to_string(self.file("coordinator.version")).unwrap_or_default();
         if self.pid().is_some() && running == wanted && ready() {
             return Ok(());
         }
         self.stop()?;
-        let mut child = self.start(program, image)?;
+        let mut child = self.start(program, arguments)?;
         let deadline = Instant::now() + START_MAX;
         while !ready() {
             // Asked of the child itself: right after its start, /proc does not know its words yet.
@@ -53,11 +58,11 @@ impl Coordinator {
         fs::write(self.file("coordinator.version"), wanted).context("could not write the version file")
     }
 
-    fn start(&self, program: &Path, image: &str) -> Result<Child> {
+    fn start(&self, program: &Path, arguments: &[String]) -> Result<Child> {
         fs::create_dir_all(&self.state_dir).context("could not make the state directory")?;
         let log = File::options().create(true).append(true).open(self.file("coordinator.log"))?;
         let mut command = Command::new(program);
-        command.arg("serve").arg("--state-dir").arg(&self.state_dir).args(["--image", image]);
+        command.arg("serve").arg("--state-dir").arg(&self.state_dir).args(arguments);
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).process_group(0);
         let child = command.spawn().with_context(|| format!("could not start {}", program.display()))?;
         fs::write(self.file("coordinator.pid"), child.id().to_string())

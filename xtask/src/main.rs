@@ -3,6 +3,7 @@
 #![allow(clippy::print_stderr, reason = "a chore tells the person who started it how far it is")]
 
 mod bench;
+mod chaos;
 mod check;
 mod conformance;
 mod coordinator;
@@ -40,6 +41,8 @@ enum Chore {
     Check,
     /// Run Kubernetes' own conformance suite against a cluster; hours for all of it.
     Conformance(conformance::ConformanceArgs),
+    /// Break a highly available cluster for a while, and measure what its users notice.
+    Chaos(chaos::ChaosArgs),
     /// Measure something and print the figures.
     #[command(subcommand)]
     Bench(bench::BenchCommand),
@@ -57,6 +60,7 @@ fn main() -> ExitCode {
         Chore::Test(args) => test::run(&args),
         Chore::Check => check::run(),
         Chore::Conformance(args) => conformance::run(&args),
+        Chore::Chaos(args) => chaos::run(&args),
         Chore::Bench(command) => bench::run(&command),
         Chore::Sim(args) => sim::run(&args),
         Chore::Image(command) => image::run(command),

@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::Args;
-use keelson_images::SourceMode;
 
 use crate::check::{self, cargo};
 use crate::programs::workspace_root;
@@ -34,11 +33,7 @@ pub(crate) fn run(args: &TestArgs) -> Result<()> {
 
 /// Makes an installation of its own, tests it, and removes it, also when a test fails.
 fn e2e(root: &Path, state_dir: &Path) -> Result<()> {
-    let up_args = up::UpArgs {
-        state: StateArgs::at(state_dir.to_owned()),
-        source: SourceMode::Auto,
-        output: up::Output::Text,
-    };
+    let up_args = up::UpArgs::usual(StateArgs::at(state_dir.to_owned()));
     let result = up::up(&up_args).and_then(|installation| {
         let mut cargo =
             std::process::Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
@@ -55,7 +50,10 @@ fn e2e(root: &Path, state_dir: &Path) -> Result<()> {
         }
         let status = cargo.status().context("cargo cannot be started")?;
         anyhow::ensure!(status.success(), "the tests on real machines failed");
-        conformance(state_dir)
+        xtask(&["chaos", "--fixed"], state_dir)
+            .context("three faults of a highly available cluster were not mended as they should")?;
+        let conformance = ["conformance", "--quick", "--cluster", up::CLUSTER];
+        xtask(&conformance, state_dir).context("the quick conformance run did not pass")
     });
     if result.is_err() {
         let log = std::fs::read_to_string(state_dir.join("coordinator.log")).unwrap_or_default();
@@ -67,12 +65,12 @@ fn e2e(root: &Path, state_dir: &Path) -> Result<()> {
     result.and(removed)
 }
 
-/// The quick part of Kubernetes' own suite, on the demo cluster.
-fn conformance(state_dir: &Path) -> Result<()> {
+/// Another chore on the installation that is there.
+fn xtask(words: &[&str], state_dir: &Path) -> Result<()> {
     let mut xtask = std::process::Command::new(std::env::current_exe()?);
-    xtask.args(["conformance", "--quick", "--cluster", up::CLUSTER, "--state-dir"]).arg(state_dir);
+    xtask.args(words).arg("--state-dir").arg(state_dir);
     let status = xtask.status().context("xtask cannot be started")?;
-    anyhow::ensure!(status.success(), "the quick conformance run did not pass");
+    anyhow::ensure!(status.success(), "xtask {} failed", words.join(" "));
     Ok(())
 }
 

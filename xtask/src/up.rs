@@ -36,9 +36,19 @@ pub(crate) struct UpArgs {
     /// How upstream parts are got: auto builds where Go 1.26 is installed, else downloads.
     #[arg(long, default_value = "auto")]
     pub(crate) source: SourceMode,
+    /// For fault drills: machines get disks in memory of so many bytes, which can be filled. Only for a new installation.
+    #[arg(long, value_name = "BYTES")]
+    pub(crate) fault_disk_bytes: Option<u64>,
     /// Form of the result on standard output; progress goes to standard error.
     #[arg(long, value_enum, default_value = "text")]
     pub(crate) output: Output,
+}
+
+impl UpArgs {
+    /// As without any flag, somewhere.
+    pub(crate) fn usual(state: StateArgs) -> Self {
+        Self { state, source: SourceMode::Auto, fault_disk_bytes: None, output: Output::Text }
+    }
 }
 
 /// Forms of the result.
@@ -143,7 +153,7 @@ fn link_programs(state_dir: &Path, programs: [(&str, &Path); 2]) -> Result<()> {
 /// An installation whose coordinator runs; it may have no cluster yet.
 pub(crate) struct Started {
     pub(crate) state_dir: PathBuf,
-    programs: Programs,
+    pub(crate) programs: Programs,
     pub(crate) image: BuiltImage,
     pub(crate) kubectl: PathBuf,
     pub(crate) keelson: Keelson,
@@ -161,7 +171,11 @@ pub(crate) fn start(args: &UpArgs, steps: &mut Steps) -> Result<Started> {
     let keelson = Keelson { program: programs.keelson.clone(), context: state_dir.join("context.json") };
     let coordinator = Coordinator::of(&state_dir);
     steps.run("coordinator", || {
-        coordinator.ensure(&programs.coordinator, &image.digest.to_string(), || keelson.answers())
+        let mut arguments = vec!["--image".to_owned(), image.digest.to_string()];
+        if let Some(bytes) = args.fault_disk_bytes {
+            arguments.extend(["--fault-disk-bytes".to_owned(), bytes.to_string()]);
+        }
+        coordinator.ensure(&programs.coordinator, &arguments, || keelson.answers())
     })?;
     link_programs(&state_dir, [("keelson", &keelson.program), ("kubectl", &kubectl)])?;
     Ok(Started { state_dir, programs, image, kubectl, keelson })

@@ -183,14 +183,16 @@ impl CoordinatorCore {
                 matches!(machine.row.phase, MachinePhase::Off { .. } | MachinePhase::Missing { .. });
             return powerless.then_some(Duration::ZERO);
         }
-        if machine.on_since.is_some_and(|on| now.mono.since(on) < BOOT_GRACE)
+        let heard = self.last_heard(machine);
+        // One that has spoken since it was switched on has booted, and its silence is that of any other.
+        let boots = machine.on_since.filter(|on| heard.is_none_or(|heard| heard <= *on));
+        if boots.is_some_and(|on| now.mono.since(on) < BOOT_GRACE)
             && (machine.silent || machine.session.is_none())
         {
             // It was switched on a moment ago, and boots.
             return Some(SUSPECT_AFTER);
         }
-        let last =
-            self.last_heard(machine).or(machine.silent.then_some(self.started))?.max(self.listening_since);
+        let last = heard.or(machine.silent.then_some(self.started))?.max(self.listening_since);
         let late = now.mono.since(last);
         if machine.silent {
             return Some(late.max(SUSPECT_AFTER));

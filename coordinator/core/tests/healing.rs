@@ -79,6 +79,17 @@ fn a_hung_machine_is_fenced_and_given_its_power_again() {
 }
 
 #[test]
+fn a_machine_that_hangs_soon_after_its_boot_is_found_as_fast_as_any_other() {
+    let mut world = ready("ha");
+    world.machines.get_mut(&id("worker-2")).unwrap().power_off();
+    world.run(30);
+    assert_eq!(world.state("demo"), Some(ClusterState::Ready));
+    freeze(&mut world, "worker-2");
+    world.run(26);
+    assert_eq!(fenced(&world), ["demo-worker-2"], "{:?}", waits(&world));
+}
+
+#[test]
 fn a_machine_that_its_peers_reach_is_left_alone() {
     let mut world = ready("ha");
     freeze(&mut world, "worker-2");

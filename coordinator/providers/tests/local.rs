@@ -10,7 +10,8 @@ use std::fs;
 use std::time::Instant;
 
 use host::Host;
-use keelson_providers::local::{Level, preflight};
+use keelson_providers::local::faults::FaultBench;
+use keelson_providers::local::{Level, LocalProvider, preflight};
 use keelson_providers::{Call, MachineState};
 use suite::{create, done, list, request, state};
 
@@ -114,5 +115,28 @@ async fn a_new_coordinator_finds_everything() {
     host.reopen().await;
     assert_eq!(state(&host, &wanted.key).await, Some(MachineState::On));
     done(&host, Call::DeleteMachine(wanted.key)).await;
+    host.destroy();
+}
+
+#[tokio::test]
+async fn the_kind_of_the_disks_cannot_be_changed() {
+    let host = Host::new().await;
+    let mut config = host.config();
+    config.var_tmpfs_bytes = Some(64 * 1024 * 1024);
+    let refused = LocalProvider::open(config).await.err().unwrap().to_string();
+    assert!(refused.contains("disks of another kind"), "{refused}");
+    host.destroy();
+}
+
+#[tokio::test]
+async fn a_machine_that_vanishes_is_not_listed_and_has_no_disk() {
+    let host = Host::new().await;
+    let wanted = request(&host, 0, 1);
+    create(&host, &wanted).await.unwrap();
+    let bench = FaultBench::open(&host.state_dir()).unwrap();
+    bench.vanish(&wanted.key.machine).unwrap();
+    assert_eq!(state(&host, &wanted.key).await, None);
+    assert!(!host.machine_dir(&wanted.key.machine).exists());
+    assert!(bench.vanish(&wanted.key.machine).is_err(), "there is nothing left");
     host.destroy();
 }

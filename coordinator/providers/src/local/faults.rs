@@ -150,6 +150,16 @@ impl FaultBench {
         Ok(())
     }
 
+    /// Removes a machine with its disk behind the coordinator's back, as an operator of the infrastructure does who
+    /// thinks that nobody needs it.
+    ///
+    /// # Errors
+    /// [`ProviderError::NotFound`] without such a machine, else what the host refused.
+    pub fn vanish(&self, machine: &MachineId) -> Result<(), ProviderError> {
+        let record = self.record(machine)?;
+        Ok(self.site.delete(&record.key, Instant::now() + ACT_WAIT)?)
+    }
+
     /// Puts a cut in force, beside those that are.
     ///
     /// # Errors

@@ -419,6 +419,12 @@ fn admit(paths: &Paths, found: &InstallRecord, wanted: &InstallRecord) -> Result
             format!("the installation was made with {base}/{prefix}; take it down to change its network");
         return Err(ProviderError::Invalid { field: "network", detail }.into());
     }
+    if found.var_tmpfs_bytes != wanted.var_tmpfs_bytes {
+        // A new disk would be mounted over the one that has the machine's state.
+        let detail =
+            "the installation was made with disks of another kind; take it down to change that".to_owned();
+        return Err(ProviderError::Invalid { field: "var_tmpfs_bytes", detail }.into());
+    }
     Ok(())
 }
 

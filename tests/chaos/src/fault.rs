@@ -1,0 +1,361 @@
+//! What may be broken, and which of it comes next. Decides only: the same seed and cluster give the same faults.
+
+use std::collections::BTreeMap;
+
+use clap::ValueEnum;
+use rand::rngs::ChaCha8Rng;
+use rand::seq::IndexedRandom;
+use rand::{RngExt, SeedableRng};
+use serde::Serialize;
+
+/// Of so many steps one has two faults at once.
+const PAIR_ONE_IN: u32 = 5;
+/// Longest time that the coordinator stays away, in seconds.
+const COORDINATOR_AWAY_MAX_S: u64 = 20;
+/// Pause between two steps, in seconds: an incident is closed five seconds after its machine works again, and what is
+/// found afterwards belongs to the next fault.
+const PAUSE_S: std::ops::RangeInclusive<u64> = 6..=12;
+
+/// Kinds of faults.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, ValueEnum, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Kind {
+    /// Every process of a machine is killed.
+    Kill,
+    /// A machine loses its power.
+    PowerOff,
+    /// A machine stands still for 30 seconds.
+    Freeze,
+    /// A machine stands still for good.
+    Hang,
+    /// A machine and the coordinator do not hear each other for 30 seconds.
+    CutCoordinator,
+    /// The coordinator does not hear a machine for 30 seconds; the other way works.
+    CutOneWay,
+    /// A machine and all others do not hear each other for 30 seconds.
+    CutAll,
+    /// A zone and the coordinator do not hear each other for 20 seconds.
+    CutZone,
+    /// The main process of a unit is killed.
+    KillUnit,
+    /// The main process of a unit is stopped.
+    StopUnit,
+    /// A file that the config owns gets other content.
+    CorruptFile,
+    /// A file that the config owns is deleted.
+    DeleteFile,
+    /// The coordinator is killed, and started again later.
+    KillCoordinator,
+    /// A worker is removed with its disk.
+    Vanish,
+    /// The disk of an etcd machine or a master is full for 30 seconds. Not of a worker: kubelet evicts its pods then, and
+    /// takes none for five minutes, which the faults after it would be blamed for.
+    FillDisk,
+}
+
+impl Kind {
+    /// How long the cause lasts, in seconds; `None`: until somebody does something about it.
+    pub(crate) fn lasts_s(self) -> Option<u64> {
+        match self {
+            Self::Freeze | Self::CutCoordinator | Self::CutOneWay | Self::CutAll | Self::FillDisk => Some(30),
+            Self::CutZone => Some(20),
+            _ => None,
+        }
+    }
+
+    /// What the coordinator may do to the machines that it hits.
+    pub(crate) fn allows(self) -> Allowed {
+        match self {
+            Self::CutCoordinator
+            | Self::CutOneWay
+            | Self::CutZone
+            | Self::KillUnit
+            | Self::CorruptFile
+            | Self::DeleteFile
+            | Self::FillDisk
+            | Self::KillCoordinator => Allowed::Nothing,
+            // A stopped agent can only be told from a hung machine by other channels, and a machine has not all of them.
+            Self::Kill | Self::PowerOff | Self::Freeze | Self::Hang | Self::CutAll | Self::StopUnit => {
+                Allowed::Power
+            }
+            Self::Vanish => Allowed::Everything,
+        }
+    }
+
+    /// Whether a machine stands still or cannot be reached, so that a repair costs it one of its few acts in an hour.
+    fn costs_a_repair(self) -> bool {
+        matches!(self, Self::Freeze | Self::Hang | Self::CutAll)
+    }
+}
+
+/// What may be done about a fault; more is a violation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Allowed {
+    /// No repair of the machine: its agent or time mends it.
+    Nothing,
+    /// Its power may be taken and given; it stays the machine that it is.
+    Power,
+    /// It may be made anew.
+    Everything,
+}
+
+/// A machine as far as faults are concerned.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Victim {
+    pub(crate) id: String,
+    pub(crate) role: String,
+    pub(crate) zone: String,
+}
+
+/// What exactly is broken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Target {
+    /// A machine.
+    Machine(String),
+    /// All machines of a zone.
+    Zone(String),
+    /// A unit of a machine.
+    Unit(String, &'static str),
+    /// A file of a machine.
+    File(String, &'static str),
+    /// The coordinator, which stays away for so many seconds.
+    Coordinator(u64),
+}
+
+/// A fault.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Fault {
+    pub(crate) kind: Kind,
+    pub(crate) target: Target,
+}
+
+impl Fault {
+    /// The machine that is hit, when it is one.
+    pub(crate) fn machine(&self) -> Option<&str> {
+        match &self.target {
+            Target::Machine(id) | Target::Unit(id, _) | Target::File(id, _) => Some(id),
+            Target::Zone(_) | Target::Coordinator(_) => None,
+        }
+    }
+
+    /// What is hit, for people.
+    pub(crate) fn what(&self) -> String {
+        match &self.target {
+            Target::Machine(id) => id.clone(),
+            Target::Zone(zone) => zone.clone(),
+            Target::Unit(id, unit) => format!("{id} {unit}"),
+            Target::File(id, path) => format!("{id} {}", path.rsplit('/').next().unwrap_or(path)),
+            Target::Coordinator(away_s) => format!("coordinator, {away_s} s"),
+        }
+    }
+}
+
+/// Units of a role.
+fn units(role: &str) -> &'static [&'static str] {
+    match role {
+        "etcd" => &["etcd", "keelson-agent"],
+        "master" => &[
+            "kube-apiserver",
+            "kube-controller-manager",
+            "kube-scheduler",
+            "kubelet",
+            "containerd",
+            "kube-proxy",
+            "keelson-agent",
+        ],
+        _ => &["kubelet", "containerd", "kube-proxy", "keelson-agent"],
+    }
+}
+
+/// Files of a role that the config owns.
+fn files(role: &str) -> &'static [&'static str] {
+    match role {
+        "etcd" => &["/run/systemd/system/etcd.service", "/var/lib/keelson/pki/etcd-server.crt"],
+        "master" => &[
+            "/run/systemd/system/kube-apiserver.service",
+            "/var/lib/keelson/conf/kubelet.json",
+            "/var/lib/keelson/pki/kube-apiserver.crt",
+        ],
+        _ => &[
+            "/run/systemd/system/kubelet.service",
+            "/var/lib/keelson/conf/kubelet.json",
+            "/var/lib/keelson/cni/net.d/10-pods.conflist",
+            "/var/lib/keelson/pki/kubelet.crt",
+        ],
+    }
+}
+
+/// Whether the machines' disks can be filled without harm to the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Disks {
+    /// They are directories of the host's disk.
+    OfTheHost,
+    /// They have a size of their own.
+    Limited,
+}
+
+/// Draws faults.
+pub(crate) struct Draw {
+    random: ChaCha8Rng,
+    kinds: Vec<Kind>,
+    /// How often a machine was hit by something that costs a repair.
+    repairs: BTreeMap<String, u32>,
+}
+
+impl Draw {
+    /// A draw of these kinds; of all when none is named. The host's own disk is never filled.
+    pub(crate) fn new(seed: u64, kinds: &[Kind], disks: Disks) -> Self {
+        let kinds = if kinds.is_empty() { Kind::value_variants() } else { kinds };
+        let is_possible = |kind: &Kind| *kind != Kind::FillDisk || disks == Disks::Limited;
+        let kinds = kinds.iter().copied().filter(is_possible).collect();
+        Self { random: ChaCha8Rng::seed_from_u64(seed), kinds, repairs: BTreeMap::new() }
+    }
+
+    /// The next step: one fault, or two at once on machines of different roles.
+    ///
+    /// The two are of different zones as well: with two of its three machines silent a zone is taken for broken, and by
+    /// design nothing disruptive is done there until a person or one of the machines says otherwise.
+    pub(crate) fn step(&mut self, machines: &[Victim]) -> Vec<Fault> {
+        let mut step = vec![self.fault(machines)];
+        let pair = self.random.random_ratio(1, PAIR_ONE_IN);
+        let first = machines.iter().find(|victim| step[0].machine() == Some(&victim.id)).cloned();
+        let (true, Some(first)) = (pair, first) else { return step };
+        let others: Vec<Victim> = machines
+            .iter()
+            .filter(|other| other.role != first.role && other.zone != first.zone)
+            .cloned()
+            .collect();
+        if !others.is_empty() {
+            let second = self.fault(&others);
+            // A whole zone beside a machine is more than two machines.
+            step.extend((second.kind != Kind::CutZone).then_some(second));
+        }
+        step
+    }
+
+    /// How long to wait before the next step, in seconds.
+    pub(crate) fn pause_s(&mut self) -> u64 {
+        self.random.random_range(PAUSE_S)
+    }
+
+    fn fault(&mut self, machines: &[Victim]) -> Fault {
+        let of = |is_wanted: fn(&str) -> bool| -> Vec<Victim> {
+            machines.iter().filter(|victim| is_wanted(&victim.role)).cloned().collect()
+        };
+        let (workers, others) = (of(|role| role == "worker"), of(|role| role != "worker"));
+        let is_possible = |kind: &Kind| match kind {
+            Kind::Vanish => !workers.is_empty(),
+            Kind::FillDisk => !others.is_empty(),
+            _ => true,
+        };
+        let possible: Vec<Kind> = self.kinds.iter().copied().filter(is_possible).collect();
+        // What was asked for cannot be done to any of these machines: the least is done.
+        let kind = possible.choose(&mut self.random).copied().unwrap_or(Kind::KillUnit);
+        let target = match kind {
+            Kind::KillCoordinator => {
+                Target::Coordinator(self.random.random_range(0..=COORDINATOR_AWAY_MAX_S))
+            }
+            Kind::Vanish => Target::Machine(self.victim(&workers, kind).id),
+            Kind::FillDisk => Target::Machine(self.victim(&others, kind).id),
+            Kind::CutZone => Target::Zone(self.victim(machines, kind).zone),
+            Kind::KillUnit | Kind::StopUnit => {
+                let victim = self.victim(machines, kind);
+                Target::Unit(victim.id, self.one_of(units(&victim.role)))
+            }
+            Kind::CorruptFile | Kind::DeleteFile => {
+                let victim = self.victim(machines, kind);
+                Target::File(victim.id, self.one_of(files(&victim.role)))
+            }
+            _ => Target::Machine(self.victim(machines, kind).id),
+        };
+        Fault { kind, target }
+    }
+
+    /// A machine; for what costs a repair one of those that it cost fewest until now, as repairs of one machine become
+    /// rarer with each.
+    fn victim(&mut self, machines: &[Victim], kind: Kind) -> Victim {
+        let count = |victim: &Victim| self.repairs.get(&victim.id).copied().unwrap_or(0);
+        let least = machines.iter().map(count).min().unwrap_or(0);
+        let possible: Vec<&Victim> =
+            machines.iter().filter(|victim| !kind.costs_a_repair() || count(victim) == least).collect();
+        let victim = (*possible.choose(&mut self.random).expect("a cluster has machines")).clone();
+        if kind.costs_a_repair() {
+            *self.repairs.entry(victim.id.clone()).or_default() += 1;
+        }
+        victim
+    }
+
+    fn one_of(&mut self, names: &[&'static str]) -> &'static str {
+        names.choose(&mut self.random).expect("every role has some")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn machines() -> Vec<Victim> {
+        let zones = ["zone-a", "zone-b", "zone-c"];
+        let machine = |role: &str, index: usize| Victim {
+            id: format!("chaos-{role}-{}", index + 1),
+            role: role.to_owned(),
+            zone: zones[index].to_owned(),
+        };
+        ["etcd", "master", "worker"].iter().flat_map(|role| (0..3).map(move |i| machine(role, i))).collect()
+    }
+
+    fn steps(seed: u64, kinds: &[Kind], count: usize) -> Vec<Vec<Fault>> {
+        let mut draw = Draw::new(seed, kinds, Disks::Limited);
+        (0..count).map(|_| draw.step(&machines())).collect()
+    }
+
+    #[test]
+    fn a_seed_is_a_run() {
+        assert_eq!(steps(7, &[], 50), steps(7, &[], 50));
+        assert_ne!(steps(7, &[], 50), steps(8, &[], 50));
+    }
+
+    #[test]
+    fn every_kind_comes_and_some_come_in_pairs_of_different_roles_and_zones() {
+        let steps = steps(1, &[], 400);
+        for kind in Kind::value_variants() {
+            assert!(steps.iter().flatten().any(|fault| fault.kind == *kind), "{kind:?}");
+        }
+        let machines = machines();
+        let pairs: Vec<_> = steps.iter().filter(|step| step.len() > 1).collect();
+        assert!((20..150).contains(&pairs.len()), "{}", pairs.len());
+        for pair in pairs {
+            let of = |fault: &Fault| machines.iter().find(|victim| fault.machine() == Some(&victim.id));
+            if let (Some(one), Some(other)) = (of(&pair[0]), of(&pair[1])) {
+                assert!(one.role != other.role && one.zone != other.zone, "{pair:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn kinds_may_be_chosen_and_repairs_are_spread_evenly() {
+        let steps = steps(3, &[Kind::Hang], 18);
+        let mut hits: BTreeMap<&str, usize> = BTreeMap::new();
+        for fault in steps.iter().flatten() {
+            assert_eq!(fault.kind, Kind::Hang);
+            *hits.entry(fault.machine().unwrap()).or_default() += 1;
+        }
+        assert!(hits.len() == 9 && hits.values().all(|hits| *hits <= 4), "{hits:?}");
+    }
+
+    #[test]
+    fn only_workers_vanish_and_their_disks_are_not_filled() {
+        let steps = steps(5, &[Kind::Vanish, Kind::FillDisk], 60);
+        for fault in steps.iter().flatten().filter(|fault| fault.kind != Kind::KillUnit) {
+            let is_worker = fault.machine().unwrap().contains("worker");
+            assert_eq!(is_worker, fault.kind == Kind::Vanish, "{fault:?}");
+        }
+    }
+
+    #[test]
+    fn the_disk_of_the_host_is_never_filled() {
+        let mut draw = Draw::new(1, &[Kind::FillDisk], Disks::OfTheHost);
+        let steps: Vec<_> = (0..50).flat_map(|_| draw.step(&machines())).collect();
+        assert!(steps.iter().all(|fault| fault.kind != Kind::FillDisk));
+    }
+}
