@@ -107,7 +107,11 @@ impl CoordinatorCore {
             .machines
             .values()
             .filter(|machine| {
-                machine.verdict != Verdict::Well || machine.repair.is_some() || !self.seems_well(now, machine)
+                machine.verdict != Verdict::Well
+                    || machine.repair.is_some()
+                    || machine.row.acting.is_some()
+                    || machine.row.renew
+                    || !self.seems_well(now, machine)
             })
             .map(|machine| machine.row.id.clone())
             .collect();

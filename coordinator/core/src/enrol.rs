@@ -40,6 +40,11 @@ impl CoordinatorCore {
             Ok(key_hash) => self.accept_enrol(now, id, request, key_hash),
             Err(refusal) => {
                 self.metrics.enrol_refused += 1;
+                if refusal.code == RefusalCode::TokenUsed
+                    && let Some(machine) = self.machines.get_mut(&request.machine)
+                {
+                    machine.forgot_itself = true;
+                }
                 let severity = if refusal.code == RefusalCode::UnknownMachine {
                     Severity::Warning
                 } else {

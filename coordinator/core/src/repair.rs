@@ -73,8 +73,11 @@ impl CoordinatorCore {
         let Some(planned) = planned.filter(|planned| planned.incarnation == machine.row.incarnation) else {
             return;
         };
-        if machine.row.acting.is_some() || machine.row.renew || planned.leaving {
+        if planned.leaving {
             return;
+        }
+        if machine.row.acting.is_some() || machine.row.renew {
+            return self.call_off_when_heard(now, id);
         }
         if self.repairs_for_long(now, machine) {
             let cause = "its agent has been mending it for a while";
@@ -85,12 +88,43 @@ impl CoordinatorCore {
         let hold = match self.next_action(now, machine) {
             Ok(None) => None,
             Ok(Some(action)) => match self.allowed(now, id, action, Asker::Detector, census) {
-                Ok(()) => return self.act(now, id, action, "the evidence says so"),
+                Ok(()) => {
+                    let why = match machine.forgot_itself {
+                        true => "its disk has lost who it is: it asked to enrol again, with another key",
+                        false => "the evidence says so",
+                    };
+                    return self.act(now, id, action, why);
+                }
                 Err(hold) => Some(hold),
             },
             Err(hold) => Some(hold),
         };
         self.held(now, id, hold);
+    }
+
+    /// Takes back what was begun because a machine was silent, when it is heard again before its power was taken away.
+    fn call_off_when_heard(&mut self, now: Now, id: &MachineId) {
+        let Some(machine) = self.machines.get_mut(id) else { return };
+        let silent = |incident: &Incident| {
+            !matches!(incident.verdict, Verdict::Well | Verdict::Repairing | Verdict::GivenUp)
+        };
+        let due = machine.verdict == Verdict::Well
+            && matches!(machine.row.phase, MachinePhase::Enrolled { .. })
+            && machine.row.fenced.is_none()
+            && machine.call.is_none()
+            && machine.row.incident.as_ref().is_some_and(silent);
+        if !due {
+            return;
+        }
+        let action = machine.row.acting.take();
+        machine.row.renew = false;
+        machine.attempts = 0;
+        machine.after = None;
+        let action = action.unwrap_or(RepairAction::Recreate);
+        self.save_machine(id);
+        self.held(now, id, None);
+        let cause = "it was heard again before its power was taken away";
+        self.note_repair(now, id, Severity::Info, "RepairCalledOff", cause, &format!("no {action}"));
     }
 
     /// What mends a machine with this verdict; `None` when nothing is due, or when it mends itself.
@@ -104,7 +138,9 @@ impl CoordinatorCore {
             Verdict::Well | Verdict::Suspected | Verdict::Repairing | Verdict::Off => None,
             Verdict::Missing if lasts >= MISSING_AFTER => Some(RepairAction::Recreate),
             Verdict::GivenUp if lasts >= GIVEN_UP_AFTER => Some(harsher(machine)),
-            Verdict::AgentDown if lasts >= AGENT_DOWN_AFTER => Some(RepairAction::PowerCycle),
+            Verdict::AgentDown if machine.forgot_itself || lasts >= AGENT_DOWN_AFTER => {
+                Some(harsher(machine))
+            }
             Verdict::Missing | Verdict::GivenUp | Verdict::AgentDown => None,
             Verdict::Hung => Some(harsher(machine)),
             Verdict::CutOff | Verdict::ZoneSilent | Verdict::FleetSilent | Verdict::Undecided => {
@@ -336,14 +372,17 @@ pub(crate) fn needs_fence(machine: &Machine) -> bool {
     matches!(machine.row.acting, Some(RepairAction::PowerCycle | RepairAction::Rebuild))
 }
 
-/// The next rung within an incident: power, then a new shell around the disk, then a new machine.
+/// The next rung within an incident: power, then a new shell around the disk, then a new machine; that at once where the
+/// disk is what is lost.
 fn harsher(machine: &Machine) -> RepairAction {
     let opened = machine.row.incident.as_ref().map(|incident| incident.opened);
     let tried = |action: RepairAction| {
         let mut acts = machine.row.acts.iter();
         acts.any(|act| act.action == action && opened.is_none_or(|opened| act.at >= opened))
     };
-    if !tried(RepairAction::PowerCycle) {
+    if machine.forgot_itself {
+        RepairAction::Recreate
+    } else if !tried(RepairAction::PowerCycle) {
         RepairAction::PowerCycle
     } else if !tried(RepairAction::Rebuild) {
         RepairAction::Rebuild

@@ -103,6 +103,7 @@ impl CoordinatorCore {
         self.metrics.sessions_opened += 1;
         machine.link = LinkState::Connected { since: now.wall, boot };
         machine.facts = Some(facts);
+        machine.forgot_itself = false;
         if machine.boot.replace(boot) != Some(boot) {
             // What it said before it booted is no longer true.
             machine.heartbeat = None;

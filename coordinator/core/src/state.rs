@@ -144,6 +144,8 @@ pub struct Machine {
     pub(crate) off_since: Option<MonoTime>,
     /// Whether its pods were given up since.
     pub(crate) evacuated: bool,
+    /// Whether it has asked to enrol again with another key since it was last heard: its disk has lost who it is.
+    pub(crate) forgot_itself: bool,
     /// The fault that is open, in memory.
     pub(crate) repair: Option<Repair>,
 }
@@ -176,6 +178,7 @@ impl Machine {
             off_since: None,
             evacuated: false,
             repair: None,
+            forgot_itself: false,
         }
     }
 

@@ -84,6 +84,7 @@ fn a_machine_that_hangs_soon_after_its_boot_is_found_as_fast_as_any_other() {
     world.machines.get_mut(&id("worker-2")).unwrap().power_off();
     world.run(30);
     assert_eq!(world.state("demo"), Some(ClusterState::Ready));
+    world.fences.clear();
     freeze(&mut world, "worker-2");
     world.run(26);
     assert_eq!(fenced(&world), ["demo-worker-2"], "{:?}", waits(&world));
@@ -178,6 +179,21 @@ fn an_etcd_member_whose_disk_vanished_is_replaced() {
 }
 
 #[test]
+fn a_machine_that_boots_with_an_empty_disk_is_made_anew_and_not_switched_off_and_on() {
+    for name in ["worker-2", "etcd-2", "master-2"] {
+        let mut world = ready("ha");
+        let before = world.core.machine(&id(name)).unwrap().row.incarnation;
+        world.machines.get_mut(&id(name)).unwrap().lose_disk();
+        world.run(80);
+        assert!(world.core.machine(&id(name)).unwrap().row.incarnation > before, "{:?}", waits(&world));
+        assert_eq!(world.state("demo"), Some(ClusterState::Ready), "{:?}", waits(&world));
+        let mut begun = world.events.iter().filter(|event| event.reason == "RepairBegun");
+        assert!(begun.next().unwrap().cause.contains("its disk has lost who it is"));
+        assert_eq!(begun.count(), 0);
+    }
+}
+
+#[test]
 fn the_only_etcd_member_is_never_made_anew() {
     let mut world = ready("small");
     world.machines.remove(&id("etcd-1"));
@@ -202,6 +218,26 @@ fn a_fence_that_cannot_be_set_holds_everything_harsher() {
     );
     world.refuse_fence = None;
     world.run(200);
+    assert_eq!(world.state("demo"), Some(ClusterState::Ready));
+}
+
+#[test]
+fn a_machine_that_is_heard_again_before_its_power_was_taken_keeps_it() {
+    let mut world = ready("ha");
+    world.refuse_fence = Some(keelson_coordinator_core::ProviderFailure {
+        remedy: keelson_coordinator_core::Remedy::Retry,
+        text: "the host does not answer".to_owned(),
+    });
+    freeze(&mut world, "worker-2");
+    world.run(40);
+    assert!(!fenced(&world).is_empty());
+    world.machines.get_mut(&id("worker-2")).unwrap().linked = true;
+    world.run(10);
+    let tried = fenced(&world).len();
+    world.refuse_fence = None;
+    world.run(60);
+    assert_eq!(fenced(&world).len(), tried);
+    assert!(world.reasons().contains(&"RepairCalledOff"), "{:?}", world.reasons());
     assert_eq!(world.state("demo"), Some(ClusterState::Ready));
 }
 

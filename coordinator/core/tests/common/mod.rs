@@ -45,9 +45,18 @@ pub(crate) struct FakeMachine {
     pub(crate) session: Option<SessionId>,
     pub(crate) generation: Option<Generation>,
     pub(crate) sequence: u64,
+    /// How many disks it has had.
+    disks: u32,
 }
 
 impl FakeMachine {
+    /// It boots again with an empty disk.
+    pub(crate) fn lose_disk(&mut self) {
+        self.disks += 1;
+        self.boot = BootId(self.boot.0 + (1 << 64));
+        (self.enrolled, self.session, self.generation, self.sequence) = (false, None, None, 0);
+    }
+
     pub(crate) fn power_off(&mut self) {
         self.on = false;
         self.session = None;
@@ -451,6 +460,7 @@ impl World {
             session: None,
             generation: None,
             sequence: 0,
+            disks: 1,
         };
         let machine = self.machines.entry(id).or_insert(fresh);
         machine.token = token;
@@ -501,7 +511,8 @@ impl World {
             token: machine.token.clone(),
             signing_request: vec![1],
         };
-        self.input(Input::Enrol { id: EnrolId(0), request, key_hash: Some(format!("key of {id}")) });
+        let key_hash = Some(format!("key of {id} on disk {}", machine.disks));
+        self.input(Input::Enrol { id: EnrolId(0), request, key_hash });
     }
 
     /// Opens a session of a machine, as its agent would.
@@ -517,11 +528,13 @@ impl World {
     /// A machine answers what it was asked about its peers: who has power and is linked answers it.
     fn probe(&mut self, session: SessionId, id: u64, targets: &[PeerTarget]) {
         let answer = |target: &PeerTarget| {
-            let lives = self
-                .machines
-                .get(&target.machine)
-                .is_some_and(|fake| fake.on && (fake.linked || self.cut_off.contains(&target.machine)));
-            let said = if lives { PeerSaid::Answered { round_trip_us: 300 } } else { PeerSaid::Silent };
+            let reached =
+                |fake: &&FakeMachine| fake.on && (fake.linked || self.cut_off.contains(&target.machine));
+            let said = match self.machines.get(&target.machine).filter(reached) {
+                Some(fake) if fake.enrolled => PeerSaid::Answered { round_trip_us: 300 },
+                Some(_) => PeerSaid::Refused,
+                None => PeerSaid::Silent,
+            };
             PeerAnswer { machine: target.machine.clone(), said }
         };
         let answers = targets.iter().map(answer).collect();
