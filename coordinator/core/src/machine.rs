@@ -177,10 +177,9 @@ impl CoordinatorCore {
         }
     }
 
-    /// The provider has made a machine and it is on.
-    pub(crate) fn machine_created(&mut self, now: Now, id: &MachineId) {
+    /// The provider has made a machine, or has switched on one that was off.
+    pub(crate) fn machine_on(&mut self, now: Now, id: &MachineId, was_off: bool) {
         let Some(machine) = self.machines.get_mut(id) else { return };
-        let was_off = machine.row.enrolled_key.is_some();
         machine.attempts = 0;
         machine.after = None;
         machine.off_since = None;

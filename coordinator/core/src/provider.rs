@@ -61,11 +61,11 @@ impl CoordinatorCore {
         match (purpose, result) {
             (CallFor::Create(machine), Ok(_)) => {
                 self.clear_call(&machine, id);
-                self.machine_created(now, &machine);
+                self.machine_on(now, &machine, false);
             }
             (CallFor::PowerOn(machine), Ok(_)) => {
                 self.clear_call(&machine, id);
-                self.machine_created(now, &machine);
+                self.machine_on(now, &machine, true);
             }
             // That it is not there is for the list to say.
             (CallFor::PowerOn(machine), Err(failure)) => {

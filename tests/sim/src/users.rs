@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use keelson_coordinator_core::{Accepted, CommandError, CreateCluster, ScalePool};
-use keelson_model::{ClusterSpec, PlanName, PoolName};
+use keelson_coordinator_core::{
+    Accepted, CommandError, CoordinatorCore, CreateCluster, Machine, Override, RepairRequest, ScalePool,
+};
+use keelson_model::{ClusterSpec, Hold, PlanName, PoolName, RepairAction, Verdict};
 use keelson_protocol::ClusterName;
 
 use crate::case::Wish;
@@ -67,6 +69,27 @@ impl World {
         self.queue.push(self.now + USER_EVERY_MS, SimEvent::Users);
         let names: Vec<ClusterName> = self.users.wanted.keys().cloned().collect();
         names.iter().for_each(|name| self.ask_again(name));
+        if !self.stormy {
+            self.operator_looks();
+        }
+    }
+
+    /// Several disks lost at once look like a store that is away for a while, so the meltdown guard keeps what is left of
+    /// them. That they are lost is for a person to say, one machine after the other, through all other guards.
+    fn operator_looks(&mut self) {
+        let now = self.coordinator_now();
+        let Some(core) = &mut self.coordinator.core else { return };
+        let lost = |machine: &&Machine| {
+            machine.verdict == Verdict::AgentDown
+                && matches!(CoordinatorCore::hold_of(machine), Some(Hold::Meltdown { .. }))
+        };
+        let Some(machine) = core.machines().find(lost).map(|machine| machine.row.id.clone()) else { return };
+        let (action, over, caller) = (RepairAction::Recreate, Override::Guards, "an operator".to_owned());
+        let request = RepairRequest { machine, action, over, caller };
+        let answer = core.repair_machine(now, &request);
+        let said = answer.as_ref().err().map_or_else(|| "done".to_owned(), ToString::to_string);
+        self.note(Decision::User(format!("{}: recreate, against the guards: {said}", request.machine)));
+        self.carry_out(answer.unwrap_or_default());
     }
 
     /// Asks for whatever of a user's wish is not in the coordinator's books.
