@@ -30,6 +30,8 @@ pub(crate) struct Heard {
     pub(crate) silent_for: Option<Duration>,
     /// Whether most of the fleet is silent.
     pub(crate) fleet_silent: bool,
+    /// Whether it asked to enrol again, with another key: the way to it is whole, and what it was is gone.
+    pub(crate) forgot_itself: bool,
     /// Whether the cluster has no other machine that could be asked, and its API server does not answer either.
     pub(crate) alone_and_dark: bool,
 }
@@ -53,6 +55,9 @@ pub(crate) fn judge(evidence: &Evidence, heard: Heard) -> Verdict {
     }
     if evidence.peers.reached > 0 {
         return Verdict::CutOff;
+    }
+    if heard.forgot_itself {
+        return Verdict::AgentDown;
     }
     if heard.fleet_silent {
         return Verdict::FleetSilent;
@@ -142,6 +147,7 @@ impl CoordinatorCore {
             state: machine.heartbeat.map(|heartbeat| heartbeat.state),
             silent_for: self.silent_for(now, machine),
             fleet_silent: census.fleet_silent(),
+            forgot_itself: machine.forgot_itself,
             alone_and_dark: self.is_alone_and_dark(machine),
         };
         let verdict = judge(&evidence, heard);
@@ -345,6 +351,7 @@ mod tests {
             state: Some(NodeState::Ready),
             silent_for: (silent_s > 0).then(|| Duration::from_secs(silent_s)),
             fleet_silent: false,
+            forgot_itself: false,
             alone_and_dark: false,
         };
         change(&mut evidence, &mut heard);
@@ -390,6 +397,11 @@ mod tests {
         check(
             60,
             |evidence, _| evidence.peers = PeersSeen { reached: 0, refused: 1, silent: 2 },
+            Verdict::AgentDown,
+        );
+        check(
+            60,
+            |_, heard| (heard.fleet_silent, heard.forgot_itself) = (true, true),
             Verdict::AgentDown,
         );
         let lease = |evidence: &mut Evidence| {

@@ -72,19 +72,25 @@ impl CoordinatorCore {
             return Some(KubeCall::DeleteNode { node });
         }
         // A machine without power ends no pod, so that a drain would wait for ever.
-        if matches!(machine.row.phase, MachinePhase::Off { .. }) {
+        if matches!(machine.row.phase, MachinePhase::Off { .. } | MachinePhase::Missing { .. }) {
             return machine.row.fenced.is_some().then_some(KubeCall::Evacuate { node });
         }
         if !has_begun(cluster, machine) && !self.may_begin_drain(name) {
             return None;
         }
-        let since = machine.row.leaving_since.unwrap_or(now.wall);
-        let late = now.wall.since(since) >= cluster.row.spec.drain.timeout();
+        let late = self.drain_is_late(now, machine);
         let force = match cluster.row.spec.drain.then {
             DrainThen::Force if late => DrainForce::AfterRefusal,
             DrainThen::Force | DrainThen::Wait => DrainForce::Never,
         };
         Some(KubeCall::Drain { node, force })
+    }
+
+    /// Whether the time for a machine's drain is over.
+    pub(crate) fn drain_is_late(&self, now: Now, machine: &Machine) -> bool {
+        let since = machine.row.leaving_since.unwrap_or(now.wall);
+        let cluster = self.clusters.get(&machine.row.cluster);
+        cluster.is_some_and(|cluster| now.wall.since(since) >= cluster.row.spec.drain.timeout())
     }
 
     /// Drains go on side by side as long as they leave most of the cluster alone. What an earlier process has begun is known

@@ -74,7 +74,7 @@ impl CoordinatorCore {
             return;
         };
         if planned.leaving {
-            return;
+            return self.let_go(now, id, census);
         }
         if machine.row.acting.is_some() || machine.row.renew {
             return self.call_off_when_heard(now, id);
@@ -97,6 +97,36 @@ impl CoordinatorCore {
                 }
                 Err(hold) => Some(hold),
             },
+            Err(hold) => Some(hold),
+        };
+        self.held(now, id, hold);
+    }
+
+    /// A machine on its way out that can end no pod any more is not mended: its power is taken away, so that its pods can
+    /// be given up.
+    fn let_go(&mut self, now: Now, id: &MachineId, census: &Census) {
+        let Some(machine) = self.machines.get(id) else { return };
+        let cluster = machine.row.cluster.clone();
+        let ends_pods = match machine.verdict {
+            Verdict::Hung | Verdict::AgentDown | Verdict::Missing => false,
+            Verdict::GivenUp => !self.drain_is_late(now, machine),
+            _ => true,
+        };
+        let due = machine.call.is_none() && machine.after.is_none_or(|after| after <= now.mono);
+        if ends_pods || machine.row.fenced.is_some() || !due {
+            return;
+        }
+        let hold = match self.next_action(now, machine) {
+            Ok(None) => None,
+            Ok(Some(_)) => {
+                // On an empty disk nothing runs that a guard could protect.
+                let empty = machine.forgot_itself.then_some(());
+                let allowed = || self.allowed(now, id, RepairAction::PowerCycle, Asker::Detector, census);
+                match empty.map_or_else(allowed, Ok) {
+                    Ok(()) => return self.call_fence(id, cluster, machine.row.incarnation),
+                    Err(hold) => Some(hold),
+                }
+            }
             Err(hold) => Some(hold),
         };
         self.held(now, id, hold);

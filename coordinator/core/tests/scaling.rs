@@ -128,6 +128,23 @@ fn a_machine_without_power_is_evacuated_and_not_drained() {
 }
 
 #[test]
+fn a_machine_that_hangs_on_its_way_out_is_fenced_and_not_waited_for() {
+    let mut world = ready();
+    world.run(10);
+    world.budgets.insert("demo-worker-2".to_owned());
+    world.scale("demo", "worker", 1);
+    world.run(4);
+    let id = "demo-worker-2".parse().unwrap();
+    world.machines.get_mut(&id).unwrap().linked = false;
+    world.run(16);
+    assert_eq!((pool(&world, "worker").len(), world.fences.len()), (2, 0));
+    world.run(90);
+    assert_eq!(world.fences, [id]);
+    assert_eq!(pool(&world, "worker"), ["demo-worker-1"]);
+    assert_eq!(world.state("demo"), Some(ClusterState::Ready));
+}
+
+#[test]
 fn sizes_that_make_no_sense_are_refused_with_the_reason() {
     let mut world = ready();
     let mut check = |pool: &str, count, expected: &str| {
