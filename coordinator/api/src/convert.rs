@@ -238,7 +238,7 @@ pub fn machine_summary(
     seen: Option<&ObservedMachine>,
 ) -> MachineSummary {
     let (state, since) = seen.map_or((MachineState::Planned, None), machine_state);
-    let health = seen.and_then(|seen| seen.health.as_ref());
+    let health = seen.and_then(|seen| seen.health.as_deref());
     MachineSummary {
         id: machine.id.to_string(),
         role: role_text(machine),
@@ -296,7 +296,7 @@ fn agent_view(seen: &ObservedMachine) -> AgentView {
         LinkState::Connected { since, .. } => (true, Some((*since).into()), None),
         LinkState::Lost { since, why } => (false, Some((*since).into()), Some(why.clone())),
     };
-    let version = seen.facts.as_ref().map(|facts| facts.agent_version.clone());
+    let version = seen.facts.as_deref().map(|facts| facts.agent_version.clone());
     AgentView { connected, version, last_heartbeat_ms: seen.last_heartbeat_ms, since, message }
 }
 
@@ -323,7 +323,7 @@ pub fn machine_view(
     created: WallTime,
 ) -> MachineView {
     let seen = observed.machines.get(&machine.id);
-    let health = seen.and_then(|seen| seen.health.as_ref());
+    let health = seen.and_then(|seen| seen.health.as_deref());
     let own = |on: &&WaitingOn| on.machine() == Some(&machine.id);
     MachineView {
         api_version: api_version(),
@@ -335,7 +335,7 @@ pub fn machine_view(
         image: machine.image.clone(),
         generation: blueprint.generation.0,
         applied_generation: seen.and_then(|seen| seen.applied).map(|(generation, _)| generation.0),
-        facts: seen.and_then(|seen| seen.facts.as_ref()).map(facts_view),
+        facts: seen.and_then(|seen| seen.facts.as_deref()).map(facts_view),
         pressure: health.map(pressure_view),
         certificates: health.map_or_else(Vec::new, certificate_views),
         clock_offset_ms: health.and_then(|health| health.clock_offset_ms),

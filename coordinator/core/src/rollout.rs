@@ -8,11 +8,19 @@ use keelson_planner::Quorum;
 use keelson_planner::node::{HostTraits, NodeInput, node_config};
 use keelson_protocol::config::{NodeConfig, UnitKind};
 use keelson_protocol::message::ToAgent;
-use keelson_protocol::{ClusterName, Generation, MachineId};
+use keelson_protocol::{ClusterName, Generation, Incarnation, MachineId};
 use ring::digest;
 
 use crate::row::SentConfig;
 use crate::state::{Cluster, CoordinatorCore, Machine};
+
+/// All that tells one config of a machine from another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct RenderKey {
+    incarnation: Incarnation,
+    generation: Generation,
+    traits: HostTraits,
+}
 
 impl CoordinatorCore {
     /// Sends the config in force to each connected machine of a cluster that has an older one, and whose turn it is.
@@ -35,11 +43,11 @@ impl CoordinatorCore {
     }
 
     fn send_config(&mut self, name: &ClusterName, id: &MachineId) {
-        let Some(config) = self.config_of(name, id) else { return };
-        let services = services_digest(&config);
+        let Some(services) = self.note_services(name, id) else { return };
         if self.behind(name, id, &services).is_some() || !self.has_seat(name, id) {
             return;
         }
+        let Some(config) = self.rendered(name, id).cloned() else { return };
         let sent = SentConfig { generation: config.generation, services };
         let Some(machine) = self.machines.get_mut(id) else { return };
         let Some(session) = machine.session else { return };
@@ -51,9 +59,40 @@ impl CoordinatorCore {
         self.send(session, ToAgent::Config(Box::new(config)));
     }
 
-    /// The whole config of a machine, once its facts are known.
-    pub(crate) fn config_of(&self, cluster: &ClusterName, id: &MachineId) -> Option<NodeConfig> {
-        let facts = self.machines.get(id)?.facts.as_ref()?;
+    /// Digest of the services in the config in force of a machine, which is rendered once for it.
+    fn note_services(&mut self, name: &ClusterName, id: &MachineId) -> Option<String> {
+        let key = self.render_key(name, id)?;
+        if let Some((known, services)) = &self.machines.get(id)?.services
+            && *known == key
+        {
+            return Some(services.clone());
+        }
+        let services = services_digest(self.rendered(name, id)?);
+        self.machines.get_mut(id)?.services = Some((key, services.clone()));
+        Some(services)
+    }
+
+    /// The whole config of a machine, once its facts are known. The last one is kept: a machine asks for one certificate
+    /// after the other, and each is looked up there.
+    pub(crate) fn rendered(&mut self, cluster: &ClusterName, id: &MachineId) -> Option<&NodeConfig> {
+        let key = self.render_key(cluster, id)?;
+        let kept = self.rendered.as_ref().is_some_and(|(of, known, _)| of == id && *known == key);
+        if !kept {
+            self.rendered = Some((id.clone(), key, self.config_of(cluster, id)?));
+        }
+        self.rendered.as_ref().map(|(.., config)| config)
+    }
+
+    /// All that tells one config of a machine from another.
+    fn render_key(&self, cluster: &ClusterName, id: &MachineId) -> Option<RenderKey> {
+        let machine = self.machines.get(id)?;
+        let generation = self.clusters.get(cluster)?.row.blueprint.generation;
+        let traits = HostTraits::from(machine.facts.as_deref()?);
+        Some(RenderKey { incarnation: machine.row.incarnation, generation, traits })
+    }
+
+    fn config_of(&self, cluster: &ClusterName, id: &MachineId) -> Option<NodeConfig> {
+        let facts = self.machines.get(id)?.facts.as_deref()?;
         let cluster = self.clusters.get(cluster)?;
         let blueprint = &cluster.row.blueprint;
         let release = self.settings.releases.releases.get(&blueprint.release)?;
@@ -81,8 +120,13 @@ impl CoordinatorCore {
         waiting
             .filter_map(|machine| {
                 let id = &machine.row.id;
-                let config = self.config_of(name, id)?;
-                Some((id.clone(), self.behind(name, id, &services_digest(&config))?))
+                let key = self.render_key(name, id)?;
+                let known = machine.services.as_ref().filter(|(known, _)| *known == key);
+                let services = match known {
+                    Some((_, services)) => services.clone(),
+                    None => services_digest(&self.config_of(name, id)?),
+                };
+                Some((id.clone(), self.behind(name, id, &services)?))
             })
             .collect()
     }

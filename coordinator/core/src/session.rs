@@ -1,5 +1,6 @@
 //! Sessions of the link: who may speak, what was heard, and who fell silent.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use keelson_model::{FleetEvent, LinkState, MachinePhase, Severity};
@@ -102,7 +103,7 @@ impl CoordinatorCore {
         }
         self.metrics.sessions_opened += 1;
         machine.link = LinkState::Connected { since: now.wall, boot };
-        machine.facts = Some(facts);
+        machine.facts = Some(Arc::new(facts));
         machine.forgot_itself = false;
         if machine.boot.replace(boot) != Some(boot) {
             // What it said before it booted is no longer true.
@@ -165,7 +166,7 @@ impl CoordinatorCore {
             }
             ToCoordinator::Health(report) => {
                 if let Some(machine) = self.machines.get_mut(&id) {
-                    machine.health = Some(*report);
+                    machine.health = Some(Arc::new(*report));
                 }
                 self.touch(&id);
             }
@@ -224,11 +225,10 @@ impl CoordinatorCore {
         signing_request: Vec<u8>,
     ) {
         let Some(cluster) = self.machines.get(id).map(|machine| machine.row.cluster.clone()) else { return };
-        let config = self.config_of(&cluster, id);
-        let spec =
-            config.as_ref().and_then(|c| c.certificates.iter().find(|spec| spec.name == name)).cloned();
-        match (config, spec) {
-            (Some(config), Some(spec)) if config.generation == generation => {
+        let config = self.rendered(&cluster, id);
+        let spec = config.and_then(|c| c.certificates.iter().find(|spec| spec.name == name)).cloned();
+        match (config.map(|config| config.generation), spec) {
+            (Some(newest), Some(spec)) if newest == generation => {
                 self.metrics.certificates_signed += 1;
                 self.effects.push(Effect::SignLeaf {
                     session,
@@ -237,10 +237,9 @@ impl CoordinatorCore {
                     signing_request,
                 });
             }
-            (Some(config), _) => {
+            (Some(newest), _) => {
                 let why = format!(
-                    "generation {generation} of this machine's config has no certificate {name} that is still wanted; the newest is {}",
-                    config.generation
+                    "generation {generation} of this machine's config has no certificate {name} that is still wanted; the newest is {newest}"
                 );
                 self.send(session, ToAgent::CertificateRefused { name, why });
             }

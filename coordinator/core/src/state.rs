@@ -11,6 +11,7 @@ use keelson_model::{
     Operation, OperationId, Plan, PlanName, ReleaseCatalog, RepairAction, Severity, Verdict,
 };
 use keelson_planner::{Addresses, Place};
+use keelson_protocol::config::NodeConfig;
 use keelson_protocol::health::{Facts, HealthReport, Heartbeat, NodeState};
 use keelson_protocol::{
     BootId, ClusterName, Generation, InstallId, MachineId, MonoTime, SecretBytes, WallTime,
@@ -24,6 +25,7 @@ use crate::metrics::Metrics;
 use crate::nodes::{KubeFor, KubeWatch};
 use crate::peers::{PeerQuestion, PeerWord};
 use crate::repair::Repair;
+use crate::rollout::RenderKey;
 use crate::row::{ClusterRow, Counter, IdempotencyRow, MachineRow, PauseNote, Row, Saved};
 
 /// The two clocks, read by the shell at the same moment.
@@ -119,9 +121,11 @@ pub struct Machine {
     /// Whether its heartbeats stay away.
     pub silent: bool,
     /// The newest health report.
-    pub health: Option<HealthReport>,
+    pub health: Option<Arc<HealthReport>>,
     /// What the machine is.
-    pub facts: Option<Facts>,
+    pub facts: Option<Arc<Facts>>,
+    /// Digest of the services in the newest config that was rendered for it.
+    pub(crate) services: Option<(RenderKey, String)>,
     /// Generation of the config that its agent holds or was sent in this session.
     pub(crate) told: Option<Generation>,
     /// The call about its node that is under way.
@@ -178,6 +182,7 @@ impl Machine {
             off_since: None,
             evacuated: false,
             repair: None,
+            services: None,
             forgot_itself: false,
         }
     }
@@ -234,6 +239,8 @@ pub struct CoordinatorCore {
     /// Addresses of all blueprints' machines.
     pub(crate) addresses: Addresses,
     pub(crate) machines: BTreeMap<MachineId, Machine>,
+    /// The config that was rendered last.
+    pub(crate) rendered: Option<(MachineId, RenderKey, NodeConfig)>,
     /// Machines of each cluster, also of clusters that are gone while their machines go.
     pub(crate) members: BTreeMap<ClusterName, BTreeSet<MachineId>>,
     pub(crate) sessions: BTreeMap<SessionId, Voice>,
@@ -289,6 +296,7 @@ impl CoordinatorCore {
             clusters: clusters.collect(),
             addresses: Addresses::new(),
             machines: BTreeMap::new(),
+            rendered: None,
             members: BTreeMap::new(),
             sessions: BTreeMap::new(),
             operations: saved

@@ -1,6 +1,7 @@
 //! What was seen of the world. What could not be seen is `Unknown`, never absent.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use keelson_protocol::health::{Facts, HealthReport, NodeState};
 use keelson_protocol::{BootId, Generation, MachineId, WallTime};
@@ -119,9 +120,9 @@ pub struct ObservedMachine {
     /// Generation and state of the last heartbeat.
     pub applied: Option<(Generation, NodeState)>,
     /// The newest health report.
-    pub health: Option<HealthReport>,
+    pub health: Option<Arc<HealthReport>>,
     /// What the machine is.
-    pub facts: Option<Facts>,
+    pub facts: Option<Arc<Facts>>,
     /// What is to be thought of it.
     pub verdict: Verdict,
     /// What speaks for that, when something is wrong.

@@ -109,7 +109,7 @@ fn link_waits(
     // The report of a state arrives before the heartbeat that tells it.
     let told_ready =
         |health: &HealthReport| health.generation >= blueprint.generation && health.state == NodeState::Ready;
-    if machine.health.as_ref().is_some_and(told_ready) {
+    if machine.health.as_deref().is_some_and(told_ready) {
         return Vec::new();
     }
     let received = machine.health.as_ref().is_some_and(|health| health.generation >= blueprint.generation);
