@@ -259,9 +259,11 @@ impl World {
             true => (weather.jitter_ms, weather.loss_permille, weather.duplicate_permille),
             false => (0, 0, 0),
         };
+        // Drawn only while that fault lasts, so that it moves no other draw.
+        let fault = self.network.heartbeats_lost(self.now);
         let machine = &mut self.machines[ix];
         let at = self.now + machine.latency_ms + machine.net.below(jitter + 1);
-        if machine.net.chance(loss) {
+        if machine.net.chance(loss) || fault > 0 && machine.net.chance(fault) {
             return;
         }
         if machine.net.chance(twice) {
