@@ -87,7 +87,10 @@ impl Player {
 
     fn command(&mut self, words: &[&str]) -> Result<(), String> {
         match words {
-            ["seed", seed] => self.world = world(seed.parse().map_err(|_| "a seed is a number".to_owned())?),
+            ["seed", seed] => {
+                self.world = world(seed.parse().map_err(|_| "a seed is a number".to_owned())?);
+                (self.shown, self.acts_shown) = (0, 0);
+            }
             ["cluster", name, options @ ..] => self.cluster(name, options)?,
             ["clusters", prefix, count, options @ ..] => {
                 for number in 1..=number(count)?.min(CLUSTERS_MAX) {
@@ -106,7 +109,7 @@ impl Player {
                 self.world.run_until(end);
             }
             ["history"] => self.history(),
-            ["acts"] => self.acts()?,
+            ["acts"] => self.acts(),
             ["show"] => self.show(),
             _ => {
                 let fault = fault(words)?;
@@ -157,15 +160,16 @@ impl Player {
     }
 
     /// What was done to machines, nodes and members of etcd since the last time.
-    fn acts(&mut self) -> Result<(), String> {
+    fn acts(&mut self) {
         let acts = self.world.trace().acts_since(self.acts_shown);
-        let acts = acts.ok_or("too much has happened since the last time: ask more often")?;
         self.acts_shown = self.world.trace().count();
+        let Some(acts) = acts else {
+            return self.say("so much has happened since the last time that some of it is forgotten");
+        };
         if acts.is_empty() {
             self.say("nothing was done to any machine");
         }
         acts.iter().for_each(|act| self.say(act));
-        Ok(())
     }
 
     /// Every cluster with its state, its machines, and what it waits for.
