@@ -100,7 +100,6 @@ fn check(world: &mut World, faults: &[(u64, Fault)], lasts_ms: u64, noticed: (&s
     assert!(seen.ready.is_ok(), "not ready within {SOON_MS} ms: {:?}", seen.ready);
     let told = seen.told(noticed.0);
     assert!(told >= noticed.1, "a fault that nobody notices tests nothing: {noticed:?}, {told} lines");
-    println!("ready after {:?} ms, {told} times {}", seen.ready, noticed.0);
 }
 
 fn partition(side: Side, for_ms: u64) -> Fault {
