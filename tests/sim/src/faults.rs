@@ -145,6 +145,8 @@ impl World {
         for ix in 0..self.machines.len() {
             self.machines[ix].host.disk.full = false;
             self.machines[ix].dies_after = None;
+            // By one that was set back twice, no certificate would ever be valid.
+            self.machines[ix].clock.set_right();
             if self.machines[ix].is_frozen() {
                 let boots = self.machines[ix].boots;
                 self.thaw(ix, boots);
