@@ -17,7 +17,7 @@ use keelson_protocol::{ClusterName, MachineId};
 
 use crate::limits::{
     BOOT_GRACE, FLEET_JUDGED_MIN, HUNG_AFTER, HUNG_ALONE_AFTER, LEASE_STALE_AFTER, PEER_ANSWER_LIFE,
-    PEERS_ASK_INTERVAL, PEERS_ASK_INTERVAL_LONG, SUSPECT_AFTER,
+    PEERS_ASK_INTERVAL, PEERS_ASK_INTERVAL_LONG, RETURN_MAX, SUSPECT_AFTER,
 };
 use crate::state::{CoordinatorCore, Machine, Now};
 
@@ -32,6 +32,8 @@ pub(crate) struct Heard {
     pub(crate) fleet_silent: bool,
     /// Whether it asked to enrol again, with another key: the way to it is whole, and what it was is gone.
     pub(crate) forgot_itself: bool,
+    /// Whether it fell silent with others of which some came back a moment ago, so that it may be on its way.
+    pub(crate) may_follow: bool,
     /// Whether the cluster has no other machine that could be asked, and its API server does not answer either.
     pub(crate) alone_and_dark: bool,
 }
@@ -75,7 +77,7 @@ pub(crate) fn judge(evidence: &Evidence, heard: Heard) -> Verdict {
     // Without another machine in its zone nothing tells a broken zone from a broken machine, so that takes longer.
     let patience =
         if evidence.zone_heard > 0 && !heard.alone_and_dark { HUNG_AFTER } else { HUNG_ALONE_AFTER };
-    if evidence.power == PowerSeen::On && nobody && silent_for >= patience {
+    if evidence.power == PowerSeen::On && nobody && silent_for >= patience && !heard.may_follow {
         return Verdict::Hung;
     }
     Verdict::Undecided
@@ -148,6 +150,7 @@ impl CoordinatorCore {
             silent_for: self.silent_for(now, machine),
             fleet_silent: census.fleet_silent(),
             forgot_itself: machine.forgot_itself,
+            may_follow: self.may_follow(now, machine),
             alone_and_dark: self.is_alone_and_dark(machine),
         };
         let verdict = judge(&evidence, heard);
@@ -293,6 +296,14 @@ impl CoordinatorCore {
         }
     }
 
+    /// Whether others that fell silent with a machine came back so lately that it may be on its way. The first one that is
+    /// heard ends the silence of the zone, and what peers said of the rest while the zone was cut off is then no proof.
+    fn may_follow(&self, now: Now, machine: &Machine) -> bool {
+        let heard = self.last_heard(machine);
+        let together = machine.silent_together.filter(|at| heard.is_none_or(|heard| heard <= *at));
+        together.is_some_and(|at| now.mono.since(at) < RETURN_MAX)
+    }
+
     fn last_heard_of(&self, id: &MachineId) -> Option<keelson_protocol::MonoTime> {
         self.last_heard(self.machines.get(id)?)
     }
@@ -313,6 +324,9 @@ impl CoordinatorCore {
             machine.peers_asked = None;
         } else if machine.suspected.is_none() {
             machine.suspected = Some(now.mono);
+        }
+        if matches!(verdict, Verdict::ZoneSilent | Verdict::FleetSilent) {
+            machine.silent_together = Some(now.mono);
         }
         let before = std::mem::replace(&mut machine.verdict, verdict);
         machine.evidence = Some(evidence);
@@ -352,6 +366,7 @@ mod tests {
             silent_for: (silent_s > 0).then(|| Duration::from_secs(silent_s)),
             fleet_silent: false,
             forgot_itself: false,
+            may_follow: false,
             alone_and_dark: false,
         };
         change(&mut evidence, &mut heard);
@@ -416,6 +431,7 @@ mod tests {
         let silent = |evidence: &mut Evidence| evidence.peers.silent = 3;
         check(60, |evidence, _| (silent(evidence), evidence.zone_heard = 0).0, Verdict::ZoneSilent);
         check(60, |evidence, heard| (silent(evidence), heard.fleet_silent = true).0, Verdict::FleetSilent);
+        check(600, |evidence, heard| (silent(evidence), heard.may_follow = true).0, Verdict::Undecided);
         // Alone in its zone: only patience can tell.
         let lone = |evidence: &mut Evidence| {
             evidence.peers.silent = 3;

@@ -68,6 +68,10 @@ pub const SUSPECT_AFTER: Duration = Duration::from_millis(1_900);
 pub const HUNG_AFTER: Duration = Duration::from_secs(10);
 /// The same where nothing tells a broken zone from a broken machine.
 pub const HUNG_ALONE_AFTER: Duration = Duration::from_secs(40);
+/// How long a machine that fell silent with its zone or with the fleet may still be on its way once the first of those are
+/// heard again: an agent waits up to 15 seconds before its next try, a try takes 5, and what peers said while the zone was
+/// cut off counts for 20.
+pub const RETURN_MAX: Duration = Duration::from_secs(30);
 /// How often peers are asked about a silent machine.
 pub const PEERS_ASK_INTERVAL: Duration = Duration::from_secs(2);
 /// The same when it has been silent for long.

@@ -140,6 +140,8 @@ pub struct Machine {
     pub evidence: Option<Evidence>,
     /// Since when it is not well.
     pub(crate) suspected: Option<MonoTime>,
+    /// When it was last judged to be silent together with its zone or with the fleet.
+    pub(crate) silent_together: Option<MonoTime>,
     /// When peers were last asked about it.
     pub(crate) peers_asked: Option<MonoTime>,
     /// When the provider last listed it with power.
@@ -177,6 +179,7 @@ impl Machine {
             verdict: Verdict::Well,
             evidence: None,
             suspected: None,
+            silent_together: None,
             peers_asked: None,
             seen_on: None,
             off_since: None,

@@ -117,6 +117,26 @@ fn a_zone_that_falls_silent_is_left_alone() {
 }
 
 #[test]
+fn a_machine_that_follows_its_zone_back_after_some_seconds_is_left_alone() {
+    for returns in [true, false] {
+        let mut world = ready("ha");
+        for name in ["etcd-2", "master-2", "worker-2"] {
+            freeze(&mut world, name);
+        }
+        world.run(600);
+        for name in ["master-2", "worker-2"] {
+            world.machines.get_mut(&id(name)).unwrap().linked = true;
+        }
+        world.run(40);
+        assert_eq!((verdict(&world, "etcd-2"), fenced(&world).len()), (Verdict::Undecided, 0));
+        world.machines.get_mut(&id("etcd-2")).unwrap().linked = returns;
+        world.run(40);
+        let expected: &[&str] = if returns { &[] } else { &["demo-etcd-2"] };
+        assert_eq!(fenced(&world), expected, "one that stays away is hung");
+    }
+}
+
+#[test]
 fn a_fleet_that_falls_silent_is_left_alone() {
     let mut world = ready("ha");
     for (name, fake) in &mut world.machines {

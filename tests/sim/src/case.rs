@@ -80,6 +80,8 @@ pub enum Side {
     Machine(Target),
     /// A zone; those within it reach each other.
     Zone(String),
+    /// The path between a machine and the coordinator; its peers reach the machine.
+    Link(Target),
 }
 
 /// In which direction nothing passes.
@@ -181,8 +183,20 @@ pub enum Fault {
         /// For how long, in milliseconds.
         for_ms: u64,
     },
+    /// The provider answers, and lists no machine.
+    ProviderListsNothing {
+        /// For how long, in milliseconds.
+        for_ms: u64,
+    },
     /// Disruption budgets allow no pod to go.
     BudgetsHold {
+        /// For how long, in milliseconds.
+        for_ms: u64,
+    },
+    /// Heartbeats of the whole fleet get lost; sessions stand, and everything else arrives.
+    HeartbeatsLost {
+        /// How many, of a thousand.
+        permille: u32,
         /// For how long, in milliseconds.
         for_ms: u64,
     },
@@ -206,11 +220,14 @@ pub enum FaultKind {
     CoordinatorFreeze,
     ProviderOut,
     BudgetsHold,
+    HeartbeatsLost,
+    ProviderListsNothing,
 }
 
 impl FaultKind {
-    /// Kinds that seeds draw from.
-    pub const DRAWN: [Self; 14] = [
+    /// Kinds that seeds draw from. A list that leaves out what is there is an error of the provider that no seed draws:
+    /// beside a machine that is dead too, nobody could tell it from the truth.
+    pub const DRAWN: [Self; 15] = [
         Self::PowerLoss,
         Self::Reboot,
         Self::Freeze,
@@ -225,6 +242,7 @@ impl FaultKind {
         Self::CoordinatorFreeze,
         Self::ProviderOut,
         Self::BudgetsHold,
+        Self::HeartbeatsLost,
     ];
 }
 
@@ -247,6 +265,8 @@ impl Fault {
             Self::CoordinatorFreeze { .. } => FaultKind::CoordinatorFreeze,
             Self::ProviderOut { .. } => FaultKind::ProviderOut,
             Self::BudgetsHold { .. } => FaultKind::BudgetsHold,
+            Self::HeartbeatsLost { .. } => FaultKind::HeartbeatsLost,
+            Self::ProviderListsNothing { .. } => FaultKind::ProviderListsNothing,
         }
     }
 }
@@ -272,7 +292,11 @@ impl fmt::Display for Fault {
             }
             Self::CoordinatorFreeze { for_ms } => write!(f, "coordinator freezes {}", seconds(for_ms)),
             Self::ProviderOut { for_ms } => write!(f, "provider is out {}", seconds(for_ms)),
+            Self::ProviderListsNothing { for_ms } => write!(f, "provider lists nothing {}", seconds(for_ms)),
             Self::BudgetsHold { for_ms } => write!(f, "budgets let no pod go {}", seconds(for_ms)),
+            Self::HeartbeatsLost { permille, for_ms } => {
+                write!(f, "{permille} of 1000 heartbeats are lost {}", seconds(for_ms))
+            }
         }
     }
 }
@@ -282,6 +306,7 @@ fn side_text(side: &Side, way: Way) -> String {
         Side::Coordinator => "the coordinator".to_owned(),
         Side::Machine(_) => "the machine".to_owned(),
         Side::Zone(zone) => zone.clone(),
+        Side::Link(_) => return "between the machine and the coordinator".to_owned(),
     };
     match way {
         Way::Both => format!("between {side} and the others"),

@@ -53,6 +53,11 @@ impl Clock {
         self.wall_offset_ms += by_ms;
     }
 
+    /// The wall clock is set right, as time servers do.
+    pub(crate) fn set_right(&mut self) {
+        self.wall_offset_ms = 0;
+    }
+
     /// A new boot: the monotonic clock begins anew, the wall clock goes on, as it is kept by a battery.
     pub(crate) fn reboot(&mut self, now: u64, base: u64) {
         *self = Self { booted: now, base, ..*self };

@@ -121,7 +121,13 @@ fn fault(kind: FaultKind, random: &mut Stream) -> Fault {
         }
         FaultKind::CoordinatorFreeze => Fault::CoordinatorFreeze { for_ms: random.between(1_000, 60_000) },
         FaultKind::ProviderOut => Fault::ProviderOut { for_ms },
+        FaultKind::ProviderListsNothing => Fault::ProviderListsNothing { for_ms },
         FaultKind::BudgetsHold => Fault::BudgetsHold { for_ms },
+        FaultKind::HeartbeatsLost => {
+            let some = u32::try_from(random.between(100, 999)).unwrap_or(999);
+            let permille = if random.chance(500) { 1_000 } else { some };
+            Fault::HeartbeatsLost { permille, for_ms }
+        }
     }
 }
 

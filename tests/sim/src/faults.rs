@@ -18,8 +18,8 @@ impl World {
         }
     }
 
-    /// A fault happens.
-    pub(crate) fn happens(&mut self, fault: &Fault) {
+    /// A fault happens now.
+    pub fn happens(&mut self, fault: &Fault) {
         match fault {
             Fault::PowerLoss { target }
             | Fault::Reboot { target }
@@ -38,7 +38,7 @@ impl World {
             Fault::Partition { side, way, for_ms } => {
                 let Some(cut) = self.side(side) else { return };
                 let machine = match cut {
-                    Cut::Machine(ix) => Some(self.machines[ix].id.to_string()),
+                    Cut::Machine(ix) | Cut::Link(ix) => Some(self.machines[ix].id.to_string()),
                     _ => None,
                 };
                 self.note(Decision::Fault { machine, what: fault.to_string() });
@@ -92,7 +92,13 @@ impl World {
                 self.paths_changed();
             }
             Fault::ProviderOut { for_ms } => self.infrastructure.out_until = self.now + for_ms,
+            Fault::ProviderListsNothing { for_ms } => {
+                self.infrastructure.lists_nothing_until = self.now + for_ms;
+            }
             Fault::BudgetsHold { for_ms } => self.budgets_hold_until = self.now + for_ms,
+            Fault::HeartbeatsLost { permille, for_ms } => {
+                self.network.lose_heartbeats(*permille, self.now + for_ms);
+            }
             _ => {}
         }
     }
@@ -112,6 +118,7 @@ impl World {
         match side {
             Side::Coordinator => Some(Cut::Coordinator),
             Side::Machine(target) => self.target(target).map(Cut::Machine),
+            Side::Link(target) => self.target(target).map(Cut::Link),
             Side::Zone(zone) => {
                 let zones = &self.coordinator_settings().place.zones;
                 zones.iter().position(|known| known == zone).map(Cut::Zone)
@@ -131,12 +138,15 @@ impl World {
         self.stormy = false;
         self.network.heal_all();
         self.infrastructure.out_until = 0;
+        self.infrastructure.lists_nothing_until = 0;
         self.budgets_hold_until = 0;
         self.coordinator.dies_before = None;
         self.coordinator.frozen_until = 0;
         for ix in 0..self.machines.len() {
             self.machines[ix].host.disk.full = false;
             self.machines[ix].dies_after = None;
+            // By one that was set back twice, no certificate would ever be valid.
+            self.machines[ix].clock.set_right();
             if self.machines[ix].is_frozen() {
                 let boots = self.machines[ix].boots;
                 self.thaw(ix, boots);

@@ -194,3 +194,18 @@ fn cut<T>(list: &mut Vec<Timed<T>>, begin: usize, size: usize) {
     let end = (begin + size).min(list.len());
     list.drain(begin..end);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whoever runs hunts by the clock reads these.
+    #[test]
+    fn a_report_names_its_seeds_and_violations() {
+        let fleet = Fleet { machines: 1, duration_ms: 1, faults: false };
+        let report = hunt(&Hunt { from: 5, seeds: 2, fleet, threads: 1 }, |_| {});
+        let value = serde_json::to_value(&report).expect("a report can be written");
+        assert_eq!((&value["seeds"], &value["violations"]), (&2.into(), &0.into()), "{value}");
+        assert_eq!(value["failures"], serde_json::json!([]));
+    }
+}

@@ -19,12 +19,14 @@ pub(crate) struct Infrastructure {
     random: Stream,
     /// Until when it answers nothing.
     pub(crate) out_until: u64,
+    /// Until when its lists are empty.
+    pub(crate) lists_nothing_until: u64,
 }
 
 impl Infrastructure {
     pub(crate) fn new(install: InstallId, list_lag: usize, random: Stream) -> Self {
         let provider = FakeProvider::new(FakeConfig { list_lag, ..FakeConfig::default() });
-        Self { provider, install, random, out_until: 0 }
+        Self { provider, install, random, out_until: 0, lists_nothing_until: 0 }
     }
 
     /// How long a call takes, in milliseconds.
@@ -51,6 +53,9 @@ impl Infrastructure {
             self.provider.inject(CallKind::of(&call), outcome);
         }
         match self.provider.carry_out(&call) {
+            Ok(Answer::Machines(_)) if now < self.lists_nothing_until => {
+                Ok(ProviderAnswer::Machines(Vec::new()))
+            }
             Ok(answer) => Ok(translate_answer(answer)),
             // What is not there has no power.
             Err(ProviderError::NotFound { .. }) if matches!(call, Call::Fence(_)) => {

@@ -145,7 +145,9 @@ impl World {
         if identity.is_none_or(|held| held.not_after <= wall) {
             return self.enrol(ix, open);
         }
-        if !open {
+        // By this clock the certificates of both ends are not valid yet: the real link goes by the machine's own.
+        let early = identity.is_some_and(|held| wall < held.not_before);
+        if !open || early {
             return self.link_wait(ix, Stand::Calling, HANDSHAKE_MS);
         }
         let session = u32::try_from(self.sessions.len()).expect("a run has fewer sessions");
@@ -259,9 +261,11 @@ impl World {
             true => (weather.jitter_ms, weather.loss_permille, weather.duplicate_permille),
             false => (0, 0, 0),
         };
+        // Drawn only while that fault lasts, so that it moves no other draw.
+        let fault = self.network.heartbeats_lost(self.now);
         let machine = &mut self.machines[ix];
         let at = self.now + machine.latency_ms + machine.net.below(jitter + 1);
-        if machine.net.chance(loss) {
+        if machine.net.chance(loss) || fault > 0 && machine.net.chance(fault) {
             return;
         }
         if machine.net.chance(twice) {

@@ -1,4 +1,4 @@
-//! The simulator's program: one seed, many seeds, or a replay file.
+//! The simulator's program: one seed, many seeds, a replay file, or a script.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "its output is for the person who started it")]
 
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand, ValueEnum};
-use keelson_sim::{Case, Fleet, Hunt, Outcome, draw, hunt, minimise, run, run_aloud};
+use keelson_sim::{Case, Fleet, Hunt, Outcome, draw, hunt, minimise, play, run, run_aloud};
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike;
 
@@ -58,6 +58,11 @@ enum Command {
         /// Where cases that break a rule are written.
         #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/seeds"))]
         directory: PathBuf,
+    },
+    /// Play a script, and print what it says.
+    Script {
+        /// The file.
+        file: PathBuf,
     },
     /// Play a case that a hunt wrote down.
     Replay {
@@ -111,6 +116,7 @@ fn main() -> ExitCode {
             run_hunt(&hunt, fleet, output, &directory)
         }
         Command::Replay { file } => replay(&file),
+        Command::Script { file } => script(&file),
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,
@@ -145,6 +151,15 @@ fn replay(file: &Path) -> Result<bool> {
     let outcome = run(&case);
     tell(&outcome, began.elapsed(), cpu_seconds() - cpu);
     Ok(outcome.violation.is_none())
+}
+
+fn script(file: &Path) -> Result<bool> {
+    let text = std::fs::read_to_string(file).with_context(|| format!("{} cannot be read", file.display()))?;
+    let (began, cpu) = (Instant::now(), cpu_seconds());
+    let said = play(&text).with_context(|| format!("{} was not played to its end", file.display()))?;
+    print!("{said}");
+    println!("played in {:.1} s, {:.1} s of CPU", began.elapsed().as_secs_f64(), cpu_seconds() - cpu);
+    Ok(true)
 }
 
 fn tell(outcome: &Outcome, elapsed: Duration, cpu: f64) {

@@ -19,13 +19,16 @@ pub(crate) enum Cut {
     Coordinator,
     Machine(usize),
     Zone(usize),
+    /// The path between a machine and the coordinator alone.
+    Link(usize),
 }
 
 impl Cut {
+    /// Whether an end is on this side.
     fn holds(self, end: End) -> bool {
         match (self, end) {
             (Self::Coordinator, End::Coordinator) => true,
-            (Self::Machine(cut), End::Machine { machine, .. }) => cut == machine,
+            (Self::Machine(cut) | Self::Link(cut), End::Machine { machine, .. }) => cut == machine,
             (Self::Zone(cut), End::Machine { zone, .. }) => cut == zone,
             _ => false,
         }
@@ -42,6 +45,9 @@ struct Rule {
 
 impl Rule {
     fn stops(self, from: End, to: End) -> bool {
+        if matches!(self.cut, Cut::Link(_)) && from != End::Coordinator && to != End::Coordinator {
+            return false;
+        }
         match (self.cut.holds(from), self.cut.holds(to)) {
             (true, false) => self.way != Way::In,
             (false, true) => self.way != Way::Out,
@@ -55,6 +61,8 @@ impl Rule {
 pub(crate) struct Network {
     rules: Vec<Rule>,
     next: u64,
+    /// Heartbeats that get lost, of a thousand, and until when.
+    heartbeats_lost: (u32, u64),
 }
 
 impl Network {
@@ -71,6 +79,18 @@ impl Network {
 
     pub(crate) fn heal_all(&mut self) {
         self.rules.clear();
+        self.heartbeats_lost = (0, 0);
+    }
+
+    /// So many of a thousand heartbeats get lost until a moment.
+    pub(crate) fn lose_heartbeats(&mut self, permille: u32, until: u64) {
+        self.heartbeats_lost = (permille, until);
+    }
+
+    /// How many of a thousand heartbeats get lost now, beside those that the weather takes.
+    pub(crate) fn heartbeats_lost(&self, now: u64) -> u32 {
+        let (permille, until) = self.heartbeats_lost;
+        if now < until { permille } else { 0 }
     }
 
     /// Whether a message from one end arrives at the other.
@@ -103,5 +123,29 @@ mod tests {
         assert!(!network.connects(end(5, 1), end(6, 1)));
         network.heal_all();
         assert!(network.connects(end(5, 1), End::Coordinator));
+    }
+
+    #[test]
+    fn a_link_is_cut_and_peers_still_reach_the_machine() {
+        let end = |machine, zone| End::Machine { machine, zone };
+        let mut network = Network::default();
+        network.cut(Cut::Link(5), Way::Both);
+        assert!(!network.passes(end(5, 1), End::Coordinator));
+        assert!(!network.passes(End::Coordinator, end(5, 1)));
+        assert!(network.connects(end(5, 1), end(6, 1)));
+        assert!(network.connects(end(6, 1), End::Coordinator));
+        network.heal_all();
+        network.cut(Cut::Link(5), Way::Out);
+        assert!(!network.passes(end(5, 1), End::Coordinator));
+        assert!(network.passes(End::Coordinator, end(5, 1)));
+    }
+
+    #[test]
+    fn heartbeats_are_lost_until_the_time_is_over_or_all_is_healed() {
+        let mut network = Network::default();
+        network.lose_heartbeats(700, 60_000);
+        assert_eq!((network.heartbeats_lost(59_999), network.heartbeats_lost(60_000)), (700, 0));
+        network.heal_all();
+        assert_eq!(network.heartbeats_lost(1), 0);
     }
 }

@@ -13,6 +13,9 @@ use crate::world::World;
 const USUAL: [&str; 5] =
     ["AgentStarted", "ConfigAccepted", "UnitStarted", "UnitHealthy", "CertificateIssued"];
 
+/// Most clusters of one command: what the network of the simulated place has addresses for.
+const CLUSTERS_MAX: u64 = 1_000;
+
 /// Why a script cannot be played.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ScriptError {
@@ -41,7 +44,7 @@ pub enum ScriptError {
 /// # Errors
 /// [`ScriptError`] when a line is no command, or when a rule was broken.
 pub fn play(script: &str) -> Result<String, ScriptError> {
-    let mut player = Player { world: world(1), shown: 0, out: String::new() };
+    let mut player = Player { world: world(1), shown: 0, acts_shown: 0, out: String::new() };
     for (index, text) in script.lines().enumerate() {
         let number = index + 1;
         let command = text.split('#').next().unwrap_or_default().trim();
@@ -72,6 +75,8 @@ struct Player {
     world: World,
     /// Decisions that `history` has shown.
     shown: u64,
+    /// Decisions that `acts` has looked through.
+    acts_shown: u64,
     out: String,
 }
 
@@ -82,8 +87,16 @@ impl Player {
 
     fn command(&mut self, words: &[&str]) -> Result<(), String> {
         match words {
-            ["seed", seed] => self.world = world(seed.parse().map_err(|_| "a seed is a number".to_owned())?),
+            ["seed", seed] => {
+                self.world = world(seed.parse().map_err(|_| "a seed is a number".to_owned())?);
+                (self.shown, self.acts_shown) = (0, 0);
+            }
             ["cluster", name, options @ ..] => self.cluster(name, options)?,
+            ["clusters", prefix, count, options @ ..] => {
+                for number in 1..=number(count)?.min(CLUSTERS_MAX) {
+                    self.cluster(&format!("{prefix}{number}"), options)?;
+                }
+            }
             ["scale", name, pool, count] => {
                 let count = count.parse().map_err(|_| "a count is a number".to_owned())?;
                 let pool = (*pool).to_owned();
@@ -96,6 +109,7 @@ impl Player {
                 self.world.run_until(end);
             }
             ["history"] => self.history(),
+            ["acts"] => self.acts(),
             ["show"] => self.show(),
             _ => {
                 let fault = fault(words)?;
@@ -143,6 +157,19 @@ impl Player {
             .collect();
         self.shown = self.world.trace().count();
         lines.iter().for_each(|line| self.say(line));
+    }
+
+    /// What was done to machines, nodes and members of etcd since the last time.
+    fn acts(&mut self) {
+        let acts = self.world.trace().acts_since(self.acts_shown);
+        self.acts_shown = self.world.trace().count();
+        let Some(acts) = acts else {
+            return self.say("so much has happened since the last time that some of it is forgotten");
+        };
+        if acts.is_empty() {
+            self.say("nothing was done to any machine");
+        }
+        acts.iter().for_each(|act| self.say(act));
     }
 
     /// Every cluster with its state, its machines, and what it waits for.
@@ -216,6 +243,18 @@ fn fault(words: &[&str]) -> Result<Fault, String> {
                 machine => Side::Machine(named(machine)?),
             };
             Fault::Partition { side, way, for_ms: duration(time)? }
+        }
+        ["cut", machine, "from", "coordinator", "for", time] => {
+            let (side, way) = (Side::Link(named(machine)?), Way::Both);
+            Fault::Partition { side, way, for_ms: duration(time)? }
+        }
+        ["lose", "heartbeats", permille, "for", time] => {
+            let wrong = |_| format!("`{permille}` is no part of a thousand");
+            let permille = permille.parse().map_err(wrong)?;
+            Fault::HeartbeatsLost { permille, for_ms: duration(time)? }
+        }
+        ["provider", "lists", "nothing", "for", time] => {
+            Fault::ProviderListsNothing { for_ms: duration(time)? }
         }
         ["provider", "out", "for", time] => Fault::ProviderOut { for_ms: duration(time)? },
         ["budgets", "hold", "for", time] => Fault::BudgetsHold { for_ms: duration(time)? },

@@ -12,6 +12,9 @@ const KEPT_MAX: usize = 20_000;
 const SUM_START: u64 = 0xcbf2_9ce4_8422_2325;
 const SUM_FACTOR: u64 = 0x0100_0000_01b3;
 
+/// Calls that are done to no machine. A call that is not among them counts as an act, also one that is new.
+const HARMLESS: [&str; 2] = ["provider: expose ", "provider: unexpose "];
+
 /// Something that was decided, by whomever.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Decision {
@@ -136,6 +139,21 @@ impl Trace {
     pub fn since(&self, count: u64) -> impl Iterator<Item = &(u64, Decision)> {
         let forgotten = self.count - self.kept.len() as u64;
         self.kept.iter().skip(usize::try_from(count.saturating_sub(forgotten)).unwrap_or(usize::MAX))
+    }
+
+    /// What the coordinator did to the fleet after the first so many decisions, as lines: each new plan, and each call that
+    /// was carried out on machines, nodes or members of etcd. Who reaches a cluster from outside is left out, as it
+    /// disturbs nobody within. `None` when some of those decisions are forgotten.
+    #[must_use]
+    pub fn acts_since(&self, count: u64) -> Option<Vec<String>> {
+        let forgotten = self.count - self.kept.len() as u64;
+        let act = |decision: &Decision| match decision {
+            Decision::Blueprint { .. } => true,
+            Decision::Call { call, .. } => HARMLESS.iter().all(|harmless| !call.starts_with(harmless)),
+            _ => false,
+        };
+        let acts = self.since(count).filter(|(_, decision)| act(decision));
+        (forgotten <= count).then(|| acts.map(|(now, decision)| line(*now, decision)).collect())
     }
 
     /// The last so many, as lines.
