@@ -12,7 +12,7 @@ use keelson_protocol::peer::{PeerAnswer, PeerSaid, PeerTarget};
 use keelson_protocol::remedy::RemedyAct;
 use keelson_protocol::{BootId, ClusterName, Generation, Incarnation, MachineId, MonoTime, SecretBytes};
 
-use crate::check::{Checker, WELL_AFTER_MS};
+use crate::check::{Checker, FINE_AFTER_MS, WELL_AFTER_MS};
 use crate::clock::Clock;
 use crate::host::{Host, UnitNews};
 use crate::link::{Link, Stand};
@@ -60,6 +60,8 @@ pub(crate) struct Machine {
     pub(crate) backlog: Vec<SimEvent>,
     /// Since when it works and is heard, as far as it was looked at.
     pub(crate) well_since: Option<u64>,
+    /// Since when it works and somebody can say so, as far as it was looked at.
+    pub(crate) fine_since: Option<u64>,
     /// The agent is killed before so many more actions.
     pub(crate) dies_after: Option<u32>,
     /// The newest generation that its agent has written down, over all its lives.
@@ -117,6 +119,7 @@ impl Machine {
             link: Link::default(),
             backlog: Vec::new(),
             well_since: None,
+            fine_since: None,
             dies_after: None,
             kept: None,
             latency_ms: net.between(1, 5),
@@ -140,12 +143,17 @@ impl World {
         self.machines[ix].power == Power::On && self.machines[ix].agent.is_some()
     }
 
+    /// Whether a machine does what it is for.
+    fn works(&self, ix: Ix) -> bool {
+        let machine = &self.machines[ix];
+        let ready = |agent: &Agent| agent.core.state() == NodeState::Ready;
+        machine.power == Power::On && machine.agent.as_ref().is_some_and(ready)
+    }
+
     /// Whether a machine works and its heartbeats arrive.
     fn is_well(&self, ix: Ix) -> bool {
         let machine = &self.machines[ix];
-        let ready = |agent: &Agent| agent.core.state() == NodeState::Ready;
-        machine.power == Power::On
-            && machine.agent.as_ref().is_some_and(ready)
+        self.works(ix)
             && self.coordinator_lives()
             && matches!(machine.link.stand, Stand::Up(session) if self.coordinator.sessions.contains(&session))
             && self.network.passes(self.end(ix), End::Coordinator)
@@ -157,6 +165,39 @@ impl World {
             let well = self.is_well(ix);
             let machine = &mut self.machines[ix];
             machine.well_since = well.then(|| machine.well_since.unwrap_or(self.now));
+            let fine = well || self.is_vouched_for(ix);
+            let machine = &mut self.machines[ix];
+            machine.fine_since = fine.then(|| machine.fine_since.unwrap_or(self.now));
+        }
+    }
+
+    /// Whether a machine works, is not heard, and there is somebody who could tell so: a peer that is heard reaches it, or
+    /// another one of its zone is in the same case, so that the zone is what is cut off.
+    fn is_vouched_for(&self, ix: Ix) -> bool {
+        let machine = &self.machines[ix];
+        let tells = |other: &Ix| {
+            let (same_cluster, same_zone) = {
+                let other = &self.machines[*other];
+                (other.cluster == machine.cluster, other.zone == machine.zone)
+            };
+            *other != ix
+                && (same_cluster || same_zone)
+                && self.works(*other)
+                && self.connects(ix, *other)
+                && if self.is_well(*other) { same_cluster } else { same_zone }
+        };
+        self.works(ix) && self.by_id.values().any(tells)
+    }
+
+    /// The repair of a machine begins that is not heard: then nobody may have known better.
+    pub(crate) fn check_repair(&mut self, id: &MachineId) {
+        let Some(ix) = self.by_id.get(id).copied() else { return };
+        let known = self.machines[ix].fine_since.is_some_and(|since| since + FINE_AFTER_MS <= self.now);
+        if known && self.is_vouched_for(ix) {
+            self.violate(
+                Checker::Repair,
+                format!("the repair of {id} begins, and its neighbours know that it works"),
+            );
         }
     }
 
