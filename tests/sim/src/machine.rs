@@ -35,6 +35,17 @@ pub(crate) enum Power {
     Frozen,
 }
 
+/// By whom it can be known that a machine works.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Voucher {
+    /// Its own heartbeats.
+    Itself,
+    /// A peer that is heard and reaches it.
+    Peer,
+    /// Another machine of its zone works and is as silent: the zone is what is cut off.
+    Zone,
+}
+
 /// A machine: one incarnation of an id, from the moment that the provider made it.
 #[derive(Debug)]
 pub(crate) struct Machine {
@@ -60,8 +71,8 @@ pub(crate) struct Machine {
     pub(crate) backlog: Vec<SimEvent>,
     /// Since when it works and is heard, as far as it was looked at.
     pub(crate) well_since: Option<u64>,
-    /// Since when it works and somebody can say so, as far as it was looked at.
-    pub(crate) fine_since: Option<u64>,
+    /// Since when it works and the same voice can say so, as far as it was looked at.
+    pub(crate) fine_since: Option<(u64, Voucher)>,
     /// The agent is killed before so many more actions.
     pub(crate) dies_after: Option<u32>,
     /// The newest generation that its agent has written down, over all its lives.
@@ -165,39 +176,41 @@ impl World {
             let well = self.is_well(ix);
             let machine = &mut self.machines[ix];
             machine.well_since = well.then(|| machine.well_since.unwrap_or(self.now));
-            let fine = well || self.is_vouched_for(ix);
+            let voucher = if well { Some(Voucher::Itself) } else { self.voucher(ix) };
             let machine = &mut self.machines[ix];
-            machine.fine_since = fine.then(|| machine.fine_since.unwrap_or(self.now));
+            machine.fine_since = voucher.map(|voucher| match machine.fine_since {
+                // Its own word from before it fell silent counts on. Between the others there is a time in which what was
+                // said by the ones is over, and the others were not asked yet.
+                Some((since, before)) if before == voucher || before == Voucher::Itself => (since, voucher),
+                _ => (self.now, voucher),
+            });
         }
     }
 
-    /// Whether a machine works, is not heard, and there is somebody who could tell so: a peer that is heard reaches it, or
-    /// another one of its zone is in the same case, so that the zone is what is cut off.
-    fn is_vouched_for(&self, ix: Ix) -> bool {
+    /// Who could tell of a machine that is not heard that it works.
+    fn voucher(&self, ix: Ix) -> Option<Voucher> {
         let machine = &self.machines[ix];
-        let tells = |other: &Ix| {
-            let (same_cluster, same_zone) = {
-                let other = &self.machines[*other];
-                (other.cluster == machine.cluster, other.zone == machine.zone)
-            };
-            *other != ix
-                && (same_cluster || same_zone)
-                && self.works(*other)
-                && self.connects(ix, *other)
-                && if self.is_well(*other) { same_cluster } else { same_zone }
+        let knows = |other: &Ix| {
+            let Machine { cluster, zone, .. } = &self.machines[*other];
+            let (peer, neighbour) = (*cluster == machine.cluster, *zone == machine.zone);
+            let able = *other != ix && (peer || neighbour) && self.works(*other) && self.connects(ix, *other);
+            match able.then(|| self.is_well(*other)) {
+                Some(true) if peer => Some(Voucher::Peer),
+                Some(false) if neighbour => Some(Voucher::Zone),
+                _ => None,
+            }
         };
-        self.works(ix) && self.by_id.values().any(tells)
+        let mut known = self.works(ix).then(|| self.by_id.values().filter_map(knows)).into_iter().flatten();
+        known.min_by_key(|voucher| *voucher == Voucher::Zone)
     }
 
-    /// The repair of a machine begins that is not heard: then nobody may have known better.
+    /// The repair of a machine begins: nobody may have known that it works.
     pub(crate) fn check_repair(&mut self, id: &MachineId) {
         let Some(ix) = self.by_id.get(id).copied() else { return };
-        let known = self.machines[ix].fine_since.is_some_and(|since| since + FINE_AFTER_MS <= self.now);
-        if known && self.is_vouched_for(ix) {
-            self.violate(
-                Checker::Repair,
-                format!("the repair of {id} begins, and its neighbours know that it works"),
-            );
+        let Some((since, before)) = self.machines[ix].fine_since else { return };
+        if since + FINE_AFTER_MS <= self.now && self.voucher(ix).is_some_and(|voucher| voucher == before) {
+            let what = format!("the repair of {id} begins, and {before:?} could tell that it works");
+            self.violate(Checker::Repair, what);
         }
     }
 
