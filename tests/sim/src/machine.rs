@@ -200,7 +200,7 @@ impl World {
                 _ => None,
             }
         };
-        let mut known = self.works(ix).then(|| self.by_id.values().filter_map(knows)).into_iter().flatten();
+        let known = self.works(ix).then(|| self.by_id.values().filter_map(knows)).into_iter().flatten();
         known.min_by_key(|voucher| *voucher == Voucher::Zone)
     }
 
