@@ -162,19 +162,24 @@ fn hunt(scratch: &Scratch, mutation: &Mutation, seeds: u64) -> Result<Found> {
 struct Scratch {
     tree: PathBuf,
     target: PathBuf,
+    /// Held while this lives, so that two runs do not break each other's tree.
+    _lock: File,
 }
 
 impl Scratch {
     /// Copies every file that git tracks or would track. All get the time of now, so that cargo takes none of them for
     /// one that an earlier run has built from.
     fn copy_of(root: &Path, place: &Path) -> Result<Self> {
+        fs::create_dir_all(place).with_context(|| format!("{} cannot be made", place.display()))?;
+        let lock = File::create(place.join("lock")).context("a lock file cannot be made")?;
+        lock.lock().context("a lock file cannot be locked")?;
         let tree = place.join("tree");
         let target = place.join("target");
         // Left over from a run that was killed.
         if tree.exists() {
             fs::remove_dir_all(&tree).with_context(|| format!("{} cannot be removed", tree.display()))?;
         }
-        let scratch = Self { tree, target };
+        let scratch = Self { tree, target, _lock: lock };
         let mut git = Command::new("git");
         git.current_dir(root).args(["ls-files", "--cached", "--others", "--exclude-standard", "-z"]);
         let output = git.output().context("git cannot be started")?;
@@ -202,8 +207,6 @@ impl Scratch {
         let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
         cargo.current_dir(&self.tree).env("CARGO_TARGET_DIR", &self.target);
         cargo.args(["build", "--release", "--locked", "--quiet", "--package", "keelson-sim"]);
-        // A broken tree has unused code, of which nobody needs to hear.
-        cargo.env("RUSTFLAGS", "--cap-lints=allow");
         let status = cargo.status().context("cargo cannot be started")?;
         ensure!(status.success(), "the simulator with this fault cannot be compiled");
         Ok(())
