@@ -11,6 +11,7 @@ mod demo;
 mod down;
 mod host;
 mod image;
+mod mutations;
 mod programs;
 mod sim;
 mod state;
@@ -46,7 +47,7 @@ enum Chore {
     /// Measure something and print the figures.
     #[command(subcommand)]
     Bench(bench::BenchCommand),
-    /// Play whole fleets in virtual time: one seed, many, or a case that once broke a rule.
+    /// Play whole fleets in virtual time: one seed, many, or a case that once broke a rule; or break the code, to see it found.
     Sim(sim::SimArgs),
     /// Build, list, show and verify node images.
     #[command(subcommand)]

@@ -3,20 +3,28 @@
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
+use clap::Parser;
 
+use crate::mutations::{self, MutationsArgs};
 use crate::programs::workspace_root;
+
+/// The word that is not for the simulator: it asks whether its checkers bite.
+const MUTATIONS: &str = "mutations";
 
 /// Arguments of the simulator.
 #[derive(Debug, clap::Args)]
 #[command(disable_help_flag = true)]
 pub(crate) struct SimArgs {
-    /// `run --seed S`, `hunt --seeds N`, `replay FILE`; `--help` after one of these lists its options.
+    /// `run --seed S`, `hunt --seeds N`, `replay FILE`, `mutations`; `--help` after one of these lists its options.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     arguments: Vec<String>,
 }
 
 /// Runs `cargo xtask sim`.
 pub(crate) fn run(args: &SimArgs) -> Result<()> {
+    if args.arguments.first().is_some_and(|word| word == MUTATIONS) {
+        return mutations::run(&MutationsArgs::parse_from(&args.arguments));
+    }
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.current_dir(workspace_root()?);
     // A debug build is thirty times slower, and a hunt is as good as the number of its seeds.

@@ -172,6 +172,10 @@ impl CoordinatorCore {
                 Some(harsher(machine))
             }
             Verdict::Missing | Verdict::GivenUp | Verdict::AgentDown => None,
+            // Nothing tells it from its zone, or from the coordinator's network: what costs a boot is tried, and no more.
+            Verdict::Hung if is_alone(machine) && harsher(machine) != RepairAction::PowerCycle => {
+                return Err(Hold::Evidence { verdict: Verdict::ZoneSilent });
+            }
             Verdict::Hung => Some(harsher(machine)),
             Verdict::CutOff | Verdict::ZoneSilent | Verdict::FleetSilent | Verdict::Undecided => {
                 return Err(Hold::Evidence { verdict });
@@ -400,6 +404,11 @@ impl CoordinatorCore {
 /// Whether the next thing to do to a machine is to take its power away for certain.
 pub(crate) fn needs_fence(machine: &Machine) -> bool {
     matches!(machine.row.acting, Some(RepairAction::PowerCycle | RepairAction::Rebuild))
+}
+
+/// Whether the fleet has no other machine in its zone.
+fn is_alone(machine: &Machine) -> bool {
+    machine.evidence.as_ref().is_none_or(|evidence| evidence.zone_others == 0)
 }
 
 /// The next rung within an incident: power, then a new shell around the disk, then a new machine; that at once where the

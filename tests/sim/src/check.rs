@@ -24,12 +24,30 @@ pub enum Checker {
     Bounds,
     /// No node is evacuated whose machine has power.
     Evacuation,
-    /// No machine's power is taken away that works and can be heard.
+    /// No machine's power is taken away that works and can be heard, and no repair begins of one whose neighbours know that
+    /// it works.
     Repair,
     /// What is sent arrives as it was.
     Codec,
     /// When nothing goes wrong any more, everything becomes as it shall be.
     Liveness,
+}
+
+impl Checker {
+    /// All of them.
+    pub const ALL: [Self; 11] = [
+        Self::Quorum,
+        Self::Identity,
+        Self::Disruption,
+        Self::Disk,
+        Self::Growth,
+        Self::Owner,
+        Self::Bounds,
+        Self::Evacuation,
+        Self::Repair,
+        Self::Codec,
+        Self::Liveness,
+    ];
 }
 
 impl fmt::Display for Checker {
@@ -64,6 +82,9 @@ pub(crate) const NOTICED_AFTER_MS: u64 = 30_000;
 pub(crate) const QUORUM_NOTICED_MS: u64 = 5_000;
 /// A machine that has worked and was heard for so long is known to be well, in milliseconds.
 pub(crate) const WELL_AFTER_MS: u64 = 30_000;
+/// A machine that has worked for so long while a neighbour could tell so is known to work, in milliseconds: those that were
+/// asked when it did not are asked again every 15 seconds, and what they say counts for 20.
+pub(crate) const FINE_AFTER_MS: u64 = 45_000;
 /// How often members are looked at, in milliseconds.
 pub(crate) const SAMPLE_EVERY_MS: u64 = 5_000;
 /// How often the provider's machines are compared with the blueprints, in milliseconds.

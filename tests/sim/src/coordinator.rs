@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use keelson_agent_core::Validity;
 use keelson_coordinator_core::{
-    CallId, CoordinatorCore, ETCD_CALLS_MAX, Effect, EnrolId, Input, KUBE_CALLS_MAX, Now, PROVIDER_CALLS_MAX,
-    ProviderCall, Row, SessionId, Settings,
+    CallId, CoordinatorCore, ETCD_CALLS_MAX, Effect, EnrolId, Input, KUBE_CALLS_MAX, MachineRow, Now,
+    PROVIDER_CALLS_MAX, ProviderCall, Row, SessionId, Settings,
 };
 use keelson_model::etcd::EtcdCall;
 use keelson_model::kubernetes::{KubeCall, KubeFailure};
@@ -230,7 +230,17 @@ impl World {
     fn write_rows(&mut self, rows: Vec<Row>) {
         for row in rows {
             self.check_growth(&row);
+            self.check_begun(&row);
             self.store.write(row);
+        }
+    }
+
+    /// What is written down for the first time begins.
+    fn check_begun(&mut self, row: &Row) {
+        let Row::Machine(row) = row else { return };
+        let acts = |row: &MachineRow| row.acting.is_some() || row.renew;
+        if acts(row) && !self.store.machines.get(&row.id).is_some_and(acts) {
+            self.check_repair(&row.id);
         }
     }
 

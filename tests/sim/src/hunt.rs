@@ -1,7 +1,7 @@
 //! Many seeds, one after the other, and what is left of a case that breaks a rule when everything was taken away that it
 //! does not need.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use serde::Serialize;
@@ -45,11 +45,31 @@ pub struct HuntReport {
     pub failures: Vec<Outcome>,
 }
 
+/// Whether a hunt goes on after a rule was broken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum After {
+    /// All seeds run.
+    GoesOn,
+    /// No further seed begins.
+    Ends,
+}
+
 /// Runs all seeds. `told` hears of each run that breaks a rule, as soon as it is over.
 pub fn hunt(hunt: &Hunt, told: impl Fn(&Outcome) + Sync) -> HuntReport {
+    hunt_all(hunt, After::GoesOn, told)
+}
+
+/// Runs seeds until one breaks a rule. Those that have begun by then end, so that the first failure of the report is that
+/// of the lowest seed, however many run at the same time.
+pub fn hunt_first(hunt: &Hunt, told: impl Fn(&Outcome) + Sync) -> HuntReport {
+    hunt_all(hunt, After::Ends, told)
+}
+
+fn hunt_all(hunt: &Hunt, after: After, told: impl Fn(&Outcome) + Sync) -> HuntReport {
+    let found = AtomicBool::new(false);
     let next = AtomicU64::new(hunt.from);
     let report = Mutex::new(HuntReport {
-        seeds: hunt.seeds,
+        seeds: 0,
         violations: 0,
         events: 0,
         virtual_ms: 0,
@@ -61,11 +81,13 @@ pub fn hunt(hunt: &Hunt, told: impl Fn(&Outcome) + Sync) -> HuntReport {
             scope.spawn(|| {
                 loop {
                     let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if seed >= hunt.from + hunt.seeds {
+                    let over = after == After::Ends && found.load(Ordering::Relaxed);
+                    if over || seed >= hunt.from + hunt.seeds {
                         return;
                     }
                     let outcome = run(&draw(seed, hunt.fleet));
                     if outcome.violation.is_some() {
+                        found.store(true, Ordering::Relaxed);
                         told(&outcome);
                     }
                     report.lock().unwrap_or_else(PoisonError::into_inner).take(outcome);
@@ -80,6 +102,7 @@ pub fn hunt(hunt: &Hunt, told: impl Fn(&Outcome) + Sync) -> HuntReport {
 
 impl HuntReport {
     fn take(&mut self, outcome: Outcome) {
+        self.seeds += 1;
         self.events += outcome.events;
         self.virtual_ms += outcome.virtual_ms;
         if outcome.violation.is_some() {

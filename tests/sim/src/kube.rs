@@ -96,6 +96,13 @@ impl FakeKube {
         self.nodes.values().any(|node| now - node.beat < NODE_GRACE_MS)
     }
 
+    /// Whether a node takes pods as one does that is well and stays.
+    pub(crate) fn is_in_service(&self, id: &MachineId) -> bool {
+        let out = out_of_service();
+        let in_service = |node: &Node| node.cordon == Cordon::Open && !node.taints.contains(&out);
+        self.nodes.get(id).is_none_or(in_service)
+    }
+
     /// A drain is asked for. How many other nodes are being drained at this moment, unless this one is already.
     pub(crate) fn drain_asked(&mut self, id: &MachineId) -> Option<usize> {
         let drained = |(id, node): &(&MachineId, &Node)| {

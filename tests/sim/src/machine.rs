@@ -12,7 +12,7 @@ use keelson_protocol::peer::{PeerAnswer, PeerSaid, PeerTarget};
 use keelson_protocol::remedy::RemedyAct;
 use keelson_protocol::{BootId, ClusterName, Generation, Incarnation, MachineId, MonoTime, SecretBytes};
 
-use crate::check::{Checker, WELL_AFTER_MS};
+use crate::check::{Checker, FINE_AFTER_MS, WELL_AFTER_MS};
 use crate::clock::Clock;
 use crate::host::{Host, UnitNews};
 use crate::link::{Link, Stand};
@@ -33,6 +33,17 @@ pub(crate) enum Power {
     Off,
     On,
     Frozen,
+}
+
+/// By whom it can be known that a machine works.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Voucher {
+    /// Its own heartbeats.
+    Itself,
+    /// A peer that is heard and reaches it.
+    Peer,
+    /// Another machine of its zone works and is as silent: the zone is what is cut off.
+    Zone,
 }
 
 /// A machine: one incarnation of an id, from the moment that the provider made it.
@@ -60,6 +71,8 @@ pub(crate) struct Machine {
     pub(crate) backlog: Vec<SimEvent>,
     /// Since when it works and is heard, as far as it was looked at.
     pub(crate) well_since: Option<u64>,
+    /// Since when it works and the same voice can say so, as far as it was looked at.
+    pub(crate) fine_since: Option<(u64, Voucher)>,
     /// The agent is killed before so many more actions.
     pub(crate) dies_after: Option<u32>,
     /// The newest generation that its agent has written down, over all its lives.
@@ -117,6 +130,7 @@ impl Machine {
             link: Link::default(),
             backlog: Vec::new(),
             well_since: None,
+            fine_since: None,
             dies_after: None,
             kept: None,
             latency_ms: net.between(1, 5),
@@ -140,12 +154,17 @@ impl World {
         self.machines[ix].power == Power::On && self.machines[ix].agent.is_some()
     }
 
+    /// Whether a machine does what it is for.
+    fn works(&self, ix: Ix) -> bool {
+        let machine = &self.machines[ix];
+        let ready = |agent: &Agent| agent.core.state() == NodeState::Ready;
+        machine.power == Power::On && machine.agent.as_ref().is_some_and(ready)
+    }
+
     /// Whether a machine works and its heartbeats arrive.
     fn is_well(&self, ix: Ix) -> bool {
         let machine = &self.machines[ix];
-        let ready = |agent: &Agent| agent.core.state() == NodeState::Ready;
-        machine.power == Power::On
-            && machine.agent.as_ref().is_some_and(ready)
+        self.works(ix)
             && self.coordinator_lives()
             && matches!(machine.link.stand, Stand::Up(session) if self.coordinator.sessions.contains(&session))
             && self.network.passes(self.end(ix), End::Coordinator)
@@ -157,6 +176,41 @@ impl World {
             let well = self.is_well(ix);
             let machine = &mut self.machines[ix];
             machine.well_since = well.then(|| machine.well_since.unwrap_or(self.now));
+            let voucher = if well { Some(Voucher::Itself) } else { self.voucher(ix) };
+            let machine = &mut self.machines[ix];
+            machine.fine_since = voucher.map(|voucher| match machine.fine_since {
+                // Its own word from before it fell silent counts on. Between the others there is a time in which what was
+                // said by the ones is over, and the others were not asked yet.
+                Some((since, before)) if before == voucher || before == Voucher::Itself => (since, voucher),
+                _ => (self.now, voucher),
+            });
+        }
+    }
+
+    /// Who could tell of a machine that is not heard that it works.
+    fn voucher(&self, ix: Ix) -> Option<Voucher> {
+        let machine = &self.machines[ix];
+        let knows = |other: &Ix| {
+            let Machine { cluster, zone, .. } = &self.machines[*other];
+            let (peer, neighbour) = (*cluster == machine.cluster, *zone == machine.zone);
+            let able = *other != ix && (peer || neighbour) && self.works(*other) && self.connects(ix, *other);
+            match able.then(|| self.is_well(*other)) {
+                Some(true) if peer => Some(Voucher::Peer),
+                Some(false) if neighbour => Some(Voucher::Zone),
+                _ => None,
+            }
+        };
+        let known = self.works(ix).then(|| self.by_id.values().filter_map(knows)).into_iter().flatten();
+        known.min_by_key(|voucher| *voucher == Voucher::Zone)
+    }
+
+    /// The repair of a machine begins: nobody may have known that it works.
+    pub(crate) fn check_repair(&mut self, id: &MachineId) {
+        let Some(ix) = self.by_id.get(id).copied() else { return };
+        let Some((since, before)) = self.machines[ix].fine_since else { return };
+        if since + FINE_AFTER_MS <= self.now && self.voucher(ix).is_some_and(|voucher| voucher == before) {
+            let what = format!("the repair of {id} begins, and {before:?} could tell that it works");
+            self.violate(Checker::Repair, what);
         }
     }
 

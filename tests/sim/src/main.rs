@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand, ValueEnum};
-use keelson_sim::{Case, Fleet, Hunt, Outcome, draw, hunt, minimise, play, run, run_aloud};
+use keelson_sim::{Case, Fleet, Hunt, Outcome, draw, hunt, hunt_first, minimise, play, run, run_aloud};
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike;
 
@@ -52,6 +52,9 @@ enum Command {
         /// How many run at the same time; as many as there are CPUs when absent.
         #[arg(long)]
         threads: Option<usize>,
+        /// Stop when a seed breaks a rule, and write no case down.
+        #[arg(long)]
+        first: bool,
         /// Form of the result.
         #[arg(long, default_value = "text")]
         output: Output,
@@ -109,11 +112,12 @@ impl FleetArgs {
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Run { seed, fleet, faults, trace } => Ok(run_seed(seed, fleet, faults, trace)),
-        Command::Hunt { seeds, from, fleet, threads, output, directory } => {
+        Command::Hunt { seeds, from, fleet, threads, first, output, directory } => {
             let threads =
                 threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, Into::into));
             let hunt = Hunt { from, seeds, fleet: fleet.fleet(Faults::On), threads };
-            run_hunt(&hunt, fleet, output, &directory)
+            let directory = (!first).then_some(directory.as_path());
+            run_hunt(&hunt, fleet, output, directory)
         }
         Command::Replay { file } => replay(&file),
         Command::Script { file } => script(&file),
@@ -192,30 +196,27 @@ fn show_failure(outcome: &Outcome) {
     }
 }
 
-fn run_hunt(hunt_for: &Hunt, fleet: FleetArgs, output: Output, directory: &Path) -> Result<bool> {
+/// Hunts. Without a directory the first failure ends it, and no case is written down.
+fn run_hunt(hunt_for: &Hunt, fleet: FleetArgs, output: Output, directory: Option<&Path>) -> Result<bool> {
     let text = output == Output::Text;
     if text {
         let last = hunt_for.from + hunt_for.seeds - 1;
         println!("seeds {} to {last}, {} machines, {} hours", hunt_for.from, fleet.machines, fleet.hours);
     }
     let began = Instant::now();
-    let report = hunt(hunt_for, |outcome| {
+    let told = |outcome: &Outcome| {
         if text {
             show_failure(outcome);
         }
-    });
+    };
+    let report = if directory.is_some() { hunt(hunt_for, told) } else { hunt_first(hunt_for, told) };
     let seconds = began.elapsed().as_secs_f64();
-    for outcome in &report.failures {
-        let Some(violation) = &outcome.violation else { continue };
-        let case = minimise(&draw(outcome.seed, hunt_for.fleet), violation.checker);
-        let file = directory.join(format!("{:?}-{}.json", violation.checker, outcome.seed).to_lowercase());
-        let case = serde_json::to_string_pretty(&case).context("a case cannot be written")?;
-        std::fs::create_dir_all(directory)
-            .with_context(|| format!("{} cannot be made", directory.display()))?;
-        std::fs::write(&file, case + "\n")
-            .with_context(|| format!("{} cannot be written", file.display()))?;
-        if text {
-            println!("replay with: cargo xtask sim replay {}", file.display());
+    if let Some(directory) = directory {
+        for outcome in &report.failures {
+            let Some(file) = write_case(hunt_for, outcome, directory)? else { continue };
+            if text {
+                println!("replay with: cargo xtask sim replay {}", file.display());
+            }
         }
     }
     if text {
@@ -233,4 +234,15 @@ fn run_hunt(hunt_for: &Hunt, fleet: FleetArgs, output: Output, directory: &Path)
         println!("{value}");
     }
     Ok(report.violations == 0)
+}
+
+/// Writes down the smallest case that breaks the rule that an outcome broke.
+fn write_case(hunt_for: &Hunt, outcome: &Outcome, directory: &Path) -> Result<Option<PathBuf>> {
+    let Some(violation) = &outcome.violation else { return Ok(None) };
+    let case = minimise(&draw(outcome.seed, hunt_for.fleet), violation.checker);
+    let file = directory.join(format!("{:?}-{}.json", violation.checker, outcome.seed).to_lowercase());
+    let case = serde_json::to_string_pretty(&case).context("a case cannot be written")?;
+    std::fs::create_dir_all(directory).with_context(|| format!("{} cannot be made", directory.display()))?;
+    std::fs::write(&file, case + "\n").with_context(|| format!("{} cannot be written", file.display()))?;
+    Ok(Some(file))
 }

@@ -150,7 +150,7 @@ impl World {
         if let Some(operation) = core.operations().find(|operation| !operation.is_done()) {
             return Some(format!("{} runs: {}", operation.id, operation.what()));
         }
-        self.provider_differs().or_else(|| self.etcd_differs())
+        self.provider_differs().or_else(|| self.etcd_differs()).or_else(|| self.nodes_differ())
     }
 
     fn provider_differs(&self) -> Option<String> {
@@ -179,6 +179,16 @@ impl World {
             let there: BTreeSet<_> = etcd.voters().map(|voter| voter.address).collect();
             (planned != there || etcd.members.len() != there.len())
                 .then(|| format!("members of etcd of {} are not those of its blueprint", row.spec.name))
+        })
+    }
+
+    /// A node that stays takes pods, whatever was done to it meanwhile.
+    fn nodes_differ(&self) -> Option<String> {
+        self.store.clusters.values().find_map(|row| {
+            let kube = self.kubes.get(&row.spec.name)?;
+            let staying = row.blueprint.machines.values().filter(|machine| machine.is_node());
+            let mut out = staying.filter(|machine| !kube.is_in_service(&machine.id));
+            out.next().map(|machine| format!("node {} is out of service", machine.id))
         })
     }
 }
