@@ -414,11 +414,7 @@ mod tests {
             |evidence, _| evidence.peers = PeersSeen { reached: 0, refused: 1, silent: 2 },
             Verdict::AgentDown,
         );
-        check(
-            60,
-            |_, heard| (heard.fleet_silent, heard.forgot_itself) = (true, true),
-            Verdict::AgentDown,
-        );
+        check(60, |_, heard| (heard.fleet_silent, heard.forgot_itself) = (true, true), Verdict::AgentDown);
         let lease = |evidence: &mut Evidence| {
             evidence.peers.silent = 3;
             evidence.lease = LeaseSeen::Fresh;

@@ -50,7 +50,7 @@ impl CoordinatorCore {
                 Some(_),
             ) => self.reconcile_acting(now, id),
             // It is looked for again, and then made anew: asked for as it is it would begin with an empty disk.
-            (MachinePhase::Missing { .. }, Some(_)) => {}
+            (MachinePhase::Missing { .. }, Some(_)) => self.reconcile_acting(now, id),
             // It goes anyway, and its pods can be moved at once when it has no power for certain.
             (MachinePhase::Off { .. }, Some(planned)) if planned.leaving => {
                 if machine.row.fenced.is_none() {

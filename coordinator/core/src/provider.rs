@@ -210,6 +210,7 @@ impl CoordinatorCore {
                     false => MachinePhase::Off { since: now.wall },
                 };
                 machine.off_since = machine.off_since.filter(|_| !on);
+                machine.row.fenced = machine.row.fenced.filter(|_| !on);
                 self.save_machine(&id);
             }
             self.touch(&id);

@@ -323,7 +323,9 @@ impl CoordinatorCore {
     pub(crate) fn machine_fenced(&mut self, now: Now, id: &MachineId) {
         let Some(machine) = self.machines.get_mut(id) else { return };
         machine.row.fenced = Some(now.wall);
-        machine.row.phase = MachinePhase::Off { since: now.wall };
+        if !matches!(machine.row.phase, MachinePhase::Missing { .. }) {
+            machine.row.phase = MachinePhase::Off { since: now.wall };
+        }
         machine.off_since = Some(now.mono);
         machine.evacuated = false;
         machine.attempts = 0;
@@ -336,8 +338,17 @@ impl CoordinatorCore {
         }
         self.touch(id);
         self.save_machine(id);
+        self.renew_soon(id);
         let outcome = "the infrastructure confirms that it has no power";
         self.note_repair(now, id, Severity::Info, "MachineFenced", "a repair needs it", outcome);
+    }
+
+    /// One that is to be made anew can be planned anew, now that it has no power.
+    fn renew_soon(&mut self, id: &MachineId) {
+        let machine = self.machines.get(id).filter(|machine| machine.row.renew);
+        if let Some(cluster) = machine.map(|machine| machine.row.cluster.clone()) {
+            self.plan_soon(&cluster);
+        }
     }
 
     /// The fence could not be set: nothing harsher may be done.
@@ -403,7 +414,7 @@ impl CoordinatorCore {
 
 /// Whether the next thing to do to a machine is to take its power away for certain.
 pub(crate) fn needs_fence(machine: &Machine) -> bool {
-    matches!(machine.row.acting, Some(RepairAction::PowerCycle | RepairAction::Rebuild))
+    machine.row.renew || matches!(machine.row.acting, Some(RepairAction::PowerCycle | RepairAction::Rebuild))
 }
 
 /// Whether the fleet has no other machine in its zone.

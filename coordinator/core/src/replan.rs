@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
-use keelson_model::{Blueprint, ClusterSpec, FleetEvent, Plan, Progress, Role, Severity};
+use keelson_model::{Blueprint, ClusterSpec, FleetEvent, MachinePhase, Plan, Progress, Role, Severity};
 use keelson_planner::{PlanInput, Planned, Wanted, lint, plan};
 use keelson_protocol::health::UnitState;
 use keelson_protocol::{ClusterName, Incarnation, MachineId};
@@ -158,7 +158,8 @@ impl CoordinatorCore {
     fn to_renew(&self, blueprint: &Blueprint) -> BTreeSet<MachineId> {
         let renew = |planned: &&keelson_model::BlueprintMachine| {
             let machine = self.machines.get(&planned.id);
-            machine.is_some_and(|m| m.row.renew && m.row.incarnation == planned.incarnation)
+            let same = machine.filter(|machine| machine.row.incarnation == planned.incarnation);
+            same.is_some_and(|machine| machine.row.renew && is_powerless(machine))
         };
         blueprint.machines.values().filter(renew).map(|planned| planned.id.clone()).collect()
     }
@@ -188,6 +189,19 @@ impl CoordinatorCore {
         self.take_addresses(name);
         self.touched.insert(name.clone());
     }
+}
+
+/// Whether a machine has no power for certain, or was never there. One that is to be made anew and is heard again before
+/// that keeps what it is.
+fn is_powerless(machine: &Machine) -> bool {
+    let never_there = matches!(
+        machine.row.phase,
+        MachinePhase::Planned
+            | MachinePhase::Creating { .. }
+            | MachinePhase::Retrying { .. }
+            | MachinePhase::Refused { .. }
+    );
+    never_there || machine.row.fenced.is_some()
 }
 
 /// Whether a machine's agent says that its etcd member serves; or, before its first report, that all is well.

@@ -86,6 +86,7 @@ impl CoordinatorCore {
     /// All that tells one config of a machine from another.
     fn render_key(&self, cluster: &ClusterName, id: &MachineId) -> Option<RenderKey> {
         let machine = self.machines.get(id)?;
+        self.planned(cluster, id).filter(|planned| planned.incarnation == machine.row.incarnation)?;
         let generation = self.clusters.get(cluster)?.row.blueprint.generation;
         let traits = HostTraits::from(machine.facts.as_deref()?);
         Some(RenderKey { incarnation: machine.row.incarnation, generation, traits })

@@ -11,6 +11,7 @@ use keelson_model::{
 };
 use keelson_protocol::{Generation, Incarnation, MachineId};
 
+use crate::lint::{SPREAD_MEMBERS_MIN, SPREAD_ZONES_MIN};
 use crate::plan::{PlanError, PlanInput, Planned, RENDERING};
 use crate::quorum::Quorum;
 
@@ -89,7 +90,7 @@ impl<'a> Draft<'a> {
     }
 
     /// Sends machines of pools that shrank on their way out: first those that do not work, then of the fullest zone,
-    /// then the newest.
+    /// then the newest. Of etcd nobody goes whose loss would leave a zone with a majority, now or further on.
     pub(crate) fn retire_surplus(&mut self) {
         for machine in self.machines.values_mut() {
             if self.input.plan.pool(&machine.pool).is_none() && !machine.roles.contains(&Role::Etcd) {
@@ -99,7 +100,7 @@ impl<'a> Draft<'a> {
         for pool in &self.input.plan.pools {
             let count = usize::from(self.input.spec.count(self.input.plan, pool));
             while self.staying(&pool.name).count() > count {
-                let Some(id) = self.first_to_go(&pool.name) else { break };
+                let Some(id) = self.first_to_go(pool, count) else { break };
                 if pool.roles.contains(&Role::Etcd) {
                     if !self.may_change_etcd(Some(&id)) {
                         break;
@@ -117,13 +118,23 @@ impl<'a> Draft<'a> {
         self.machines.values().filter(move |machine| machine.pool == *pool && !machine.leaving)
     }
 
-    fn first_to_go(&self, pool: &PoolName) -> Option<MachineId> {
-        let in_zone = |zone: &str| self.staying(pool).filter(|machine| machine.zone == zone).count();
+    fn first_to_go(&self, pool: &PoolPlan, target: usize) -> Option<MachineId> {
+        let in_zone = |zone: &str| self.staying(&pool.name).filter(|machine| machine.zone == zone).count();
         let works = |machine: &BlueprintMachine| self.input.progress.ready.contains(&machine.id);
         let rank = |machine: &&BlueprintMachine| {
             (!works(machine), in_zone(&machine.zone), number(machine), machine.id.clone())
         };
-        self.staying(pool).max_by_key(rank).map(|machine| machine.id.clone())
+        let spread = |machine: &&BlueprintMachine| {
+            let mut zones: BTreeMap<&str, usize> = self
+                .staying(&pool.name)
+                .map(|machine| (machine.zone.as_str(), in_zone(&machine.zone)))
+                .collect();
+            zones.entry(&machine.zone).and_modify(|members| *members -= 1);
+            stays_spread(&zones, target)
+        };
+        let matters = pool.roles.contains(&Role::Etcd) && self.input.place.zones.len() >= SPREAD_ZONES_MIN;
+        let safe = self.staying(&pool.name).filter(spread).max_by_key(rank).filter(|_| matters);
+        safe.or_else(|| self.staying(&pool.name).max_by_key(rank)).map(|machine| machine.id.clone())
     }
 
     /// Whether a member of the etcd cluster may come, or `going` may go; when not, that is what the spec waits for.
@@ -279,6 +290,24 @@ impl<'a> Draft<'a> {
         };
         Planned { blueprint, held: self.held }
     }
+}
+
+/// Whether members in these zones can shrink to `target`, one by one, so that no zone ever has a majority of those that
+/// are left.
+fn stays_spread(zones: &BTreeMap<&str, usize>, target: usize) -> bool {
+    let left: usize = zones.values().sum();
+    if left < SPREAD_MEMBERS_MIN {
+        return true;
+    }
+    if zones.values().any(|members| *members > left / 2) {
+        return false;
+    }
+    left <= target
+        || zones.iter().filter(|(_, members)| **members > 0).any(|(zone, members)| {
+            let mut fewer = zones.clone();
+            fewer.insert(zone, members - 1);
+            stays_spread(&fewer, target)
+        })
 }
 
 /// All reasons why no member of a standing etcd cluster may change now.

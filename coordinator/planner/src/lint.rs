@@ -9,6 +9,11 @@ use keelson_protocol::{Generation, MachineId};
 
 use crate::plan::{Addresses, Place};
 
+/// Fewer etcd members than this cannot be spread so that the loss of any zone is outlived.
+pub(crate) const SPREAD_MEMBERS_MIN: usize = 3;
+/// Fewer zones than this cannot either.
+pub(crate) const SPREAD_ZONES_MIN: usize = 3;
+
 /// What is wrong with a blueprint.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Finding {
@@ -163,7 +168,7 @@ fn etcd(blueprint: &Blueprint, parent: Option<&Blueprint>, place: &Place, findin
         findings.push(Finding::EvenEtcd { members });
     }
     let staying = blueprint.staying(Role::Etcd).count();
-    if staying < 3 || place.zones.len() < 3 {
+    if staying < SPREAD_MEMBERS_MIN || place.zones.len() < SPREAD_ZONES_MIN {
         return;
     }
     for zone in &place.zones {

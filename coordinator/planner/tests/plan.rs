@@ -4,6 +4,8 @@
 
 mod common;
 
+use std::collections::BTreeMap;
+
 use common::{World, spec};
 use keelson_model::{Blueprint, ClusterSpec, EtcdHold, Progress, Role, SeatBegins, Standing};
 use keelson_planner::{Finding, PlanError, Wanted, lint};
@@ -185,6 +187,28 @@ fn etcd_grows_and_shrinks_one_member_at_a_time() {
 --
 "
     );
+}
+
+#[test]
+fn the_only_member_of_a_zone_stays_when_its_loss_would_leave_another_zone_with_a_majority() {
+    let world = World::new();
+    let five = json!({ "pools": { "etcd": 5 } });
+    let parent = world.plan(&spec("ha", five), Wanted::Present, None).unwrap();
+    let members = parent.with_role(Role::Etcd);
+    let mut zones: BTreeMap<String, Vec<MachineId>> = BTreeMap::new();
+    members.for_each(|member| zones.entry(member.zone.clone()).or_default().push(member.id.clone()));
+    let lone = zones.values().find(|members| members.len() == 1).unwrap()[0].clone();
+    let pair = zones.values().find(|members| members.len() == 2).unwrap()[0].clone();
+    let goes = |broken: &MachineId| {
+        let mut progress = Progress::all_well(&parent);
+        progress.ready.remove(broken);
+        let next =
+            world.plan_step(&spec("ha", json!({})), Wanted::Present, Some(&parent), &progress).unwrap();
+        let leaving = next.blueprint.with_role(Role::Etcd).find(|member| member.leaving);
+        (leaving.map(|member| member.id.clone()), next.held)
+    };
+    assert_eq!(goes(&lone), (None, Some(EtcdHold::Unready { machine: lone.clone() })));
+    assert_eq!(goes(&pair).0, Some(pair));
 }
 
 #[test]
