@@ -25,11 +25,20 @@ pub(crate) fn run(args: &SimArgs) -> Result<()> {
     if args.arguments.first().is_some_and(|word| word == MUTATIONS) {
         return mutations::run(&MutationsArgs::parse_from(&args.arguments));
     }
+    simulate(&args.arguments)
+}
+
+/// Plays the first seeds.
+pub(crate) fn hunt(seeds: u32) -> Result<()> {
+    simulate(&["hunt".to_owned(), "--seeds".to_owned(), seeds.to_string()])
+}
+
+fn simulate(arguments: &[String]) -> Result<()> {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.current_dir(workspace_root()?);
     // A debug build is thirty times slower, and a hunt is as good as the number of its seeds.
     cargo.args(["run", "--release", "--locked", "--quiet", "--package", "keelson-sim", "--"]);
-    let status = cargo.args(&args.arguments).status().context("cargo cannot be started")?;
+    let status = cargo.args(arguments).status().context("cargo cannot be started")?;
     ensure!(status.success(), "the simulator found something, or could not be run");
     Ok(())
 }

@@ -8,7 +8,10 @@ use clap::Args;
 use crate::check::{self, cargo};
 use crate::programs::workspace_root;
 use crate::state::StateArgs;
-use crate::{down, host, up};
+use crate::{down, host, sim, up};
+
+/// Seeds that the simulator plays: an hour of thirty machines each, a minute and a half on two cores.
+const SIM_SEEDS: u32 = 200;
 
 /// What to run.
 #[derive(Debug, Args)]
@@ -25,6 +28,8 @@ pub(crate) fn run(args: &TestArgs) -> Result<()> {
     host::prepare(&scratch.path)?;
     check::run()?;
     cargo(&root, &["test", "--workspace", "--exclude", "keelson-e2e", "--locked", "--quiet"])?;
+    eprintln!("==> cargo xtask sim hunt --seeds {SIM_SEEDS}");
+    sim::hunt(SIM_SEEDS)?;
     if args.no_e2e {
         return Ok(());
     }

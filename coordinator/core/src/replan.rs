@@ -155,13 +155,15 @@ impl CoordinatorCore {
         }
     }
 
+    /// Machines that are due to be made anew. One that leaves is let go instead: its node has still to be removed.
     fn to_renew(&self, blueprint: &Blueprint) -> BTreeSet<MachineId> {
         let renew = |planned: &&keelson_model::BlueprintMachine| {
             let machine = self.machines.get(&planned.id);
             let same = machine.filter(|machine| machine.row.incarnation == planned.incarnation);
             same.is_some_and(|machine| machine.row.renew && is_powerless(machine))
         };
-        blueprint.machines.values().filter(renew).map(|planned| planned.id.clone()).collect()
+        let staying = blueprint.machines.values().filter(|planned| !planned.leaving);
+        staying.filter(renew).map(|planned| planned.id.clone()).collect()
     }
 
     /// Machines of a blueprint that do what they are for; of those with an etcd member, the member alone counts.
