@@ -233,6 +233,7 @@ impl CoordinatorCore {
     fn forget_machine(&mut self, id: &MachineId) {
         if let Some(machine) = self.remove_machine(id) {
             self.touched.insert(machine.row.cluster.clone());
+            self.free_addresses(&machine.row.cluster);
             self.rows.push(Row::RemoveMachine(id.clone()));
             if let Some(session) = machine.session {
                 self.sessions.remove(&session);

@@ -110,7 +110,7 @@ impl CoordinatorCore {
     /// Ends operations whose work is done, and those that only a person can bring on.
     fn update_operations(&mut self, now: Now, name: &ClusterName, waits: &[WaitingOn]) {
         let planned = self.clusters.get(name).is_some_and(|cluster| !cluster.plan_due);
-        let refused = waits.iter().find(|wait| wait.needs_person()).map(|wait| {
+        let refused = waits.iter().find(|wait| wait.is_failure()).map(|wait| {
             let machine = wait.machine().map(|id| format!("{id}: ")).unwrap_or_default();
             format!("{machine}{wait}")
         });
@@ -192,7 +192,7 @@ fn state_of(cluster: &Cluster, waits: &[WaitingOn]) -> ClusterState {
     if !cluster.row.wanted {
         return ClusterState::Deleting;
     }
-    if waits.iter().any(WaitingOn::needs_person) {
+    if waits.iter().any(WaitingOn::is_failure) {
         return ClusterState::Failed;
     }
     // Between two steps of a plan nothing is waited for, and the spec is not reached all the same.

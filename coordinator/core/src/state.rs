@@ -457,9 +457,9 @@ impl CoordinatorCore {
         self.addresses.extend(machines.map(|machine| (machine.address, name.clone())));
     }
 
-    /// Gives back addresses that no machine of a cluster has any more.
+    /// Gives back addresses that no machine of a cluster has any more, once the last one that goes is gone.
     pub(crate) fn free_addresses(&mut self, name: &ClusterName) {
-        if self.members.contains_key(name) {
+        if self.machines_of(name).any(|machine| self.planned(name, &machine.row.id).is_none()) {
             return;
         }
         let keeps: BTreeSet<Ipv4Addr> = self

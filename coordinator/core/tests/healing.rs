@@ -289,6 +289,7 @@ fn repair_that_is_paused_waits_and_goes_on_when_it_is_resumed() {
         world.run(100);
         assert!(fenced(&world).is_empty());
         assert!(waits(&world)[0].contains("is paused"), "{:?}", waits(&world));
+        assert_eq!(world.state("demo"), Some(ClusterState::Degraded), "what was paused has not failed");
         let effects =
             world.core.resume_repair(world.now(), &PauseRequest::new(scope.clone(), "somebody")).unwrap();
         world.carry_out(effects);

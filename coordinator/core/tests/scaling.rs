@@ -48,6 +48,22 @@ fn etcd_and_masters_grow_to_five_and_shrink_to_one() {
 }
 
 #[test]
+fn addresses_of_machines_that_left_are_given_again() {
+    // The cluster has four machines, and fourteen addresses.
+    let mut world = World::in_network("10.210.1.0/28");
+    world.create(&small("demo"));
+    world.run(20);
+    for _ in 0..5 {
+        for workers in [5, 1] {
+            world.scale("demo", "worker", workers);
+            world.run(CONVERGED);
+            assert_eq!(world.state("demo"), Some(ClusterState::Ready));
+            assert_eq!(pool(&world, "worker").len(), usize::from(workers));
+        }
+    }
+}
+
+#[test]
 fn workers_leave_when_their_pods_have_gone() {
     let mut world = ready();
     world.run(10);

@@ -155,6 +155,13 @@ impl WaitingOn {
         }
     }
 
+    /// Whether something failed that only a person can bring on. What a person has paused has not failed.
+    #[must_use]
+    pub fn is_failure(&self) -> bool {
+        let paused = matches!(self, Self::Repair { hold: Some(Hold::Paused { .. }), .. });
+        self.needs_person() && !paused
+    }
+
     /// What ends the wait, in words.
     #[must_use]
     pub fn ends_when(&self) -> &'static str {

@@ -143,7 +143,7 @@ impl State {
         let report = self.report(cluster);
         let repairs = |wait: &WaitingOn| matches!(wait, WaitingOn::Repair { .. });
         match state {
-            ClusterState::Ready if report.waiting.iter().any(WaitingOn::needs_person) => ClusterState::Failed,
+            ClusterState::Ready if report.waiting.iter().any(WaitingOn::is_failure) => ClusterState::Failed,
             ClusterState::Ready if report.waiting.iter().any(repairs) => ClusterState::Degraded,
             state => state,
         }

@@ -108,6 +108,15 @@ pub(crate) struct World {
 }
 
 impl World {
+    /// A world whose network has few addresses.
+    pub(crate) fn in_network(network: &str) -> Self {
+        let mut settings = settings();
+        settings.place.network = network.parse().unwrap();
+        let mut world = Self::new();
+        world.core = CoordinatorCore::restore(settings, Saved::default(), at(0));
+        world
+    }
+
     pub(crate) fn new() -> Self {
         let disk = Disk::default();
         let core = CoordinatorCore::restore(settings(), disk.saved.clone(), at(0));
