@@ -37,6 +37,10 @@ const INPUTS_MAX: usize = 256;
 const LOOK_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long the coordinator is given to hear that the agent stops.
 const GOODBYE: Duration = Duration::from_millis(500);
+/// How long after a change of a file is waited for more of them.
+const FILES_SETTLE: Duration = Duration::from_millis(200);
+/// The least time between two looks that changes of files lead to.
+const FILES_PAUSE: Duration = Duration::from_secs(1);
 /// Threads for work that waits for disks: one for the ledger, one for a remedy that removes a large tree, one for
 /// everything else.
 const BLOCKING_THREADS_MAX: usize = 3;
@@ -191,6 +195,7 @@ impl Shell {
         tokio::spawn(link.run());
         let prober = Prober::new(peers::Me { machine: machine.clone(), incarnation });
         let steps = Steps::new(Arc::new(Host::default()), paths.link(), machine, incarnation);
+        tokio::spawn(watch_files(steps.host(), sender.clone()));
         let shell = Self {
             core,
             steps,
@@ -327,6 +332,20 @@ impl Shell {
         if let Some(link) = self.link.take() {
             let _ = tokio::time::timeout(GOODBYE, link.shutdown()).await;
         }
+    }
+}
+
+/// Tells the core of files that somebody has touched, our own writes among them, and not more often than units are
+/// looked at.
+async fn watch_files(host: Arc<Host>, sender: mpsc::Sender<Input>) {
+    loop {
+        host.files_changed().await;
+        // Who writes one file often writes another.
+        tokio::time::sleep(FILES_SETTLE).await;
+        if sender.send(Input::Event(Event::FilesTouched)).await.is_err() {
+            return;
+        }
+        tokio::time::sleep(FILES_PAUSE).await;
     }
 }
 

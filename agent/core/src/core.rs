@@ -250,6 +250,11 @@ impl AgentCore {
                 self.persisted(result);
                 return News::None;
             }
+            Event::FilesTouched => {
+                self.looks.changed(Class::Files, self.now.mono);
+                self.looks.changed(Class::Certificates, self.now.mono);
+                return News::None;
+            }
             Event::Observed { id, observation } => return self.observed(id, observation),
             Event::Probed { id, result } => return self.probes.answered(id, result),
             Event::Message(message) => return self.message(*message),

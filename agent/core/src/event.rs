@@ -34,6 +34,8 @@ pub enum Event {
         /// What was seen; the error in words when nothing could be seen.
         observation: Result<Observation, String>,
     },
+    /// A file or a certificate that was looked at may be another one since. May be lost: they are looked at anyway.
+    FilesTouched,
     /// The answer to [`crate::Action::Probe`].
     Probed {
         /// Of which probe.

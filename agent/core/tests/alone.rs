@@ -43,6 +43,18 @@ fn files_units_and_routes_come_back_without_a_coordinator() {
     assert!(repaired.iter().any(|told| told.starts_with("/var/lib/keelson/other: it was missing")));
 }
 
+#[test]
+fn a_file_that_was_touched_is_looked_at_at_once() {
+    let (mut world, config) = ready();
+    world.run_for(1_000);
+    world.files.remove("/var/lib/keelson/other");
+    world.run_for(3_000);
+    assert!(!world.files.contains_key("/var/lib/keelson/other"), "nobody has looked yet");
+    world.touch_files();
+    world.run_for(1_000);
+    world.assert_converged(&config);
+}
+
 /// A certificate can only be made by an authority: its machine runs on without it, says so, and asks as soon as it can.
 #[test]
 fn a_lost_certificate_waits_for_the_coordinator_and_takes_nothing_down() {

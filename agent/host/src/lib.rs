@@ -20,6 +20,7 @@ mod routes;
 mod systemd;
 mod terminal;
 mod tls;
+mod watch;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -47,6 +48,7 @@ pub struct Host {
     pending_keys: Mutex<BTreeMap<String, certificates::PendingKey>>,
     prober: probe::Prober,
     routes: routes::Routes,
+    watch: std::sync::OnceLock<Option<watch::Watch>>,
 }
 
 impl Host {
@@ -58,11 +60,15 @@ impl Host {
         match query {
             Query::Units(names) => Ok(Observation::Units(self.systemd.units(&names).await?)),
             Query::Files(paths) => {
+                self.watch_files(paths.iter().map(String::as_str));
                 let cache = Arc::clone(&self.digests);
                 let look = move || Ok(cache.lock().expect("no holder of this lock panics").look(&paths));
                 blocking(look).await.map(Observation::Files)
             }
             Query::Certificates(pairs) => {
+                self.watch_files(
+                    pairs.iter().flat_map(|pair| [pair.certificate_path.as_str(), &pair.key_path]),
+                );
                 let cache = Arc::clone(&self.pairs);
                 let look = move || {
                     let mut cache = cache.lock().expect("no holder of this lock panics");
@@ -72,6 +78,24 @@ impl Host {
             }
             Query::Routes => Ok(Observation::Routes(self.routes.ours().await?)),
             Query::Pressure => blocking(meters::pressure).await.map(Observation::Pressure),
+        }
+    }
+
+    /// Waits until a file that was looked at may have changed; for ever where files cannot be watched.
+    pub async fn files_changed(&self) {
+        match self.watch() {
+            Some(watch) => watch.changed().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    fn watch(&self) -> Option<&watch::Watch> {
+        self.watch.get_or_init(watch::Watch::new).as_ref()
+    }
+
+    fn watch_files<'a>(&self, paths: impl IntoIterator<Item = &'a str>) {
+        if let Some(watch) = self.watch() {
+            watch.add(paths);
         }
     }
 

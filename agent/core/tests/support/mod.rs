@@ -177,6 +177,11 @@ impl World {
         self.give(Event::Message(Box::new(ToAgent::ProbePeers { id, targets })));
     }
 
+    /// The host has seen that files were touched.
+    pub fn touch_files(&mut self) {
+        self.give(Event::FilesTouched);
+    }
+
     fn give(&mut self, event: Event) {
         let actions = self.core.handle(MonoTime(self.now), self.wall(), event);
         self.actions.extend(actions);
