@@ -3,110 +3,104 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
-use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
-use nix::errno::Errno;
-use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, InotifyEvent};
-use tokio::io::unix::AsyncFd;
+use futures::StreamExt;
+use inotify::{EventMask, EventOwned, EventStream, Inotify, WatchMask, Watches};
 use tracing::debug;
 
 /// What may make a file another one. Folders are watched and not files: those are replaced by renaming.
-const CHANGES: AddWatchFlags = AddWatchFlags::IN_CLOSE_WRITE
-    .union(AddWatchFlags::IN_ATTRIB)
-    .union(AddWatchFlags::IN_CREATE)
-    .union(AddWatchFlags::IN_DELETE)
-    .union(AddWatchFlags::IN_MOVE)
-    .union(AddWatchFlags::IN_DELETE_SELF)
-    .union(AddWatchFlags::IN_MOVE_SELF);
+const CHANGES: WatchMask = WatchMask::CLOSE_WRITE
+    .union(WatchMask::ATTRIB)
+    .union(WatchMask::CREATE)
+    .union(WatchMask::DELETE)
+    .union(WatchMask::MOVE)
+    .union(WatchMask::DELETE_SELF)
+    .union(WatchMask::MOVE_SELF)
+    .union(WatchMask::ONLYDIR);
+/// Bytes that are read at once: some dozens of changes.
+const BUFFER: usize = 4096;
 
 /// The watch over files that were looked at.
-#[derive(Debug)]
 pub(crate) struct Watch {
-    source: AsyncFd<Source>,
-    folders: Mutex<Folders>,
-}
-
-#[derive(Debug)]
-struct Source(Inotify);
-
-impl AsRawFd for Source {
-    fn as_raw_fd(&self) -> RawFd {
-        self.0.as_fd().as_raw_fd()
-    }
+    changes: tokio::sync::Mutex<EventStream<Vec<u8>>>,
+    watched: Mutex<Watched>,
 }
 
 /// What is watched.
-#[derive(Debug, Default)]
-struct Folders {
+struct Watched {
+    kernel: Watches,
     /// The kernel's number of each folder that is watched.
     numbers: BTreeMap<PathBuf, i32>,
     /// Names that matter in each.
     names: BTreeMap<i32, BTreeSet<OsString>>,
 }
 
+impl std::fmt::Debug for Watch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Watch")
+    }
+}
+
 impl Watch {
     /// A watch over nothing yet; `None` where the kernel gives none, because other programs have used up its limits.
     pub(crate) fn new() -> Option<Self> {
-        let source =
-            Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC).map_err(std::io::Error::from);
-        let source = source.and_then(|inotify| AsyncFd::new(Source(inotify)));
-        source
-            .inspect_err(|error| debug!(%error, "files are not watched, only looked at"))
-            .ok()
-            .map(|source| Self { source, folders: Mutex::default() })
+        let begun = Inotify::init().and_then(|inotify| {
+            let kernel = inotify.watches();
+            let watched = Watched { kernel, numbers: BTreeMap::new(), names: BTreeMap::new() };
+            let changes = inotify.into_event_stream(vec![0; BUFFER])?;
+            Ok(Self { changes: tokio::sync::Mutex::new(changes), watched: Mutex::new(watched) })
+        });
+        begun.inspect_err(|error| debug!(%error, "files are not watched, only looked at")).ok()
     }
 
     /// Watches these files from now on, beside those before.
     pub(crate) fn add<'a>(&self, paths: impl IntoIterator<Item = &'a str>) {
-        let mut folders = self.folders.lock().expect("no holder of this lock panics");
+        let mut watched = self.watched.lock().expect("no holder of this lock panics");
         for path in paths.into_iter().map(Path::new) {
             let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else { continue };
-            let known = folders.numbers.get(folder).copied();
+            let known = watched.numbers.get(folder).copied();
+            // What is not there is made by us, and then looked at.
             let number = known.or_else(|| {
-                // What is not there is made by us, and then looked at.
-                let added = self.source.get_ref().0.add_watch(folder, CHANGES | AddWatchFlags::IN_ONLYDIR);
-                added.ok().map(|number| number.as_raw())
+                let added = watched.kernel.add(folder, CHANGES).ok();
+                added.map(|descriptor| descriptor.get_watch_descriptor_id())
             });
             let Some(number) = number else { continue };
-            folders.numbers.insert(folder.to_owned(), number);
-            folders.names.entry(number).or_default().insert(name.to_owned());
+            watched.numbers.insert(folder.to_owned(), number);
+            watched.names.entry(number).or_default().insert(name.to_owned());
         }
     }
 
     /// Waits until one of the files may have changed. Cancel-safe: a change that nobody waited for is not lost.
     pub(crate) async fn changed(&self) {
-        loop {
-            let Ok(mut ready) = self.source.readable().await else { return std::future::pending().await };
-            match ready.get_inner().0.read_events() {
-                Ok(events) if self.matter(&events) => return,
+        let mut changes = self.changes.lock().await;
+        while let Some(change) = changes.next().await {
+            match change {
+                Ok(event) if self.matters(&event) => return,
                 Ok(_) => {}
-                Err(Errno::EAGAIN) => ready.clear_ready(),
                 Err(error) => {
                     debug!(%error, "files are not watched any more, only looked at");
-                    return std::future::pending().await;
+                    break;
                 }
             }
         }
+        std::future::pending().await
     }
 
-    fn matter(&self, events: &[InotifyEvent]) -> bool {
-        let mut folders = self.folders.lock().expect("no holder of this lock panics");
-        let mut matter = false;
-        for event in events {
-            let number = event.wd.as_raw();
-            matter |= match &event.name {
-                Some(name) => folders.names.get(&number).is_some_and(|names| names.contains(name)),
-                // The folder itself, or more changes than the kernel has counted.
-                None => true,
-            };
-            if event.mask.intersects(AddWatchFlags::IN_IGNORED | AddWatchFlags::IN_MOVE_SELF) {
-                folders.numbers.retain(|_, other| *other != number);
-                folders.names.remove(&number);
-            }
+    fn matters(&self, event: &EventOwned) -> bool {
+        let mut watched = self.watched.lock().expect("no holder of this lock panics");
+        let number = event.wd.get_watch_descriptor_id();
+        let matters = match &event.name {
+            Some(name) => watched.names.get(&number).is_some_and(|names| names.contains(name)),
+            // The folder itself, or more changes than the kernel has counted.
+            None => true,
+        };
+        if event.mask.intersects(EventMask::IGNORED | EventMask::MOVE_SELF) {
+            watched.numbers.retain(|_, other| *other != number);
+            watched.names.remove(&number);
         }
-        matter
+        matters
     }
 }
 

@@ -77,7 +77,7 @@ impl CoordinatorCore {
             return self.let_go(now, id, census);
         }
         if machine.row.acting.is_some() || machine.row.renew {
-            return self.call_off_when_heard(now, id);
+            return self.call_off_when_alive(now, id);
         }
         if self.repairs_for_long(now, machine) {
             let cause = "its agent has been mending it for a while";
@@ -132,17 +132,15 @@ impl CoordinatorCore {
         self.held(now, id, hold);
     }
 
-    /// Takes back what was begun because a machine was silent, when it is heard again before its power was taken away.
-    fn call_off_when_heard(&mut self, now: Now, id: &MachineId) {
+    /// Takes back what was begun for a fault, when the machine turns out to live before its power was taken away. What a
+    /// person has asked for of a machine that was well is done.
+    fn call_off_when_alive(&mut self, now: Now, id: &MachineId) {
         let Some(machine) = self.machines.get_mut(id) else { return };
-        let silent = |incident: &Incident| {
-            !matches!(incident.verdict, Verdict::Well | Verdict::Repairing | Verdict::GivenUp)
-        };
-        let due = machine.verdict == Verdict::Well
+        let due = matches!(machine.verdict, Verdict::Well | Verdict::CutOff)
             && matches!(machine.row.phase, MachinePhase::Enrolled { .. })
             && machine.row.fenced.is_none()
             && machine.call.is_none()
-            && machine.row.incident.as_ref().is_some_and(silent);
+            && is_for_fault(machine);
         if !due {
             return;
         }
@@ -153,7 +151,7 @@ impl CoordinatorCore {
         let action = action.unwrap_or(RepairAction::Recreate);
         self.save_machine(id);
         self.held(now, id, None);
-        let cause = "it was heard again before its power was taken away";
+        let cause = "it lives, and its power was not taken away yet";
         self.note_repair(now, id, Severity::Info, "RepairCalledOff", cause, &format!("no {action}"));
     }
 
@@ -302,6 +300,11 @@ impl CoordinatorCore {
         if !due || machine.row.fenced.is_some() || !needs_fence(machine) {
             return;
         }
+        // What was begun by what was known then, perhaps by an earlier process, needs that evidence still.
+        let still = self.warm(now) && machine.verdict.calls_for_repair();
+        if is_for_fault(machine) && !still {
+            return;
+        }
         let (cluster, incarnation) = (machine.row.cluster.clone(), machine.row.incarnation);
         self.call_fence(id, cluster, incarnation);
     }
@@ -415,6 +418,11 @@ impl CoordinatorCore {
 /// Whether the next thing to do to a machine is to take its power away for certain.
 pub(crate) fn needs_fence(machine: &Machine) -> bool {
     machine.row.renew || matches!(machine.row.acting, Some(RepairAction::PowerCycle | RepairAction::Rebuild))
+}
+
+/// Whether what is being done to a machine began with a fault, and not because a person asked for it.
+fn is_for_fault(machine: &Machine) -> bool {
+    machine.row.incident.as_ref().is_some_and(|incident| incident.verdict != Verdict::Well)
 }
 
 /// Whether the fleet has no other machine in its zone.

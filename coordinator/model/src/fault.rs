@@ -236,6 +236,12 @@ impl Verdict {
     pub fn is_fine(self) -> bool {
         matches!(self, Self::Well | Self::Suspected)
     }
+
+    /// Whether it is a reason to take a machine's power away, by itself or when it lasts.
+    #[must_use]
+    pub fn calls_for_repair(self) -> bool {
+        matches!(self, Self::GivenUp | Self::AgentDown | Self::Hung | Self::Off | Self::Missing)
+    }
 }
 
 impl fmt::Display for Verdict {
