@@ -304,10 +304,12 @@ impl World {
         if machine.host.disk.full {
             return self.give(ix, Event::Persisted(Err("no space left on device".to_owned())));
         }
-        machine.host.disk.ledger = Some(bytes);
         // What is on the disk from here on is never forgotten; what only the core knows may be.
-        let kept = agent.core.generation();
-        machine.kept = machine.kept.max(kept);
+        if agent.core.generation() > machine.kept {
+            let ledger = Ledger::decode(bytes.expose_secret()).expect("the core has just written it");
+            machine.kept = machine.kept.max(ledger.config.map(|config| config.generation));
+        }
+        machine.host.disk.ledger = Some(bytes);
         self.give(ix, Event::Persisted(Ok(())));
     }
 
