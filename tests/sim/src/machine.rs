@@ -161,13 +161,14 @@ impl World {
         machine.power == Power::On && machine.agent.as_ref().is_some_and(ready)
     }
 
-    /// Whether a machine works and its heartbeats arrive.
+    /// Whether a machine works and its heartbeats arrive, as far as the weather allows.
     fn is_well(&self, ix: Ix) -> bool {
         let machine = &self.machines[ix];
         self.works(ix)
             && self.coordinator_lives()
             && matches!(machine.link.stand, Stand::Up(session) if self.coordinator.sessions.contains(&session))
             && self.network.passes(self.end(ix), End::Coordinator)
+            && self.network.heartbeats_lost(self.now) == 0
     }
 
     pub(crate) fn sample_wellness(&mut self) {
