@@ -16,6 +16,9 @@ const COORDINATOR_AWAY_MAX_S: u64 = 20;
 /// found afterwards belongs to the next fault.
 const PAUSE_S: std::ops::RangeInclusive<u64> = 6..=12;
 
+/// A machine is made anew at most twice an hour, by a guard of the coordinator; more would test that guard.
+const VANISH_MAX: u32 = 2;
+
 /// Kinds of faults.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, ValueEnum, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -82,9 +85,9 @@ impl Kind {
         }
     }
 
-    /// Whether a machine stands still or cannot be reached, so that a repair costs it one of its few acts in an hour.
+    /// Whether a machine stands still, cannot be reached or is gone, so that a repair costs it one of its few acts in an hour.
     fn costs_a_repair(self) -> bool {
-        matches!(self, Self::Freeze | Self::Hang | Self::CutAll)
+        matches!(self, Self::Freeze | Self::Hang | Self::CutAll | Self::Vanish)
     }
 }
 
@@ -200,6 +203,8 @@ pub(crate) struct Draw {
     kinds: Vec<Kind>,
     /// How often a machine was hit by something that costs a repair.
     repairs: BTreeMap<String, u32>,
+    /// How often a machine vanished.
+    vanished: BTreeMap<String, u32>,
 }
 
 impl Draw {
@@ -208,7 +213,12 @@ impl Draw {
         let kinds = if kinds.is_empty() { Kind::value_variants() } else { kinds };
         let is_possible = |kind: &Kind| *kind != Kind::FillDisk || disks == Disks::Limited;
         let kinds = kinds.iter().copied().filter(is_possible).collect();
-        Self { random: ChaCha8Rng::seed_from_u64(seed), kinds, repairs: BTreeMap::new() }
+        Self {
+            random: ChaCha8Rng::seed_from_u64(seed),
+            kinds,
+            repairs: BTreeMap::new(),
+            vanished: BTreeMap::new(),
+        }
     }
 
     /// The next step: one fault, or two at once on machines of different roles.
@@ -243,8 +253,9 @@ impl Draw {
             machines.iter().filter(|victim| is_wanted(&victim.role)).cloned().collect()
         };
         let (workers, others) = (of(|role| role == "worker"), of(|role| role != "worker"));
+        let may_vanish: Vec<Victim> = workers.into_iter().filter(|worker| self.may_vanish(worker)).collect();
         let is_possible = |kind: &Kind| match kind {
-            Kind::Vanish => !workers.is_empty(),
+            Kind::Vanish => !may_vanish.is_empty(),
             Kind::FillDisk => !others.is_empty(),
             _ => true,
         };
@@ -255,7 +266,11 @@ impl Draw {
             Kind::KillCoordinator => {
                 Target::Coordinator(self.random.random_range(0..=COORDINATOR_AWAY_MAX_S))
             }
-            Kind::Vanish => Target::Machine(self.victim(&workers, kind).id),
+            Kind::Vanish => {
+                let id = self.victim(&may_vanish, kind).id;
+                *self.vanished.entry(id.clone()).or_default() += 1;
+                Target::Machine(id)
+            }
             Kind::FillDisk => Target::Machine(self.victim(&others, kind).id),
             Kind::CutZone => Target::Zone(self.victim(machines, kind).zone),
             Kind::KillUnit | Kind::StopUnit => {
@@ -269,6 +284,10 @@ impl Draw {
             _ => Target::Machine(self.victim(machines, kind).id),
         };
         Fault { kind, target }
+    }
+
+    fn may_vanish(&self, worker: &Victim) -> bool {
+        self.vanished.get(&worker.id).is_none_or(|times| *times < VANISH_MAX)
     }
 
     /// A machine; for what costs a repair one of those that it cost fewest until now, as repairs of one machine become
@@ -350,6 +369,17 @@ mod tests {
             let is_worker = fault.machine().unwrap().contains("worker");
             assert_eq!(is_worker, fault.kind == Kind::Vanish, "{fault:?}");
         }
+    }
+
+    #[test]
+    fn no_worker_vanishes_more_often_than_it_may_be_made_anew() {
+        let mut times: BTreeMap<String, u32> = BTreeMap::new();
+        for fault in steps(5, &[Kind::Vanish], 60).into_iter().flatten() {
+            if fault.kind == Kind::Vanish {
+                *times.entry(fault.machine().unwrap().to_owned()).or_default() += 1;
+            }
+        }
+        assert!(times.len() == 3 && times.values().all(|times| *times == VANISH_MAX), "{times:?}");
     }
 
     #[test]
