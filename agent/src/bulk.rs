@@ -2,6 +2,7 @@
 
 use keelson_agent_core::AgentStatus;
 use keelson_host::{JournalRequest, Terminal, journal, kill_group, start_piped};
+use keelson_protocol::errors::chain;
 use keelson_protocol::message::{BulkRequest, ShellFrame};
 use keelson_transport::{BulkError, BulkReader, BulkStream};
 use std::os::unix::process::ExitStatusExt;
@@ -9,8 +10,6 @@ use std::os::unix::process::ExitStatusExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, ChildStdin};
 use tracing::{debug, info};
-
-use crate::errors::chain;
 
 /// Largest piece of output in one frame, in bytes.
 const PIECE_BYTES_MAX: usize = 8 * 1024;

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use keelson_agent_core::{Event, LinkNews, Seed, enrol_retry_delay};
+use keelson_protocol::errors::chain;
 use keelson_protocol::health::Facts;
 use keelson_protocol::message::{EnrolRequest, RefusalCode, ToCoordinator};
 use keelson_protocol::wire::{VERSION_MAX, VERSION_MIN};
@@ -16,7 +17,6 @@ use tokio::sync::mpsc;
 use tracing::{info, warn};
 
 use crate::clock;
-use crate::errors::chain;
 use crate::identity::{Held, IdentityFiles};
 use crate::metadata::Metadata;
 use crate::paths::Paths;

@@ -96,7 +96,7 @@ impl IdentityFiles {
             return Ok(request);
         }
         let request = keelson_transport::make_key_request()
-            .map_err(|error| IdentityFileError::Unusable { why: crate::errors::chain(&error) })?;
+            .map_err(|error| IdentityFileError::Unusable { why: keelson_protocol::errors::chain(&error) })?;
         self.write_secret("key.next.pem", &key_to_pem(&request.key))?;
         self.write("key.next.csr", KEY_MODE, &request.signing_request)?;
         Ok(request)

@@ -7,7 +7,6 @@ mod balancer;
 mod bulk;
 mod clock;
 mod enrol;
-mod errors;
 mod identity;
 mod ledger_file;
 mod metadata;

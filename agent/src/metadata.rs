@@ -98,7 +98,7 @@ mod tests {
         let bad = GOOD.replace("\"s3cret\"", "[\"s3cret\"]");
         let error = read(&bad).unwrap_err();
         assert!(error.to_string().contains("at line 2, column"), "{error}");
-        assert!(!crate::errors::chain(&error).contains("s3cret"));
+        assert!(!keelson_protocol::errors::chain(&error).contains("s3cret"));
         let none = GOOD.replace("\"10.0.0.1:7443\"", "");
         assert!(read(&none).unwrap_err().to_string().contains("names 0 coordinators"));
     }

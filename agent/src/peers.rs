@@ -276,7 +276,7 @@ fn judge(error: &io::Error) -> Option<PeerSaid> {
 }
 
 fn failed(error: &dyn std::error::Error) -> PeerSaid {
-    PeerSaid::Failed { why: crate::errors::chain(error) }
+    PeerSaid::Failed { why: keelson_protocol::errors::chain(error) }
 }
 
 #[cfg(test)]
@@ -452,7 +452,7 @@ mod tests {
     async fn a_port_that_is_taken_is_told_with_its_address() {
         let cluster = Cluster::new().await;
         let error = Responder::new(me(1)).apply(Some(cluster.channel(1, 7))).await.unwrap_err();
-        let text = crate::errors::chain(&error);
+        let text = keelson_protocol::errors::chain(&error);
         let expected =
             format!("peers cannot be answered at 127.0.0.1:{}: Address already in use", cluster.port);
         assert!(text.starts_with(&expected), "{text}");

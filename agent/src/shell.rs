@@ -128,7 +128,10 @@ async fn who_am_i(paths: &Paths) -> (MachineId, Incarnation, LedgerFound) {
     match (Metadata::read(&paths.metadata), ledger) {
         (Ok(metadata), ledger) => (metadata.machine, metadata.incarnation, ledger),
         (Err(error), LedgerFound::Intact(ledger)) => {
-            info!(error = crate::errors::chain(&error), "the agent takes its name from its ledger");
+            info!(
+                error = keelson_protocol::errors::chain(&error),
+                "the agent takes its name from its ledger"
+            );
             (ledger.machine.clone(), ledger.incarnation, LedgerFound::Intact(ledger))
         }
         (Err(_), ledger) => {
@@ -312,7 +315,7 @@ impl Shell {
     fn send(&self, message: ToCoordinator) {
         // The core learns of a lost session by itself, and of a lost message by the missing answer.
         if let Some(Err(error)) = self.link.as_ref().map(|link| link.send(message)) {
-            debug!(error = crate::errors::chain(&error), "a message was not sent");
+            debug!(error = keelson_protocol::errors::chain(&error), "a message was not sent");
         }
     }
 

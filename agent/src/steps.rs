@@ -5,12 +5,12 @@ use std::sync::{Arc, Mutex};
 
 use keelson_agent_core::{Event, Step, StepOutput};
 use keelson_host::Host;
+use keelson_protocol::errors::chain;
 use keelson_protocol::{Incarnation, MachineId, SecretBytes};
 use keelson_transport::{Identity, make_key_request};
 use tokio::sync::mpsc;
 
 use crate::balancer::Balancer;
-use crate::errors::chain;
 use crate::identity::IdentityFiles;
 use crate::peers::{Me, Responder};
 use crate::shell::Input;

@@ -9,9 +9,8 @@ use keelson_model::kubernetes::{KubeAnswer, KubeCall, KubeFailure};
 use keelson_pki::admin_certificate;
 use keelson_planner::node::ADMIN_GROUP;
 use keelson_protocol::config::Issuer;
+use keelson_protocol::errors::chain;
 use keelson_protocol::{ClusterName, WallTime};
-
-use crate::shell::chain_text;
 
 /// The coordinator's name in the audit logs of clusters.
 const USER: &str = "keelson:coordinator";
@@ -49,7 +48,7 @@ impl KubeClients {
         if let Some(known) = self.clients.get(name).filter(|c| c.endpoint == endpoint && now < c.renew) {
             return Ok(known.client.clone());
         }
-        let unreachable = |error: &dyn std::error::Error| KubeFailure::Unreachable { why: chain_text(error) };
+        let unreachable = |error: &dyn std::error::Error| KubeFailure::Unreachable { why: chain(error) };
         let (certificate, key) = admin_certificate(material, USER, ADMIN_GROUP, now, CERTIFICATE_LIFE)
             .map_err(|error| unreachable(&error))?;
         let authority = material.authorities.get(&Issuer::Kubernetes).map(|ca| ca.certificate.clone());

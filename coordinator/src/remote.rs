@@ -4,10 +4,9 @@ use std::time::Duration;
 
 use keelson_model::etcd::{EtcdAnswer, EtcdCall};
 use keelson_planner::node::etcd_answer;
+use keelson_protocol::errors::chain;
 use keelson_protocol::message::{BulkRequest, ShellFrame};
 use keelson_transport::SessionHandle;
-
-use crate::shell::chain_text;
 
 /// How long a command may take with everything around it: etcd's own limit is three seconds.
 const COMMAND_MAX: Duration = Duration::from_secs(10);
@@ -33,10 +32,10 @@ pub(crate) async fn etcd(
 /// Runs a command on a machine and returns what it printed.
 async fn run(session: &SessionHandle, command: Vec<String>) -> Result<String, String> {
     let request = BulkRequest::Shell { command, terminal: String::new(), rows: 0, columns: 0 };
-    let mut stream = session.open_bulk(request).await.map_err(|error| chain_text(&error))?;
+    let mut stream = session.open_bulk(request).await.map_err(|error| chain(&error))?;
     let (mut output, mut errors) = (Vec::new(), Vec::new());
     loop {
-        let frame = stream.read_frame().await.map_err(|error| chain_text(&error))?;
+        let frame = stream.read_frame().await.map_err(|error| chain(&error))?;
         let Some(frame) = frame else { return Err("the machine ended the stream".to_owned()) };
         let kept = output.len() + errors.len();
         match frame {

@@ -8,6 +8,7 @@ use keelson_model::etcd::EtcdCall;
 use keelson_model::kubernetes::{KubeCall, KubeFailure};
 use keelson_pki::sign_leaf;
 use keelson_planner::node::etcd_commands;
+use keelson_protocol::errors::chain;
 use keelson_protocol::message::{EnrolReply, Refusal, RefusalCode, ToAgent};
 use keelson_protocol::{ClusterName, MachineId};
 use keelson_store::{Store, StoreError};
@@ -224,7 +225,7 @@ impl Shell {
                     let signed = sign_leaf(&material, &spec, &signing_request, self.clock.now().wall);
                     let message = match signed {
                         Ok(chain) => ToAgent::Certificate { name, chain },
-                        Err(error) => ToAgent::CertificateRefused { name, why: chain_text(&error) },
+                        Err(error) => ToAgent::CertificateRefused { name, why: chain(&error) },
                     };
                     self.send(session, message);
                 }
@@ -317,19 +318,7 @@ impl Shell {
 }
 
 fn refuse(code: RefusalCode, error: &dyn std::error::Error) -> EnrolReply {
-    EnrolReply::Refused(Refusal { code, text: chain_text(error) })
-}
-
-/// An error with everything that caused it.
-pub(crate) fn chain_text(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        source = error.source();
-    }
-    text
+    EnrolReply::Refused(Refusal { code, text: chain(error) })
 }
 
 fn note(event: &FleetEvent) {

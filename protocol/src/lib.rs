@@ -8,6 +8,7 @@
 //! Deliberately does not know: QUIC, TLS, sockets, files, clocks, Kubernetes. All functions are pure.
 
 pub mod config;
+pub mod errors;
 pub mod health;
 pub mod ids;
 pub mod limits;

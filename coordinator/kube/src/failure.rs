@@ -1,9 +1,8 @@
 //! What an error of the library means for the caller.
 
-use std::error::Error;
-
 use keelson_model::kubernetes::KubeFailure;
 use keelson_model::kubernetes::short_why;
+use keelson_protocol::errors::chain;
 use kube::core::Status;
 
 /// The failure of a call.
@@ -43,21 +42,6 @@ pub(crate) fn said(status: &Status) -> String {
         return format!("status {} {}", status.code, status.reason);
     }
     short_why(&parts.join(" "))
-}
-
-/// An error with its causes, in one line.
-fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text.push_str(": ");
-            text.push_str(&cause_text);
-        }
-        next = cause.source();
-    }
-    text
 }
 
 #[cfg(test)]

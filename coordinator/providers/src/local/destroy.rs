@@ -3,7 +3,9 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use super::error::{LocalError, chain};
+use keelson_protocol::errors::chain;
+
+use super::error::LocalError;
 use super::files::{self, FileLock};
 use super::paths::Paths;
 use super::site::Site;

@@ -1,11 +1,10 @@
 //! What can go wrong on the machine that carries the local provider, and how it is told to the caller.
 
-use std::error::Error;
-use std::fmt::Write as _;
 use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use keelson_protocol::errors::chain;
 use nix::errno::Errno;
 
 use crate::ProviderError;
@@ -90,18 +89,6 @@ impl LocalError {
             _ => false,
         }
     }
-}
-
-/// The error and its sources in one line, for places that keep text only.
-pub(crate) fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        // Writing to a String cannot fail.
-        let _ = write!(text, ": {cause}");
-        source = cause.source();
-    }
-    text
 }
 
 impl From<LocalError> for ProviderError {

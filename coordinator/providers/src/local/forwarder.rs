@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use keelson_balancer::{Checks, Targets, carry};
+use keelson_protocol::errors::chain;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
@@ -25,7 +26,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::sleep;
 
 use super::checks::Asker;
-use super::error::{LocalError, chain};
+use super::error::LocalError;
 use super::files;
 use super::forwards::{Forward, ForwarderStatus, Forwards, whole_file_lock};
 use super::netns;

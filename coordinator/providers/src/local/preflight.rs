@@ -8,13 +8,14 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use keelson_protocol::errors::chain;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::statvfs::{FsFlags, statvfs};
 use serde::Serialize;
 
 use super::cgroups;
-use super::error::{LocalError, chain};
+use super::error::LocalError;
 use super::files;
 use super::mounts::on_own_thread;
 
