@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use keelson_coordinator_core::{ClusterState, CoordinatorCore, Metrics, Now};
+use keelson_coordinator_core::{ClusterState, CoordinatorCore, Metrics, Now, RepairOutcome};
 use keelson_model::{FaultClass, Hold, MachinePhase, RepairAction, Verdict};
 
 /// All metrics as text.
@@ -78,6 +78,17 @@ fn write_healing(text: &mut String, metrics: &Metrics) {
         .collect();
     let acts: Vec<(&str, u64)> = acts.iter().map(|(label, count)| (label.as_str(), *count)).collect();
     write_series(text, "repairs_total", "counter", "Repairs that were begun.", &acts);
+    let classes = FaultClass::ALL.iter().copied().map(Some).chain([None]);
+    let outcomes = classes.flat_map(|class| RepairOutcome::ALL.map(|outcome| (class, outcome)));
+    let outcomes: Vec<(String, u64)> = outcomes
+        .map(|(class, outcome)| {
+            let word = class.map_or_else(|| "none".to_owned(), |class| class.to_string());
+            let count = metrics.outcomes.get(&(class, outcome)).copied().unwrap_or(0);
+            (format!("{{class=\"{word}\",outcome=\"{}\"}}", outcome.word()), count)
+        })
+        .collect();
+    let outcomes: Vec<(&str, u64)> = outcomes.iter().map(|(label, count)| (label.as_str(), *count)).collect();
+    write_series(text, "repair_outcomes_total", "counter", "What came of faults and repairs.", &outcomes);
 }
 
 /// Machines by verdict, and repairs that wait. Every verdict and every guard has a series from the beginning, so that a
@@ -153,6 +164,8 @@ mod tests {
             "keelson_repair_paused{scope=\"fleet\"} 0",
             "keelson_detection_milliseconds_count{class=\"os\"} 0",
             "keelson_repairs_total{action=\"power-cycle\"} 0",
+            "keelson_repair_outcomes_total{class=\"none\",outcome=\"mended\"} 0",
+            "keelson_repair_outcomes_total{class=\"os\",outcome=\"not-enough\"} 0",
         ] {
             assert!(text.lines().any(|line| line == series), "{series} is not in\n{text}");
         }

@@ -189,6 +189,12 @@ impl CoordinatorCore {
             None => MachinePhase::Booting { since: now.wall },
         };
         let cluster = machine.row.cluster.clone();
+        // One that only had no power needs no act for this: its blueprint wants it on.
+        let incident = machine.row.incident.as_mut().filter(|incident| was_off && incident.tried.is_none());
+        if let Some(incident) = incident {
+            incident.tried = Some(RepairAction::PowerOn);
+            self.metrics.repair_begun(RepairAction::PowerOn);
+        }
         self.acted(now, id);
         self.save_machine(id);
         let (reason, cause) = if was_off {

@@ -38,6 +38,38 @@ pub struct Metrics {
     pub mended: BTreeMap<FaultClass, Timing>,
     /// Repairs that were begun.
     pub repairs: BTreeMap<RepairAction, u64>,
+    /// What came of faults, by class, and of what was done about them; without a class, of machines that a person had
+    /// repaired though they were well.
+    pub outcomes: BTreeMap<(Option<FaultClass>, RepairOutcome), u64>,
+}
+
+/// What came of a fault, or of what was done about one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum RepairOutcome {
+    /// The machine works again, after an act of the coordinator.
+    Mended,
+    /// The machine works again, and the coordinator has done nothing: its agent has, or a way was free again.
+    Unaided,
+    /// An act did not help, and another one followed.
+    NotEnough,
+    /// An act was begun and taken back: the machine was heard before its power was taken away.
+    CalledOff,
+}
+
+impl RepairOutcome {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Mended, Self::Unaided, Self::NotEnough, Self::CalledOff];
+
+    /// As a label of a metric has it.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Mended => "mended",
+            Self::Unaided => "unaided",
+            Self::NotEnough => "not-enough",
+            Self::CalledOff => "called-off",
+        }
+    }
 }
 
 /// How often something happened and how long it took altogether.
@@ -63,6 +95,10 @@ impl Metrics {
 
     pub(crate) fn mended(&mut self, class: FaultClass, took: Duration) {
         self.mended.entry(class).or_default().add(took);
+    }
+
+    pub(crate) fn ended(&mut self, class: Option<FaultClass>, outcome: RepairOutcome) {
+        *self.outcomes.entry((class, outcome)).or_default() += 1;
     }
 
     pub(crate) fn repair_begun(&mut self, action: RepairAction) {

@@ -12,6 +12,7 @@ use crate::limits::{
     ACTS_KEPT_MAX, AGENT_DOWN_AFTER, GIVEN_UP_AFTER, MENDED_AFTER, MISSING_AFTER, REPAIRING_AFTER,
     UNBORN_AFTER,
 };
+use crate::metrics::RepairOutcome;
 use crate::row::{Act, Incident};
 use crate::state::{CallFor, CoordinatorCore, Machine, Now};
 
@@ -57,7 +58,7 @@ impl CoordinatorCore {
             _ => return,
         };
         if let Some(machine) = self.machines.get_mut(id) {
-            machine.row.incident = Some(Incident { number, opened: now.wall, verdict });
+            machine.row.incident = Some(Incident { number, opened: now.wall, verdict, tried: None });
             self.save_machine(id);
         }
     }
@@ -149,6 +150,10 @@ impl CoordinatorCore {
         machine.attempts = 0;
         machine.after = None;
         let action = action.unwrap_or(RepairAction::Recreate);
+        if let Some(incident) = &mut machine.row.incident {
+            incident.tried = None;
+            self.metrics.ended(incident.verdict.class(), RepairOutcome::CalledOff);
+        }
         self.save_machine(id);
         self.held(now, id, None);
         let cause = "it lives, and its power was not taken away yet";
@@ -235,6 +240,11 @@ impl CoordinatorCore {
         }
         let cluster = machine.row.cluster.clone();
         self.open_incident(now, id, verdict);
+        if let Some(incident) = self.machines.get_mut(id).and_then(|machine| machine.row.incident.as_mut())
+            && incident.tried.replace(action).is_some()
+        {
+            self.metrics.ended(incident.verdict.class(), RepairOutcome::NotEnough);
+        }
         self.save_machine(id);
         self.metrics.repair_begun(action);
         self.note_repair(now, id, Severity::Warning, "RepairBegun", why, &action.to_string());
@@ -283,7 +293,10 @@ impl CoordinatorCore {
         let Some(incident) = machine.row.incident.take() else { return true };
         self.save_machine(id);
         let took = now.wall.since(incident.opened).saturating_sub(MENDED_AFTER);
-        if let Some(class) = incident.verdict.class() {
+        let class = incident.verdict.class();
+        let outcome = incident.tried.map_or(RepairOutcome::Unaided, |_| RepairOutcome::Mended);
+        self.metrics.ended(class, outcome);
+        if let Some(class) = class {
             self.metrics.mended(class, took);
         }
         let cause = format!("incident {}: {}", incident.number, incident.verdict);

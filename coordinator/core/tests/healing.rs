@@ -5,8 +5,10 @@
 mod common;
 
 use common::{World, named};
-use keelson_coordinator_core::{ClusterState, Override, PauseRequest, PauseScope, RepairRequest};
-use keelson_model::{MachinePhase, RepairAction, Verdict};
+use keelson_coordinator_core::{
+    ClusterState, Override, PauseRequest, PauseScope, RepairOutcome, RepairRequest,
+};
+use keelson_model::{FaultClass, MachinePhase, RepairAction, Verdict};
 use keelson_protocol::MachineId;
 
 fn id(name: &str) -> MachineId {
@@ -38,6 +40,11 @@ fn waits(world: &World) -> Vec<String> {
     world.core.waiting(&"demo".parse().unwrap(), world.now()).iter().map(ToString::to_string).collect()
 }
 
+/// What came of faults and repairs, by class.
+fn outcomes(world: &World) -> Vec<(Option<FaultClass>, RepairOutcome)> {
+    world.core.metrics().outcomes.keys().copied().collect()
+}
+
 fn fenced(world: &World) -> Vec<String> {
     world.fences.iter().map(ToString::to_string).collect()
 }
@@ -57,6 +64,7 @@ fn a_machine_without_power_is_known_at_once_its_pods_move_and_it_is_switched_on(
     let incidents: std::collections::BTreeSet<_> =
         world.events.iter().filter_map(|event| event.incident).collect();
     assert_eq!(incidents.len(), 1);
+    assert_eq!(outcomes(&world), [(Some(FaultClass::Machine), RepairOutcome::Mended)]);
     assert_eq!(fenced(&world), ["demo-worker-2"], "a list may be old; that pods may move is proven");
     let (_, node) =
         world.nodes[&"demo".parse().unwrap()].iter().find(|(id, _)| *id == "demo-worker-2").unwrap();
@@ -259,6 +267,8 @@ fn a_machine_that_is_heard_again_before_its_power_was_taken_keeps_it() {
     assert_eq!(fenced(&world).len(), tried);
     assert!(world.reasons().contains(&"RepairCalledOff"), "{:?}", world.reasons());
     assert_eq!(world.state("demo"), Some(ClusterState::Ready));
+    let hung = Some(FaultClass::Os);
+    assert_eq!(outcomes(&world), [(hung, RepairOutcome::Unaided), (hung, RepairOutcome::CalledOff)]);
 }
 
 #[test]
@@ -274,6 +284,7 @@ fn a_machine_that_hangs_again_and_again_is_made_anew_and_then_left() {
     assert!(recreated);
     assert!(fenced(&world).len() <= 6, "{}", fenced(&world).len());
     assert!(world.reasons().contains(&"RepairHeld"));
+    assert!(outcomes(&world).contains(&(Some(FaultClass::Os), RepairOutcome::NotEnough)));
 }
 
 #[test]

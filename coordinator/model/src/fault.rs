@@ -483,6 +483,9 @@ pub struct Incident {
     pub opened: WallTime,
     /// The first verdict.
     pub verdict: Verdict,
+    /// What the coordinator has done about it last.
+    #[serde(default)]
+    pub tried: Option<RepairAction>,
 }
 
 /// A repair that was begun.

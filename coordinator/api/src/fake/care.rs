@@ -67,7 +67,7 @@ pub(super) struct Ward {
 impl Ward {
     fn incident(&mut self, now: WallTime, verdict: Verdict) -> Incident {
         self.incidents += 1;
-        Incident { number: self.incidents, opened: now, verdict }
+        Incident { number: self.incidents, opened: now, verdict, tried: None }
     }
 
     fn pause_of(&self, cluster: &ClusterName) -> Option<(Scope, &Paused)> {
