@@ -33,6 +33,7 @@ use keelson_model::{
 use keelson_pki::{admin_certificate, new_cluster_material};
 use keelson_planner::node::{ADMIN_GROUP, admin_kubeconfig};
 use keelson_protocol::config::Issuer;
+use keelson_protocol::errors::chain;
 use keelson_protocol::message::BulkRequest;
 use keelson_protocol::wire::{VERSION_MAX, VERSION_MIN};
 use keelson_protocol::{ClusterName, MachineId, ReleaseName, WallTime};
@@ -45,7 +46,7 @@ use crate::clock::wall_now;
 use crate::metrics;
 use crate::plans::{change_view, plan_problem, scale_problem};
 use crate::repair;
-use crate::shell::{Handle, Shell, chain_text};
+use crate::shell::{Handle, Shell};
 use crate::state_dir::StateDir;
 
 /// Longest life of a certificate in a kubeconfig that is handed out.
@@ -152,8 +153,8 @@ impl Fleet for CoordinatorFleet {
         idempotency: Option<Idempotency>,
     ) -> Answer<'_, OperationView> {
         Box::pin(async move {
-            let material = new_cluster_material(&spec.name, wall_now())
-                .map_err(|e| Problem::internal(chain_text(&e)))?;
+            let material =
+                new_cluster_material(&spec.name, wall_now()).map_err(|e| Problem::internal(chain(&e)))?;
             let idempotency = idempotency
                 .map(|known| (format!("{}/{}", known.caller, known.key), hex::encode(known.body_sha256)));
             self.change(move |shell| {
@@ -268,7 +269,7 @@ impl Fleet for CoordinatorFleet {
                 .await?;
             let now = wall_now();
             let (certificate, key) = admin_certificate(&material, "keelson:admin", ADMIN_GROUP, now, life)
-                .map_err(|error| Problem::internal(chain_text(&error)))?;
+                .map_err(|error| Problem::internal(chain(&error)))?;
             let ca =
                 material.authorities.get(&Issuer::Kubernetes).map(|authority| authority.certificate.clone());
             let config = admin_kubeconfig(
@@ -447,8 +448,11 @@ impl Fleet for CoordinatorFleet {
         }))
     }
 
-    fn apply_plan(&self, plan: Plan, caller: Caller) -> Answer<'_, PlanChangeView> {
+    fn apply_plan(&self, plan: Plan, if_match: IfMatch, caller: Caller) -> Answer<'_, PlanChangeView> {
         Box::pin(self.change(move |shell| {
+            if let Err(problem) = if_match.check_plan(shell.core.plan(&plan.name), &plan) {
+                return Ok(Err(problem));
+            }
             let now = shell.now();
             match shell.core.apply_plan(now, plan, &caller.0) {
                 Ok((change, effects)) => {
@@ -528,7 +532,7 @@ impl CoordinatorFleet {
                 shell.session_of(&machine).ok_or_else(|| Problem::agent_away(&machine))
             })
             .await?;
-        session.open_bulk(request).await.map_err(|error| Problem::agent_refused(id, chain_text(&error)))
+        session.open_bulk(request).await.map_err(|error| Problem::agent_refused(id, chain(&error)))
     }
 }
 

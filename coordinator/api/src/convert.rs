@@ -126,6 +126,12 @@ pub fn meta(spec: &ClusterSpec, generation: Generation) -> Meta {
     Meta { generation: generation.0, etag: format!("{generation}-{digest}") }
 }
 
+/// Entity tag of a document whose bytes are these.
+#[must_use]
+pub fn document_etag(document: &[u8]) -> String {
+    hex::encode(&Sha256::digest(document)[..8])
+}
+
 /// Everything that a [`ClusterView`] is made of.
 #[derive(Debug, Clone)]
 pub struct ClusterParts<'a> {

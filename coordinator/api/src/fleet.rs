@@ -15,6 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 
 use crate::auth::Caller;
+use crate::plans::plan_etag;
 use crate::problem::Problem;
 use crate::query::{ClusterQuery, MachineQuery};
 use crate::types::{
@@ -155,10 +156,10 @@ pub trait Fleet: Send + Sync + 'static {
     /// What [`Fleet::apply_plan`] would do. Refuses what that would refuse, and changes nothing.
     fn preview_plan(&self, plan: Plan) -> Answer<'_, PlanChangeView>;
 
-    /// Takes a plan, new or changed; clusters that use it follow. Refuses by [`Plan::check`], plans that are built in, and
-    /// a change that would harm a cluster. It is on disk, with an event `PlanApplied` that names `caller`, when this
-    /// returns. A plan that is like this already changes nothing.
-    fn apply_plan(&self, plan: Plan, caller: Caller) -> Answer<'_, PlanChangeView>;
+    /// Takes a plan, new or changed; clusters that use it follow. Refuses by [`IfMatch::check_plan`], by [`Plan::check`],
+    /// plans that are built in, and a change that would harm a cluster. It is on disk, with an event `PlanApplied` that
+    /// names `caller`, when this returns. A plan that is like this already changes nothing.
+    fn apply_plan(&self, plan: Plan, if_match: IfMatch, caller: Caller) -> Answer<'_, PlanChangeView>;
 
     /// Removes a plan. Refuses plans that are built in and plans that clusters use. An event `PlanDeleted` names `caller`.
     fn delete_plan(&self, name: PlanName, caller: Caller) -> Answer<'_, PlanChangeView>;
@@ -191,6 +192,8 @@ pub enum IfMatch {
     Any,
     /// One of these entity tags, without quotes.
     OneOf(Vec<String>),
+    /// None: there is no such object (`If-None-Match: *`).
+    Absent,
 }
 
 impl IfMatch {
@@ -202,7 +205,21 @@ impl IfMatch {
         match self {
             Self::Any => Ok(()),
             Self::OneOf(tags) if tags.iter().any(|tag| tag == etag) => Ok(()),
-            Self::OneOf(_) => Err(Problem::precondition_failed(etag)),
+            Self::OneOf(_) | Self::Absent => Err(Problem::precondition_failed(etag)),
+        }
+    }
+
+    /// Checks that the change was made for the plan that is there now, if one is. A plan that is as it is wanted was
+    /// changed for nobody: a request that is sent a second time finds what the first one did.
+    ///
+    /// # Errors
+    /// [`Problem::precondition_failed`].
+    pub fn check_plan(&self, before: Option<&Plan>, wanted: &Plan) -> Result<(), Problem> {
+        match (self, before) {
+            (_, Some(before)) if before == wanted => Ok(()),
+            (_, Some(before)) => self.check(&plan_etag(before)),
+            (Self::Any | Self::Absent, None) => Ok(()),
+            (Self::OneOf(_), None) => Err(Problem::precondition_failed("gone")),
         }
     }
 }

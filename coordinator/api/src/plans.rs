@@ -7,6 +7,7 @@ use keelson_model::{
 };
 
 use crate::catalogue::Code;
+use crate::convert::document_etag;
 use crate::problem::Problem;
 use crate::types::{
     PlanBody, PlanChangeView, PlanOutcome, PlanPreview, PlanView, PoolBody, PoolView, TaintBody,
@@ -136,6 +137,13 @@ fn pool_view(pool: &PoolPlan) -> PoolView {
     }
 }
 
+/// Entity tag of a plan that users made: the one of its document.
+#[must_use]
+pub fn plan_etag(plan: &Plan) -> String {
+    let document = serde_json::to_vec(&plan_view(plan, false)).expect("a plan has only string keys");
+    document_etag(&document)
+}
+
 /// What applying a plan changes, or would change.
 #[must_use]
 pub fn plan_change_view(before: Option<&Plan>, after: &Plan, clusters: Vec<PlanPreview>) -> PlanChangeView {
@@ -148,6 +156,7 @@ pub fn plan_change_view(before: Option<&Plan>, after: &Plan, clusters: Vec<PlanP
             Some(before) if before == after => PlanOutcome::Unchanged,
             Some(_) => PlanOutcome::Changed,
         },
+        replaces: before.map(plan_etag),
         differences: after.differences(before),
         clusters,
     }
@@ -161,6 +170,7 @@ pub fn plan_deleted_view(name: &PlanName) -> PlanChangeView {
         kind: "PlanChange".to_owned(),
         name: name.to_string(),
         outcome: PlanOutcome::Deleted,
+        replaces: None,
         differences: Vec::new(),
         clusters: Vec::new(),
     }

@@ -233,7 +233,7 @@ impl Problem {
     /// The object is in another state than the caller thinks.
     #[must_use]
     pub fn precondition_failed(current: &str) -> Self {
-        Self::new(Code::PreconditionFailed, "the object is not in the state that If-Match names")
+        Self::new(Code::PreconditionFailed, "the object is not in the state that the change was made for")
             .because(format!("its state now is {current}"))
     }
 

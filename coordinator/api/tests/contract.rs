@@ -513,6 +513,19 @@ async fn a_plan_is_made_changed_followed_and_removed() {
     let harmed = put("/v1/plans/web", &plan).await.problem(409, "KEEL-2505");
     let why = "cluster demo: pool etcd would vanish, and with its machines the cluster's etcd data";
     assert_eq!(harmed["causes"][0], why);
+    plan["pools"][0]["name"] = json!("etcd");
+    plan["description"] = json!("for web");
+    let put_for = async |header: &'static str, state: &str| {
+        world.ask("PUT", "/v1/plans/web", &[(header, state)], &plan.to_string()).await
+    };
+    put_for("if-none-match", "*").await.problem(412, "KEEL-2011");
+    put_for("if-match", "\"0123456789abcdef\"").await.problem(412, "KEEL-2011");
+    put_for("if-none-match", "\"0123456789abcdef\"").await.problem(400, "KEEL-2013");
+    let seen = put("/v1/plans/web?dryRun=true", &plan).await.json()["replaces"].clone();
+    let seen = format!("\"{}\"", seen.as_str().unwrap());
+    assert_eq!(world.get("/v1/plans/web").await.header("etag"), seen);
+    assert_eq!(put_for("if-match", &seen).await.json()["outcome"], "changed");
+    assert_eq!(put_for("if-match", &seen).await.json()["outcome"], "unchanged", "sent a second time");
     put("/v1/plans/other", &small_as(&world, "other").await).await;
     assert_eq!(world.ask("DELETE", "/v1/plans/other", &[], "").await.json()["outcome"], "deleted");
     world.ask("DELETE", "/v1/plans/other", &[], "").await.problem(404, "KEEL-2501");

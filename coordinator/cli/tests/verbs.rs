@@ -6,8 +6,13 @@
 mod support;
 
 use std::fmt::Write;
+use std::task::{Context, Poll, Waker};
 
+use keelson_api::Fleet;
+use keelson_api::auth::Caller;
 use keelson_api::fake::Fault;
+use keelson_api::fleet::IfMatch;
+use keelson_api::plans::plan_from_body;
 use keelson_cli::ExitCode;
 use support::{World, golden, record};
 
@@ -362,6 +367,29 @@ async fn plans_are_applied_from_files() {
         text += &record(&world, &[&line.replace("HOME", &home)]).await;
     }
     golden("plans.txt", &world.stable(&text));
+}
+
+#[tokio::test]
+async fn a_plan_that_another_operator_changed_meanwhile_is_left_alone() {
+    let world = World::new().await;
+    world.keelson("plan apply -f -").stdin(WEB).run().await.ends(ExitCode::Done);
+    world.fleet.add_ready("demo", "web");
+    let less = world.home.path().join("less.yaml");
+    std::fs::write(&less, WEB.replace("count: 2", "count: 1")).unwrap();
+    let apply = || world.keelson(&format!("plan apply -f {}", less.display())).on_terminal("1\n");
+    let fleet = world.fleet.clone();
+    let other = WEB.replace("memory: 4Gi", "memory: 8Gi");
+    let theirs = plan_from_body(serde_norway::from_str(&other).unwrap()).unwrap();
+    let refused = apply().meanwhile(move || {
+        let mut answer = fleet.apply_plan(theirs, IfMatch::Any, Caller("somebody".to_owned()));
+        let answer = answer.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+        assert!(matches!(answer, Poll::Ready(Ok(_))));
+    });
+    let refused = refused.run().await.ends(ExitCode::Conflict);
+    assert!(refused.stderr.contains("KEEL-2011"), "{}", refused.stderr);
+    let shown = world.keelson("plan show web -o yaml").run().await.stdout;
+    assert!(shown.contains("memory: 8Gi") && shown.contains("count: 2"), "{shown}");
+    apply().run().await.ends(ExitCode::Done);
 }
 
 #[tokio::test]

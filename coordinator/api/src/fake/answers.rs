@@ -524,8 +524,8 @@ impl Fleet for FakeFleet {
         ready(self.lock().preview_plan(&plan))
     }
 
-    fn apply_plan(&self, plan: Plan, caller: Caller) -> Answer<'_, PlanChangeView> {
-        let answer = self.lock().apply_plan(plan, &caller);
+    fn apply_plan(&self, plan: Plan, if_match: IfMatch, caller: Caller) -> Answer<'_, PlanChangeView> {
+        let answer = self.lock().apply_plan(plan, &if_match, &caller);
         self.touch();
         ready(answer)
     }

@@ -122,7 +122,13 @@ impl State {
         }
     }
 
-    pub(super) fn apply_plan(&mut self, plan: Plan, caller: &Caller) -> Result<PlanChangeView, Problem> {
+    pub(super) fn apply_plan(
+        &mut self,
+        plan: Plan,
+        if_match: &IfMatch,
+        caller: &Caller,
+    ) -> Result<PlanChangeView, Problem> {
+        if_match.check_plan(self.plan(&plan.name).ok(), &plan)?;
         let view = self.preview_plan(&plan)?;
         if self.plan(&plan.name).ok() == Some(&plan) {
             return Ok(view);

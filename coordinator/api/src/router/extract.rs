@@ -307,6 +307,16 @@ pub(super) fn if_match(headers: &HeaderMap) -> Result<IfMatch, Problem> {
     Ok(IfMatch::OneOf(tags))
 }
 
+/// The state for which a change was made, where one need not be named: the request says how something shall be.
+pub(super) fn if_match_or_none(headers: &HeaderMap) -> Result<IfMatch, Problem> {
+    match (headers.contains_key(header::IF_MATCH), headers.get(header::IF_NONE_MATCH)) {
+        (true, None) => if_match(headers),
+        (false, None) => Ok(IfMatch::Any),
+        (false, Some(value)) if value == "*" => Ok(IfMatch::Absent),
+        _ => Err(Problem::new(Code::ParameterInvalid, "If-None-Match is `*`, or absent beside If-Match")),
+    }
+}
+
 /// What tells a repeated request from a new one, when the caller gave a key.
 pub(super) fn idempotency(
     headers: &HeaderMap,

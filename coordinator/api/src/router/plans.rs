@@ -2,6 +2,7 @@
 
 use axum::Extension;
 use axum::extract::{Path, State};
+use axum::http::HeaderMap;
 use axum::response::Response;
 use keelson_model::PlanName;
 
@@ -31,7 +32,7 @@ pub(super) async fn plans(
     small_list("Plan", &plans, &params.page()?, |plan| plan.name.clone())
 }
 
-/// One plan.
+/// One plan. Its ETag, given in If-Match, makes sure that no other change is overwritten.
 #[utoipa::path(get, path = "/v1/plans/{name}", tag = "installation",
     params(("name" = String, Path, description = "Name of the plan")),
     responses((status = 200, body = PlanView), (status = "default", body = ProblemView,
@@ -46,7 +47,9 @@ pub(super) async fn plan(State(api): State<Api>, Path(name): Path<String>) -> Re
 /// Quantities are those of Kubernetes. A plan that is like this already is left alone. With `dryRun=true` nothing is done.
 #[utoipa::path(put, path = "/v1/plans/{name}", tag = "installation", request_body = PlanBody,
     params(("name" = String, Path, description = "Name of the plan"),
-           ("dryRun" = Option<bool>, Query, description = "Only say what would be done")),
+           ("dryRun" = Option<bool>, Query, description = "Only say what would be done"),
+           ("If-Match" = Option<String>, Header, description = "ETag of the plan that is changed; any when absent"),
+           ("If-None-Match" = Option<String>, Header, description = "With *: only when there is no such plan")),
     responses((status = 200, body = PlanChangeView), (status = "default", body = ProblemView,
         content_type = "application/problem+json")))]
 pub(super) async fn apply(
@@ -54,8 +57,10 @@ pub(super) async fn apply(
     Path(name): Path<String>,
     Params(params): Params<ChangeParams>,
     Extension(caller): Extension<Caller>,
+    headers: HeaderMap,
     body: Json<PlanBody>,
 ) -> Result<Response, Problem> {
+    let if_match = extract::if_match_or_none(&headers)?;
     let mut body = body.value;
     extract::check_document(body.api_version.as_deref(), body.kind.as_deref(), "Plan")?;
     if body.name.as_ref().is_some_and(|own| *own != name) {
@@ -66,7 +71,7 @@ pub(super) async fn apply(
     if params.dry_run {
         return respond::document(&api.fleet.preview_plan(plan).await?);
     }
-    respond::document(&api.fleet.apply_plan(plan, caller).await?)
+    respond::document(&api.fleet.apply_plan(plan, if_match, caller).await?)
 }
 
 /// Removes a plan that no cluster uses.

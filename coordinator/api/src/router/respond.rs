@@ -3,8 +3,8 @@
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
-use sha2::{Digest, Sha256};
 
+use crate::convert::document_etag;
 use crate::problem::Problem;
 use crate::types::{ClusterView, OperationView};
 
@@ -35,7 +35,7 @@ pub(super) fn problem(problem: &Problem, path: Option<&str>) -> Response {
 /// A document whose entity tag is made of its content.
 pub(super) fn document<T: Serialize>(document: &T) -> Result<Response, Problem> {
     let body = to_json(document)?;
-    let tag = hex::encode(&Sha256::digest(&body)[..8]);
+    let tag = document_etag(&body);
     Ok(json(StatusCode::OK, body, &tag))
 }
 
@@ -47,7 +47,7 @@ pub(super) fn cluster(cluster: &ClusterView) -> Result<Response, Problem> {
 /// 202 with the operation that does the work.
 pub(super) fn accepted(operation: &OperationView) -> Result<Response, Problem> {
     let body = to_json(operation)?;
-    let tag = hex::encode(&Sha256::digest(&body)[..8]);
+    let tag = document_etag(&body);
     let mut response = json(StatusCode::ACCEPTED, body, &tag);
     if let Ok(location) = HeaderValue::from_str(&format!("/v1/{}", operation.name)) {
         response.headers_mut().insert(header::LOCATION, location);

@@ -207,6 +207,10 @@ pub struct PlanChangeView {
     pub name: String,
     /// What came, or would come, of it.
     pub outcome: PlanOutcome,
+    /// ETag of the plan that stood there before; absent when none did. Sent as `If-Match` (as `If-None-Match: *` when it
+    /// is absent), a preview is applied to nothing but what it was made for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replaces: Option<String>,
     /// What differs, one sentence a difference.
     pub differences: Vec<String>,
     /// What it comes to for each cluster that uses the plan.

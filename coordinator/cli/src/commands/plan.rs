@@ -11,6 +11,7 @@ use keelson_api::types::{API_VERSION, ListView, PlanBody, PlanChangeView, PlanOu
 use keelson_api::{Code, ExitCode, Problem};
 use serde::Deserialize;
 
+use super::cluster::quoted;
 use super::delete::typed_is;
 use super::scale::{PODS_MOVE, note, removal, removed};
 use super::{Work, sort};
@@ -105,9 +106,10 @@ fn node_lines(text: &mut String, pool: &PoolView) {
 
 async fn apply(work: &mut Work<'_>, client: &mut Client, args: &PlanApplyArgs) -> Result<ExitCode, Failure> {
     let plans = read_plans(work, &args.file)?;
-    let mut changes = Vec::new();
+    let mut changes: Vec<PlanChangeView> = Vec::new();
     for plan in &plans {
-        changes.push(send(client, plan, true).await.map_err(|failure| of_plan(failure, plan, &plans))?);
+        let preview = client.document(&call(plan).query("dryRun", Some(true))).await;
+        changes.push(preview.map_err(|failure| of_plan(failure, plan, &plans))?);
     }
     if args.preview.dry_run {
         let differs = changes.iter().any(|change| change.outcome != PlanOutcome::Unchanged);
@@ -118,17 +120,24 @@ async fn apply(work: &mut Work<'_>, client: &mut Client, args: &PlanApplyArgs) -
     if !args.yes {
         confirm(work, client, &changes, &args.file)?;
     }
-    let mut applied = Vec::new();
-    for plan in &plans {
-        applied.push(send(client, plan, false).await?);
+    let mut applied: Vec<PlanChangeView> = Vec::new();
+    for (plan, preview) in plans.iter().zip(&changes) {
+        applied.push(client.document(&only_as_seen(call(plan), preview)).await?);
     }
     print(work, applied, false);
     Ok(ExitCode::Done)
 }
 
-async fn send(client: &mut Client, plan: &PlanBody, dry_run: bool) -> Result<PlanChangeView, Failure> {
-    let name = plan.name.as_deref().unwrap_or_default();
-    client.document(&Call::put(path(name)).query("dryRun", dry_run.then_some(true)).json(plan)).await
+fn call(plan: &PlanBody) -> Call {
+    Call::put(path(plan.name.as_deref().unwrap_or_default())).json(plan)
+}
+
+/// The change, for the plan that its preview was made for: another operator may have been there since.
+fn only_as_seen(call: Call, preview: &PlanChangeView) -> Call {
+    match &preview.replaces {
+        Some(etag) => call.header("if-match", quoted(etag)),
+        None => call.header("if-none-match", "*"),
+    }
 }
 
 /// Of several plans, says which one is not valid.

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::io::{BufReader, Cursor, Write};
+use std::io::{BufRead, BufReader, Cursor, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -71,11 +71,26 @@ pub(crate) struct Run<'a> {
     world: &'a World,
     arguments: Vec<String>,
     environment: BTreeMap<String, String>,
-    stdin: String,
+    stdin: Box<dyn BufRead + Send>,
     terminals: [bool; 3],
     interrupted: bool,
     clock_step_ms: i64,
     poll: Duration,
+}
+
+/// What a person types, after `act` has happened.
+struct Meanwhile<F> {
+    act: Option<F>,
+    typed: Box<dyn BufRead + Send>,
+}
+
+impl<F: FnOnce()> Read for Meanwhile<F> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        if let Some(act) = self.act.take() {
+            act();
+        }
+        self.typed.read(buffer)
+    }
 }
 
 impl World {
@@ -104,7 +119,7 @@ impl World {
             world: self,
             arguments: std::iter::once("keelson").chain(line.split_whitespace()).map(str::to_owned).collect(),
             environment: [("HOME".to_owned(), home)].into(),
-            stdin: String::new(),
+            stdin: Box::new(std::io::empty()),
             terminals: [false; 3],
             interrupted: false,
             clock_step_ms: 0,
@@ -142,12 +157,18 @@ impl Run<'_> {
     /// Standard input and output and error are a terminal, and a person types this.
     pub(crate) fn on_terminal(mut self, typed: &str) -> Self {
         self.terminals = [true; 3];
-        self.stdin = typed.to_owned();
-        self
+        self.stdin(typed)
     }
 
     pub(crate) fn stdin(mut self, text: &str) -> Self {
-        self.stdin = text.to_owned();
+        self.stdin = Box::new(Cursor::new(text.to_owned().into_bytes()));
+        self
+    }
+
+    /// Something happens between what the command has shown and what a person types then.
+    pub(crate) fn meanwhile(mut self, act: impl FnOnce() + Send + 'static) -> Self {
+        let typed = std::mem::replace(&mut self.stdin, Box::new(std::io::empty()));
+        self.stdin = Box::new(BufReader::new(Meanwhile { act: Some(act), typed }));
         self
     }
 
@@ -171,7 +192,7 @@ impl Run<'_> {
         let mut session = Session {
             stdout: Box::new(stdout.clone()),
             stderr: Box::new(stderr.clone()),
-            stdin: Some(Box::new(BufReader::new(Cursor::new(self.stdin.into_bytes())))),
+            stdin: Some(self.stdin),
             stdin_is_terminal: self.terminals[0],
             stdout_is_terminal: self.terminals[1],
             stderr_is_terminal: self.terminals[2],
