@@ -23,7 +23,7 @@ pub use control_plane::ControlPlane;
 pub use lone::{Lone, Running};
 
 /// How long anything may take to come back.
-const BACK_MAX: Duration = Duration::from_secs(120);
+const BACK_MAX: Duration = Duration::from_secs(180);
 /// How often something is looked at while it is waited for.
 const POLL: Duration = Duration::from_millis(200);
 /// How long one HTTP answer may take.
@@ -113,11 +113,23 @@ impl Installation {
     /// # Errors
     /// When it fails.
     pub fn on_machine(&self, machine: &str, command: &[&str]) -> Result<String> {
+        self.runc(&[&["exec", machine], command].concat())
+    }
+
+    /// Process id of a machine's init, as this host counts.
+    ///
+    /// # Errors
+    /// When the machine does not run.
+    pub fn init_pid(&self, machine: &str) -> Result<i64> {
+        let state: Value = serde_json::from_str(&self.runc(&["state", machine])?)?;
+        state["pid"].as_i64().filter(|pid| *pid > 0).with_context(|| format!("{machine} does not run"))
+    }
+
+    fn runc(&self, arguments: &[&str]) -> Result<String> {
         let root = self.state_dir.join("local/runc");
-        let output =
-            Command::new("runc").arg("--root").arg(root).args(["exec", machine]).args(command).output()?;
+        let output = Command::new("runc").arg("--root").arg(root).args(arguments).output()?;
         let errors = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.success(), "{command:?} on {machine} failed: {errors}");
+        ensure!(output.status.success(), "runc {arguments:?} failed: {errors}");
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
