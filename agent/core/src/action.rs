@@ -28,7 +28,7 @@ pub enum Action {
         /// Comes back with the answer.
         id: u64,
         /// What to ask.
-        probe: ProbeSpec,
+        probe: Arc<ProbeSpec>,
     },
     /// Ask peers whether they live, all at once. The answer comes back as [`crate::Event::PeersProbed`].
     ProbePeers {
@@ -74,8 +74,8 @@ pub struct Look {
 pub enum Query {
     /// States of units, asked for each second: the list is shared, not copied.
     Units(Arc<[String]>),
-    /// Digests and modes of files.
-    Files(Vec<String>),
+    /// Digests and modes of files; the list is shared, not copied.
+    Files(Arc<[String]>),
     /// Validity of certificates, and whether their keys belong to them.
     Certificates(Vec<CertificateFiles>),
     /// The routes that carry our own protocol number.

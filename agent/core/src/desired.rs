@@ -1,6 +1,7 @@
 //! What a config asks for, worked out once when it is accepted: contents with digests, unit texts, inputs of units.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use keelson_protocol::config::{CertificateSpec, NodeConfig, UnitKind, UnitSpec};
 
@@ -15,6 +16,8 @@ const UNIT_FILE_MODE: u32 = 0o644;
 pub(crate) struct Desired {
     /// Every file to own: those of the config and the unit files.
     pub(crate) files: BTreeMap<String, DesiredFile>,
+    /// Their paths.
+    pub(crate) paths: Arc<[String]>,
     /// Digest of each certificate's specification.
     pub(crate) certificates: BTreeMap<String, Digest>,
     /// Digest of each unit's inputs.
@@ -63,7 +66,8 @@ impl Desired {
             .iter()
             .map(|unit| (unit.name.clone(), inputs_digest(unit, &files, &certificates)))
             .collect();
-        Self { files, certificates, inputs, owned: owned_paths(config) }
+        let paths = files.keys().cloned().collect();
+        Self { files, paths, certificates, inputs, owned: owned_paths(config) }
     }
 
     /// Content of a file of this config.

@@ -1,6 +1,7 @@
 //! What the shell tells the core.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use keelson_protocol::WallTime;
@@ -126,7 +127,7 @@ impl Validity {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Observation {
     /// Units, each that was asked for, in the order of the question.
-    Units(Vec<UnitSeen>),
+    Units(Arc<[UnitSeen]>),
     /// Files, each that was asked for.
     Files(BTreeMap<String, FileSeen>),
     /// Certificates, each that was asked for.

@@ -1,5 +1,6 @@
 //! When to look at what, and which answers are stale.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use keelson_protocol::MonoTime;
@@ -144,8 +145,9 @@ impl AgentCore {
             Query::Units(core.units_seen.ask(core.ledger.units.keys().cloned()))
         });
         self.look(Class::Files, FILES_EVERY, |core| {
-            let files = core.desired.iter().flat_map(|desired| desired.files.keys());
-            Query::Files(files.cloned().collect())
+            Query::Files(
+                core.desired.as_ref().map_or_else(Arc::default, |desired| Arc::clone(&desired.paths)),
+            )
         });
         if certificates {
             self.look(Class::Certificates, CERTIFICATES_EVERY, |core| {

@@ -4,6 +4,7 @@
 //! never mistaken for a fresh one.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use keelson_protocol::MonoTime;
@@ -15,9 +16,9 @@ use crate::rest::News;
 
 #[derive(Debug, Default)]
 pub(crate) struct Probes {
-    running: BTreeMap<ProbeSpec, ProbeRun>,
+    running: BTreeMap<Arc<ProbeSpec>, ProbeRun>,
     /// What the last comparison wants to know, and how often.
-    wanted: BTreeMap<ProbeSpec, Duration>,
+    wanted: BTreeMap<Arc<ProbeSpec>, Duration>,
     /// Whether [`Self::wanted`] is not yet in [`Self::running`].
     changed: bool,
     id_last: u64,
@@ -60,8 +61,12 @@ impl Probes {
 
     /// Somebody wants this probe's answer at least this often, until the next comparison.
     pub(crate) fn want(&mut self, probe: &ProbeSpec, every: Duration) {
-        let known = self.wanted.entry(probe.clone()).or_insert(every);
-        *known = every.min(*known);
+        if let Some(known) = self.wanted.get_mut(probe) {
+            *known = every.min(*known);
+            return;
+        }
+        let running = self.running.get_key_value(probe).map(|(probe, _)| Arc::clone(probe));
+        self.wanted.insert(running.unwrap_or_else(|| Arc::new(probe.clone())), every);
     }
 
     /// What it asks about was changed: its answers say nothing any more.
@@ -93,7 +98,7 @@ impl Probes {
                 Some(run) => run.every = *every,
                 None => {
                     let run = ProbeRun { every: *every, ..ProbeRun::default() };
-                    self.running.insert(probe.clone(), run);
+                    self.running.insert(Arc::clone(probe), run);
                 }
             }
         }
@@ -119,7 +124,7 @@ impl AgentCore {
                     let id = self.probes.id_last;
                     run.in_flight = Some(id);
                     run.began = Some(now);
-                    self.out.push(Action::Probe { id, probe: probe.clone() });
+                    self.out.push(Action::Probe { id, probe: Arc::clone(probe) });
                 }
             }
         }

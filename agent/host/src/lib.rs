@@ -58,7 +58,7 @@ impl Host {
     /// [`HostError`] when nothing could be seen. What is not there is an answer, not an error.
     pub async fn look(&self, query: Query) -> Result<Observation, HostError> {
         match query {
-            Query::Units(names) => Ok(Observation::Units(self.systemd.units(&names).await?)),
+            Query::Units(names) => Ok(Observation::Units(self.systemd.units(&names).await?.into())),
             Query::Files(paths) => {
                 self.watch_files(paths.iter().map(String::as_str));
                 let cache = Arc::clone(&self.digests);

@@ -40,7 +40,7 @@ pub(crate) struct Memory {
     unit_files: BTreeMap<String, (Digest, u32, UnitFile)>,
     units: BTreeMap<String, Unit>,
     /// What the last look at units found; `None` when one has changed since.
-    seen: Option<(Arc<[String]>, Vec<UnitSeen>)>,
+    seen: Option<(Arc<[String]>, Arc<[UnitSeen]>)>,
     routes: BTreeSet<RouteSpec>,
     pub(crate) balancer: Option<BalancerSpec>,
     /// How its agent answers peers.
@@ -157,8 +157,8 @@ impl Host {
         match query {
             Query::Units(names) => Observation::Units(self.units_seen(&names)),
             Query::Files(paths) => {
-                let seen = |path: String| (self.file_seen(&path), path);
-                Observation::Files(paths.into_iter().map(seen).map(|(seen, path)| (path, seen)).collect())
+                let seen = |path: &String| (path.clone(), self.file_seen(path));
+                Observation::Files(paths.iter().map(seen).collect())
             }
             Query::Certificates(pairs) => {
                 let seen = |name: &str| match self.disk.certificates.get(name) {
@@ -183,12 +183,12 @@ impl Host {
     }
 
     /// Nearly every look finds what the last one found, and there is one each second: it is kept until a unit changes.
-    fn units_seen(&mut self, names: &Arc<[String]>) -> Vec<UnitSeen> {
+    fn units_seen(&mut self, names: &Arc<[String]>) -> Arc<[UnitSeen]> {
         match &self.memory.seen {
-            Some((asked, seen)) if Arc::ptr_eq(asked, names) => seen.clone(),
+            Some((asked, seen)) if Arc::ptr_eq(asked, names) => Arc::clone(seen),
             _ => {
-                let seen: Vec<UnitSeen> = names.iter().map(|name| self.unit_seen(name)).collect();
-                self.memory.seen = Some((Arc::clone(names), seen.clone()));
+                let seen: Arc<[UnitSeen]> = names.iter().map(|name| self.unit_seen(name)).collect();
+                self.memory.seen = Some((Arc::clone(names), Arc::clone(&seen)));
                 seen
             }
         }

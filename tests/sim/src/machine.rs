@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::net::Ipv4Addr;
 
 use keelson_agent_core::{
-    Action, AgentCore, Event, Ledger, LedgerFound, Look, Me, PeerChannel, Seed, Start, Step,
+    Action, AgentCore, Event, Ledger, LedgerFound, Look, Me, Observation, PeerChannel, Seed, Start, Step,
 };
 use keelson_protocol::health::NodeState;
 use keelson_protocol::peer::{PeerAnswer, PeerSaid, PeerTarget};
@@ -391,9 +391,19 @@ impl World {
             }
             Action::Run(step) => self.run_step(ix, step),
             Action::Look(Look { id, query }) => {
-                let observation = Ok(self.machines[ix].host.look(query));
-                let wait = self.machines[ix].random.between(1, 4);
-                self.answer(ix, wait, Event::Observed { id, observation });
+                let machine = &mut self.machines[ix];
+                let observation = machine.host.look(query);
+                let wait = machine.random.between(1, 4);
+                match observation {
+                    // With probes, nearly all that an agent is answered: in the queue itself, and not behind a box.
+                    Observation::Units(seen) => {
+                        let event = SimEvent::UnitsSeen(ix as u32, machine.life, id, seen);
+                        self.queue.push(self.now + wait, event);
+                    }
+                    observation => {
+                        self.answer(ix, wait, Event::Observed { id, observation: Ok(observation) })
+                    }
+                }
             }
             Action::Probe { id, probe } => {
                 let result = self.probe(ix, &probe);

@@ -5,7 +5,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 
+use keelson_agent_core::{Observation, UnitSeen};
 use keelson_coordinator_core::{CallId, CoordinatorCore, Input, ProviderCall};
 use keelson_model::etcd::EtcdCall;
 use keelson_model::kubernetes::KubeCall;
@@ -42,6 +44,8 @@ pub(crate) enum SimEvent {
     Wake(u32, u32),
     /// A probe was answered as it should.
     ProbeGood(u32, u32, u64),
+    /// A look at units was answered.
+    UnitsSeen(u32, u32, u64, Arc<[UnitSeen]>),
     /// Another answer for an agent's core.
     Agent(u32, u32, Box<keelson_agent_core::Event>),
     /// A ledger is on disk, or could not be written.
@@ -217,6 +221,11 @@ impl World {
         match event {
             SimEvent::Wake(ix, life) => self.wake(ix as usize, life),
             SimEvent::ProbeGood(ix, life, id) => self.probe_good(ix as usize, life, id),
+            SimEvent::UnitsSeen(ix, life, id, seen) => {
+                let event =
+                    keelson_agent_core::Event::Observed { id, observation: Ok(Observation::Units(seen)) };
+                self.agent_answer(ix as usize, life, event);
+            }
             SimEvent::Agent(ix, life, event) => self.agent_answer(ix as usize, life, *event),
             SimEvent::Persisted(ix, life) => self.persisted(ix as usize, life),
             SimEvent::LinkTimer(ix, life, serial) => self.link_timer(ix as usize, life, serial),

@@ -16,7 +16,7 @@ pub(crate) struct UnitsSeen {
     /// Names of the units that were looked at last.
     asked: Arc<[String]>,
     /// The last answer; `None` when something of it was forgotten since.
-    answer: Option<Vec<UnitSeen>>,
+    answer: Option<Arc<[UnitSeen]>>,
 }
 
 impl Default for UnitsSeen {
@@ -52,12 +52,12 @@ impl UnitsSeen {
     }
 
     /// The look was answered, in the order of its question.
-    pub(crate) fn answered(&mut self, seen: Vec<UnitSeen>) -> News {
-        if self.answer.as_ref() == Some(&seen) {
+    pub(crate) fn answered(&mut self, seen: Arc<[UnitSeen]>) -> News {
+        let before = self.answer.replace(Arc::clone(&seen));
+        if before.is_some_and(|before| Arc::ptr_eq(&before, &seen) || before == seen) {
             return News::None;
         }
         self.by_name = self.asked.iter().cloned().zip(seen.iter().cloned()).collect();
-        self.answer = Some(seen);
         News::Some
     }
 }

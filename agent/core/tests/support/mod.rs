@@ -373,12 +373,12 @@ impl World {
             }
             Query::Files(paths) => Observation::Files(
                 paths
-                    .into_iter()
+                    .iter()
                     .map(|path| {
-                        let seen = self.files.get(&path).map_or(FileSeen::Absent, |(content, mode)| {
+                        let seen = self.files.get(path).map_or(FileSeen::Absent, |(content, mode)| {
                             FileSeen::Present { digest: Digest::of(content), mode: *mode }
                         });
-                        (path, seen)
+                        (path.clone(), seen)
                     })
                     .collect(),
             ),
