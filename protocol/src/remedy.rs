@@ -56,7 +56,7 @@ pub enum Trigger {
     Failing {
         /// Which.
         unit: String,
-        /// So many times in a row it fell or was restarted without becoming healthy in between ...
+        /// So many times in a row it fell or was restarted without being healthy for ten seconds in between ...
         falls: u8,
         /// ... or it fell once and is not healthy for so many seconds.
         stuck_s: u16,

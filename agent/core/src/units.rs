@@ -34,6 +34,9 @@ pub(crate) const REPAIRS_MAX: usize = 10;
 pub(crate) const REPAIRS_WINDOW: Duration = Duration::from_secs(600);
 /// How often in a row systemd may bring a unit back before the agent holds it down and waits longer each time.
 pub(crate) const SYSTEMD_TRIES_MAX: u32 = 3;
+/// A unit that is healthy for this long has come up. Some programs answer before they have read what they then fall for:
+/// a kubelet with a damaged state file says that it is well for a second of each start.
+pub(crate) const SETTLED_AFTER: Duration = Duration::from_secs(10);
 /// A unit that is healthy for this long has recovered: its next failure is a first one again.
 pub(crate) const STABLE_AFTER: Duration = Duration::from_secs(60);
 /// Longest time from start to healthy; doubled with every failure in a row. An API server that migrates its storage or
@@ -250,7 +253,8 @@ impl AgentCore {
         if std::mem::take(&mut run.forget_health) {
             spec.health.iter().chain(&spec.alive).for_each(|probe| self.probes.forget(probe));
         }
-        if let (true, Some(record)) = (run.phase.is_healthy(), self.ledger.units.get_mut(&spec.name))
+        let came_up = run.is_settled(facts.now) || facts.reading == Reading::Finished;
+        if let (true, Some(record)) = (came_up, self.ledger.units.get_mut(&spec.name))
             && record.worked != Some(wanted)
         {
             record.worked = Some(wanted);

@@ -32,7 +32,7 @@ fn broken_state_is_moved_aside_and_everything_on_it_is_made_again() {
     world.run_for(10_000);
     let told = world.events_of(EventKind::Repaired);
     let told = told.iter().find(|told| told.starts_with("runtime")).unwrap();
-    let begin = "runtime: containerd.service fell 5 times without becoming healthy: it was killed by signal 9 -> it helped after ";
+    let begin = "runtime: containerd.service fell 5 times without coming up: it was killed by signal 9 -> it helped after ";
     assert!(told.starts_with(begin), "{told}");
     assert!(
         told.ends_with("ended kubepods, unmounted /var/lib/containerd, moved /var/lib/containerd"),
@@ -73,6 +73,32 @@ fn the_milder_remedy_comes_first_and_the_harsher_one_when_it_does_not_help() {
     assert_eq!(failed.len(), 1, "{failed:#?}");
     assert!(failed[0].contains("it did not help: kubelet.service fell 5 times"), "{failed:#?}");
     assert!(world.events_of(EventKind::Repaired).iter().any(|told| told.starts_with("kubelet-directory")));
+}
+
+#[test]
+fn a_program_that_is_healthy_for_a_moment_of_each_start_is_mended_too() {
+    let (mut world, config) = remedied_and_ready();
+    world.corrupt_later("kubelet.service", "kubelet-files: removed", 2_000);
+    world.run_for(60_000);
+    world.run_until_ready(60_000);
+    world.assert_converged(&config);
+    assert_eq!(world.acts(), ["kubelet-files: removed /var/lib/kubelet/state"]);
+    world.run_for(10_000);
+    assert!(world.events_of(EventKind::Repaired).iter().any(|told| told.starts_with("kubelet-files")));
+}
+
+#[test]
+fn a_config_whose_program_is_healthy_for_a_moment_costs_no_state() {
+    let (mut world, config) = remedied_and_ready();
+    let mut next = config;
+    next.generation = Generation(2);
+    let kubelet = next.units.iter_mut().find(|unit| unit.name == "kubelet.service").unwrap();
+    kubelet.command.push("--no-such-flag".to_owned());
+    world.behaviours.get_mut("kubelet.service").unwrap().crashes_after_ms = Some(2_000);
+    world.offer(&next);
+    world.run_for(3_600_000);
+    assert_ne!(world.core.state(), NodeState::Ready);
+    assert_eq!(world.acts(), [] as [&str; 0]);
 }
 
 #[test]
@@ -307,7 +333,7 @@ fn a_kill_between_any_two_actions_changes_nothing() {
                 world.kill_agent()
             }
             world.run_until_ready(300_000);
-            world.run_for(5_000);
+            world.run_for(15_000);
             world.assert_converged(&config);
             assert_eq!(world.core.status().remedy, None);
             // An act whose end was lost is done again; none is left out, and none comes before its turn.

@@ -104,9 +104,10 @@ impl AgentCore {
         match trigger {
             Trigger::Failing { unit, falls, .. } => {
                 let run = self.units.get(unit)?;
-                run.phase.is_healthy().then_some(true).or(run.fell_at_least((*falls).into()).then_some(false))
+                let over = run.is_settled(self.now.mono).then_some(true);
+                over.or(run.fell_at_least((*falls).into()).then_some(false))
             }
-            Trigger::GivenUp { unit, .. } => self.units.get(unit)?.phase.is_healthy().then_some(true),
+            Trigger::GivenUp { unit, .. } => self.units.get(unit)?.is_settled(self.now.mono).then_some(true),
             Trigger::DiskFull { percent, .. } => {
                 self.reporter.pressure_since(since).map(|pressure| pressure.disk_used_percent < *percent)
             }

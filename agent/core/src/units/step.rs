@@ -7,7 +7,7 @@ use keelson_protocol::health::EventKind;
 use keelson_protocol::{MonoTime, WallTime};
 
 use super::{
-    BAD_ANSWERS_MAX, HUNG_AFTER, Note, REPAIRS_MAX, REPAIRS_WINDOW, STABLE_AFTER, START_MAX,
+    BAD_ANSWERS_MAX, HUNG_AFTER, Note, REPAIRS_MAX, REPAIRS_WINDOW, SETTLED_AFTER, STABLE_AFTER, START_MAX,
     SYSTEMD_TRIES_MAX,
 };
 use crate::event::Invocation;
@@ -145,7 +145,7 @@ pub(crate) struct UnitRun {
     needs_failed: bool,
     /// Something that it needs is known not to hold.
     blocked: bool,
-    /// How often in a row it fell or was restarted, with all that it needs, and without becoming healthy in between.
+    /// How often in a row it fell or was restarted, with all that it needs, and without coming up in between.
     falls: u32,
     /// Why it last fell.
     fell: String,
@@ -191,6 +191,11 @@ impl UnitRun {
         }
     }
 
+    /// Whether it came up, and did not fall at once.
+    pub(crate) fn is_settled(&self, now: MonoTime) -> bool {
+        matches!(self.phase, Phase::Healthy { since } if now.since(since) >= SETTLED_AFTER)
+    }
+
     /// Whether it runs no more since `before`.
     pub(crate) fn has_fallen_since(&self, before: &Phase) -> bool {
         matches!(self.phase, Phase::Down { .. }) && !before.same_state(&self.phase)
@@ -218,6 +223,7 @@ impl UnitRun {
             Reading::Settling => self.settling(facts),
             Reading::Finished => {
                 self.healthy(facts.now);
+                self.falls = 0;
                 None
             }
             Reading::Running { current: false, .. } => {
@@ -366,7 +372,7 @@ impl UnitRun {
         }
         let seconds = now.since(self.failing_since?);
         if self.falls >= falls {
-            return Some(format!("fell {} times without becoming healthy: {}", self.falls, self.fell));
+            return Some(format!("fell {} times without coming up: {}", self.falls, self.fell));
         }
         let long = seconds >= stuck;
         long.then(|| format!("has not become healthy for {} s: {}", seconds.as_secs(), self.fell))
@@ -437,10 +443,16 @@ impl UnitRun {
         let now = facts.now;
         match (&self.phase, &facts.health) {
             (Phase::Healthy { since }, Said::Good | Said::Nothing) => {
-                if now.since(*since) >= STABLE_AFTER {
+                let healthy_for = now.since(*since);
+                if healthy_for >= SETTLED_AFTER {
+                    self.falls = 0;
+                } else {
+                    self.wake = Some(since.plus(SETTLED_AFTER));
+                }
+                if healthy_for >= STABLE_AFTER {
                     self.failures = Backoff::default();
                     self.vain = 0;
-                } else if self.failures.failures > 0 || self.vain > 0 {
+                } else if self.wake.is_none() && (self.failures.failures > 0 || self.vain > 0) {
                     self.wake = Some(since.plus(STABLE_AFTER));
                 }
             }
@@ -519,7 +531,6 @@ impl UnitRun {
         }
         self.phase = Phase::Healthy { since: now };
         self.was_healthy = true;
-        self.falls = 0;
         self.dead_since = None;
         self.lives = false;
         self.withheld = false;

@@ -46,8 +46,13 @@ impl World {
 
     /// Breaks a unit's state: its program ends soon after each start, until an act with `cure` in its log line.
     pub fn corrupt(&mut self, unit: &str, cure: &str) {
+        self.corrupt_later(unit, cure, 100);
+    }
+
+    /// The same, of a program that ends so long after each start; it may have become healthy by then.
+    pub fn corrupt_later(&mut self, unit: &str, cure: &str, ends_after_ms: u64) {
         self.faults.cured_by.insert(unit.to_owned(), cure.to_owned());
-        self.behaviours.get_mut(unit).unwrap().crashes_after_ms = Some(100);
+        self.behaviours.get_mut(unit).unwrap().crashes_after_ms = Some(ends_after_ms);
         self.crash(unit);
     }
 
