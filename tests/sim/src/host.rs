@@ -40,13 +40,16 @@ pub(crate) struct Memory {
     unit_files: BTreeMap<String, (Digest, u32, UnitFile)>,
     units: BTreeMap<String, Unit>,
     /// What the last look at units found; `None` when one has changed since.
-    seen: Option<(Arc<[String]>, Arc<[UnitSeen]>)>,
+    seen: Option<UnitsLook>,
     routes: BTreeSet<RouteSpec>,
     pub(crate) balancer: Option<BalancerSpec>,
     /// How its agent answers peers.
     pub(crate) peers: Option<PeerChannel>,
     next_invocation: u128,
 }
+
+/// The units that were asked about, and what was seen of them, in that order.
+type UnitsLook = (Arc<[String]>, Arc<[UnitSeen]>);
 
 /// What matters of a unit file.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
