@@ -21,14 +21,13 @@ fn wait_told(installation: &Installation, machine: &str, remedy: &str) -> Result
     })
 }
 
-/// Damages what a unit of a worker reads when it starts, kills its program, and waits until `mended` and until the
-/// cluster works again.
+/// Damages what a unit of a worker reads when it starts, kills its program, which may have fallen over the damage
+/// already, and waits until `mended` and until the cluster works again.
 fn damage_and_recover(unit: &str, damage: &str, mended: &str, remedy: &str) -> Result<()> {
     let installation = Installation::open()?;
     installation.wait_ready("demo")?;
     let shell = |script: &str| installation.on_machine(WORKER, &["sh", "-c", script]).map(|_| ());
-    shell(damage)?;
-    installation.kill_unit(WORKER, unit)?;
+    shell(&format!("{damage}; systemctl kill --kill-whom=main --signal=KILL {unit} || true"))?;
     wait_for(&format!("remedy {remedy}"), || shell(mended))?;
     installation.wait_ready("demo")?;
     wait_for("the application to answer", || installation.ask_web().map(|_| ()))?;
