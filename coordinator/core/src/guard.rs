@@ -110,7 +110,7 @@ impl CoordinatorCore {
         planned: &BlueprintMachine,
         action: RepairAction,
     ) -> Result<(), Hold> {
-        if !planned.roles.contains(&Role::Etcd) {
+        if !planned.roles.contains(&Role::Etcd) || self.holds_nothing(&planned.id) {
             return Ok(());
         }
         let quorum = self.quorum(cluster);

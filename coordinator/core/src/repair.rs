@@ -211,6 +211,7 @@ impl CoordinatorCore {
         let cluster = self.machines.get(id).and_then(|machine| self.clusters.get(&machine.row.cluster));
         if action == RepairAction::Recreate
             && let Some(cluster) = cluster
+            && !self.holds_nothing(id)
             && self.planned(&cluster.row.spec.name, id).is_some_and(|p| p.roles.contains(&Role::Etcd))
             && cluster.row.blueprint.with_role(Role::Etcd).count() == 1
         {
@@ -221,15 +222,27 @@ impl CoordinatorCore {
         self.guard(now, id, action, asker, census)
     }
 
+    /// Whether a machine certainly holds nothing that its cluster could lose with it: its disk is blank, and the cluster
+    /// was never ready, so that nobody was told to use it.
+    pub(crate) fn holds_nothing(&self, id: &MachineId) -> bool {
+        let machine = self.machines.get(id).filter(|machine| machine.forgot_itself);
+        let cluster = machine.and_then(|machine| self.clusters.get(&machine.row.cluster));
+        cluster.is_some_and(|cluster| cluster.row.first_ready.is_none())
+    }
+
     /// Does it: writes it down first.
     pub(crate) fn act(&mut self, now: Now, id: &MachineId, action: RepairAction, why: &str) {
+        let nothing_to_lose = action == RepairAction::Recreate && self.holds_nothing(id);
         let Some(machine) = self.machines.get_mut(id) else { return };
         prune(&mut machine.row.acts, now.wall);
         machine.row.acts.push(Act { action, at: now.wall });
         let surplus = machine.row.acts.len().saturating_sub(ACTS_KEPT_MAX);
         machine.row.acts.drain(..surplus);
         match action {
-            RepairAction::Recreate => machine.row.renew = true,
+            RepairAction::Recreate => {
+                machine.row.renew = true;
+                machine.row.forced |= nothing_to_lose;
+            }
             RepairAction::PowerOn | RepairAction::PowerCycle | RepairAction::Rebuild => {
                 machine.row.acting = Some(action);
             }

@@ -63,7 +63,7 @@ pub struct MachineRow {
     /// Whether it is to be made anew with an empty disk.
     #[serde(default)]
     pub renew: bool,
-    /// Whether a person has accepted that this costs the cluster its state.
+    /// Whether a person has accepted that this costs the cluster its state, or it certainly has none.
     #[serde(default)]
     pub forced: bool,
     /// Since when it is proven to have no power, until it is given power again.

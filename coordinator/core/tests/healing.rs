@@ -222,6 +222,29 @@ fn a_machine_that_boots_with_an_empty_disk_is_made_anew_and_not_switched_off_and
 }
 
 #[test]
+fn the_only_etcd_member_is_made_anew_when_its_blank_disk_never_held_anything() {
+    let mut world = World::new();
+    world.create(&named("demo", "small"));
+    while world.core.machine(&id("etcd-1")).is_none_or(|machine| machine.session.is_none()) {
+        world.step();
+    }
+    assert_eq!(world.state("demo"), Some(ClusterState::Creating));
+    let before = world.core.machine(&id("etcd-1")).unwrap().row.incarnation;
+    world.machines.get_mut(&id("etcd-1")).unwrap().lose_disk();
+    world.run(200);
+    assert!(world.core.machine(&id("etcd-1")).unwrap().row.incarnation > before, "{:?}", waits(&world));
+    assert_eq!(world.state("demo"), Some(ClusterState::Ready), "{:?}", waits(&world));
+}
+
+#[test]
+fn the_only_etcd_member_whose_disk_was_lost_later_is_left_to_a_person() {
+    let mut world = ready("small");
+    world.machines.get_mut(&id("etcd-1")).unwrap().lose_disk();
+    world.run(200);
+    assert!(waits(&world)[0].contains("the only copy of the cluster's state"), "{:?}", waits(&world));
+}
+
+#[test]
 fn the_only_etcd_member_is_never_made_anew() {
     let mut world = ready("small");
     world.machines.remove(&id("etcd-1"));
