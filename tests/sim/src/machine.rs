@@ -35,11 +35,9 @@ pub(crate) enum Power {
     Frozen,
 }
 
-/// By whom it can be known that a machine works.
+/// By whom it can be known that a machine works which is not heard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Voucher {
-    /// Its own heartbeats.
-    Itself,
     /// A peer that is heard and reaches it.
     Peer,
     /// Another machine of its zone works and is as silent: the zone is what is cut off.
@@ -71,8 +69,8 @@ pub(crate) struct Machine {
     pub(crate) backlog: Vec<SimEvent>,
     /// Since when it works and is heard, as far as it was looked at.
     pub(crate) well_since: Option<u64>,
-    /// Since when it works and the same voice can say so, as far as it was looked at.
-    pub(crate) fine_since: Option<(u64, Voucher)>,
+    /// Since when it works, and itself or others can say so, as far as it was looked at.
+    pub(crate) fine_since: Option<u64>,
     /// The agent is killed before so many more actions.
     pub(crate) dies_after: Option<u32>,
     /// The newest generation that its agent has written down, over all its lives.
@@ -177,14 +175,9 @@ impl World {
             let well = self.is_well(ix);
             let machine = &mut self.machines[ix];
             machine.well_since = well.then(|| machine.well_since.unwrap_or(self.now));
-            let voucher = if well { Some(Voucher::Itself) } else { self.voucher(ix) };
+            let fine = well || self.voucher(ix).is_some();
             let machine = &mut self.machines[ix];
-            machine.fine_since = voucher.map(|voucher| match machine.fine_since {
-                // Its own word from before it fell silent counts on. Between the others there is a time in which what was
-                // said by the ones is over, and the others were not asked yet.
-                Some((since, before)) if before == voucher || before == Voucher::Itself => (since, voucher),
-                _ => (self.now, voucher),
-            });
+            machine.fine_since = fine.then(|| machine.fine_since.unwrap_or(self.now));
         }
     }
 
@@ -208,9 +201,9 @@ impl World {
     /// The repair of a machine begins: nobody may have known that it works.
     pub(crate) fn check_repair(&mut self, id: &MachineId) {
         let Some(ix) = self.by_id.get(id).copied() else { return };
-        let Some((since, before)) = self.machines[ix].fine_since else { return };
-        if since + FINE_AFTER_MS <= self.now && self.voucher(ix).is_some_and(|voucher| voucher == before) {
-            let what = format!("the repair of {id} begins, and {before:?} could tell that it works");
+        let known = self.machines[ix].fine_since.is_some_and(|since| since + FINE_AFTER_MS <= self.now);
+        if let Some(voucher) = self.voucher(ix).filter(|_| known) {
+            let what = format!("the repair of {id} begins, and {voucher:?} could tell that it works");
             self.violate(Checker::Repair, what);
         }
     }
