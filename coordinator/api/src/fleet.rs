@@ -215,12 +215,16 @@ impl IfMatch {
     /// # Errors
     /// [`Problem::precondition_failed`].
     pub fn check_plan(&self, before: Option<&Plan>, wanted: &Plan) -> Result<(), Problem> {
-        match (self, before) {
+        let checked = match (self, before) {
             (_, Some(before)) if before == wanted => Ok(()),
             (_, Some(before)) => self.check(&plan_etag(before)),
             (Self::Any | Self::Absent, None) => Ok(()),
             (Self::OneOf(_), None) => Err(Problem::precondition_failed("gone")),
-        }
+        };
+        checked.map_err(|problem| {
+            let name = &wanted.name;
+            problem.remedy(format!("Look at what is there now (`keelson plan show {name}`), then apply yours again."))
+        })
     }
 }
 

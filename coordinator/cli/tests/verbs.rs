@@ -387,6 +387,7 @@ async fn a_plan_that_another_operator_changed_meanwhile_is_left_alone() {
     });
     let refused = refused.run().await.ends(ExitCode::Conflict);
     assert!(refused.stderr.contains("KEEL-2011"), "{}", refused.stderr);
+    assert!(refused.stderr.contains("`keelson plan show web`"), "{}", refused.stderr);
     let shown = world.keelson("plan show web -o yaml").run().await.stdout;
     assert!(shown.contains("memory: 8Gi") && shown.contains("count: 2"), "{shown}");
     apply().run().await.ends(ExitCode::Done);
