@@ -1,6 +1,7 @@
 //! `cargo xtask test`: everything that CI runs.
 
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use anyhow::{Context, Result};
 use clap::Args;
@@ -25,40 +26,48 @@ pub(crate) struct TestArgs {
 pub(crate) fn run(args: &TestArgs) -> Result<()> {
     let root = workspace_root()?;
     let scratch = Scratch::new()?;
-    host::prepare(&scratch.path)?;
-    check::run()?;
-    cargo(&root, &["test", "--workspace", "--exclude", "keelson-e2e", "--locked", "--quiet"])?;
-    eprintln!("==> cargo xtask sim hunt --seeds {SIM_SEEDS}");
-    sim::hunt(SIM_SEEDS)?;
+    part("prepare this machine", || host::prepare(&scratch.path))?;
+    part("check", check::run)?;
+    part("test without machines", || {
+        cargo(&root, &["test", "--workspace", "--exclude", "keelson-e2e", "--locked", "--quiet"])
+    })?;
+    part(&format!("sim hunt --seeds {SIM_SEEDS}"), || sim::hunt(SIM_SEEDS))?;
     if args.no_e2e {
         return Ok(());
     }
     e2e(&root, &scratch.path)
 }
 
+/// Does a part of the whole, and says how long it took.
+fn part<T>(name: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    eprintln!("==> {name}");
+    let began = Instant::now();
+    let done = work()?;
+    eprintln!("    {name}: {} s", began.elapsed().as_secs());
+    Ok(done)
+}
+
 /// Makes an installation of its own, tests it, and removes it, also when a test fails.
 fn e2e(root: &Path, state_dir: &Path) -> Result<()> {
     let up_args = up::UpArgs::usual(StateArgs::at(state_dir.to_owned()));
-    let result = up::up(&up_args).and_then(|installation| {
-        let mut cargo =
-            std::process::Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-        cargo.current_dir(root).args([
-            "test",
-            "--package",
-            "keelson-e2e",
-            "--locked",
-            "--",
-            "--test-threads=1",
-        ]);
-        for (name, value) in installation.variables() {
-            cargo.env(name, value);
-        }
-        let status = cargo.status().context("cargo cannot be started")?;
-        anyhow::ensure!(status.success(), "the tests on real machines failed");
-        xtask(&["chaos", "--fixed"], state_dir)
+    let result = part("up", || up::up(&up_args)).and_then(|installation| {
+        part("test on real machines", || {
+            let mut cargo =
+                std::process::Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+            cargo.current_dir(root);
+            cargo.args(["test", "--package", "keelson-e2e", "--locked", "--", "--test-threads=1"]);
+            for (name, value) in installation.variables() {
+                cargo.env(name, value);
+            }
+            let status = cargo.status().context("cargo cannot be started")?;
+            anyhow::ensure!(status.success(), "the tests on real machines failed");
+            Ok(())
+        })?;
+        part("chaos --fixed", || xtask(&["chaos", "--fixed"], state_dir))
             .context("three faults of a highly available cluster were not mended as they should")?;
         let conformance = ["conformance", "--quick", "--cluster", up::CLUSTER];
-        xtask(&conformance, state_dir).context("the quick conformance run did not pass")
+        part("conformance --quick", || xtask(&conformance, state_dir))
+            .context("the quick conformance run did not pass")
     });
     if result.is_err() {
         let log = std::fs::read_to_string(state_dir.join("coordinator.log")).unwrap_or_default();
