@@ -130,7 +130,8 @@ impl LinkTask {
             let why = "the metadata names another machine now; the agent must be restarted".to_owned();
             return Err(Failure { why, refusal: None });
         }
-        let pending = files.pending_key().map_err(|error| Failure::of(&error))?;
+        let pending =
+            files.enrolment_key(&self.machine, self.incarnation).map_err(|error| Failure::of(&error))?;
         let request = EnrolRequest {
             machine: metadata.machine,
             incarnation: metadata.incarnation,

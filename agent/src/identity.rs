@@ -90,16 +90,39 @@ impl IdentityFiles {
         })
     }
 
-    /// The key for which a certificate was asked when the agent died, or a new one, on disk when this returns.
-    pub(crate) fn pending_key(&self) -> Result<KeyRequest, IdentityFileError> {
+    /// The key to enrol with: the one that the machine has, however old its certificate is, because by that the
+    /// coordinator knows it; else the one for which a certificate was asked when the agent died, or a new one. On disk when
+    /// this returns.
+    pub(crate) fn enrolment_key(
+        &self,
+        machine: &MachineId,
+        incarnation: Incarnation,
+    ) -> Result<KeyRequest, IdentityFileError> {
+        let unusable = |error| IdentityFileError::Unusable { why: keelson_protocol::errors::chain(&error) };
+        if let Some(key) = self.own_key(machine, incarnation) {
+            return keelson_transport::key_request_of(&key).map_err(unusable);
+        }
         if let Some(request) = self.read_pending() {
             return Ok(request);
         }
-        let request = keelson_transport::make_key_request()
-            .map_err(|error| IdentityFileError::Unusable { why: keelson_protocol::errors::chain(&error) })?;
+        let request = keelson_transport::make_key_request().map_err(unusable)?;
         self.write_secret("key.next.pem", &key_to_pem(&request.key))?;
         self.write("key.next.csr", KEY_MODE, &request.signing_request)?;
         Ok(request)
+    }
+
+    /// The key of this machine's certificate, expired or not; where that cannot be read, the key alone.
+    fn own_key(&self, machine: &MachineId, incarnation: Incarnation) -> Option<SecretBytes> {
+        let chain = fs::read_to_string(self.path("chain.pem")).ok();
+        let leaf = chain.and_then(|chain| chain_from_pem(&chain).ok()?.into_iter().next());
+        let Some((leaf, peer)) = leaf.and_then(|leaf| {
+            let peer = PeerIdentity::from_certificate(&leaf).ok()?;
+            Some((leaf, peer))
+        }) else {
+            return key_from_pem(&SecretBytes::new(fs::read(self.path("key.pem")).ok()?)).ok();
+        };
+        let own = (&peer.machine, peer.incarnation) == (machine, incarnation);
+        own.then(|| self.key_of(&leaf))?
     }
 
     fn read_pending(&self) -> Option<KeyRequest> {
@@ -195,12 +218,16 @@ mod tests {
     fn a_killed_enrolment_asks_again_with_the_same_key() {
         let fixture = fixture();
         assert_eq!(fixture.load().unwrap_err(), "there is no link certificate");
-        let first = fixture.files.pending_key().unwrap();
-        let again = fixture.files.pending_key().unwrap();
+        let key =
+            |incarnation| fixture.files.enrolment_key(&fixture.machine, Incarnation(incarnation)).unwrap();
+        let (first, again) = (key(1), key(1));
         assert_eq!((&first.key, &first.signing_request), (&again.key, &again.signing_request));
         fixture.install(&fixture.certify(again));
         assert_eq!(fixture.load().unwrap().identity.key, first.key);
-        assert_ne!(fixture.files.pending_key().unwrap().key, first.key, "a used key is not used again");
+        assert_eq!(key(1).key, first.key, "by this it is known, also when its certificate has expired");
+        assert_ne!(key(2).key, first.key, "another machine has another key");
+        fs::write(fixture.files.path("chain.pem"), "damaged").unwrap();
+        assert_eq!(key(1).key, first.key, "and when its certificate is damaged");
     }
 
     #[test]

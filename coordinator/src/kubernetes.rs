@@ -20,6 +20,8 @@ const CERTIFICATE_LIFE: Duration = Duration::from_secs(24 * 3600);
 const CALL_DEADLINE: Duration = Duration::from_secs(20);
 /// The same for a look at the nodes: it is asked as evidence, and an answer that comes late is none.
 const LOOK_DEADLINE: Duration = Duration::from_secs(5);
+/// The same for giving up the pods of a machine, which is not switched on before the call has ended.
+const EVACUATE_DEADLINE: Duration = keelson_coordinator_core::EVACUATE_MAX;
 
 /// All connections.
 #[derive(Default)]
@@ -73,6 +75,10 @@ impl KubeClients {
 
 /// Carries out a call.
 pub(crate) async fn perform(client: &KubeClient, call: &KubeCall) -> Result<KubeAnswer, KubeFailure> {
-    let deadline = if *call == KubeCall::Nodes { LOOK_DEADLINE } else { CALL_DEADLINE };
+    let deadline = match call {
+        KubeCall::Nodes => LOOK_DEADLINE,
+        KubeCall::Evacuate { .. } => EVACUATE_DEADLINE,
+        KubeCall::SetNode { .. } | KubeCall::Drain { .. } | KubeCall::DeleteNode { .. } => CALL_DEADLINE,
+    };
     client.perform(call, deadline).await
 }

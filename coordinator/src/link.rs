@@ -1,6 +1,7 @@
 //! Link events as inputs of the core.
 
 use keelson_coordinator_core::{Input, SessionId};
+use keelson_protocol::message::ToCoordinator;
 use keelson_transport::{LinkEvent, requested_key_fingerprint};
 
 use crate::shell::Shell;
@@ -22,6 +23,10 @@ pub(crate) fn input(shell: &mut Shell, event: LinkEvent) -> Input {
         }
         LinkEvent::Heartbeat { session, heartbeat } => {
             Input::Heartbeat { session: SessionId(session.0), heartbeat }
+        }
+        LinkEvent::Message { session, message: ToCoordinator::RenewLink { signing_request } } => {
+            let key_hash = requested_key_fingerprint(&signing_request).ok();
+            Input::RenewLink { session: SessionId(session.0), signing_request, key_hash }
         }
         LinkEvent::Message { session, message } => Input::Message { session: SessionId(session.0), message },
         LinkEvent::Closed { session, why } => {

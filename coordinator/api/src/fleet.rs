@@ -223,7 +223,9 @@ impl IfMatch {
         };
         checked.map_err(|problem| {
             let name = &wanted.name;
-            problem.remedy(format!("Look at what is there now (`keelson plan show {name}`), then apply yours again."))
+            problem.remedy(format!(
+                "Look at what is there now (`keelson plan show {name}`), then apply yours again."
+            ))
         })
     }
 }

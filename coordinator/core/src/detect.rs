@@ -16,8 +16,8 @@ use keelson_protocol::peer::PeerSaid;
 use keelson_protocol::{ClusterName, MachineId};
 
 use crate::limits::{
-    BOOT_GRACE, FLEET_JUDGED_MIN, HUNG_AFTER, HUNG_ALONE_AFTER, LEASE_STALE_AFTER, PEER_ANSWER_LIFE,
-    PEERS_ASK_INTERVAL, PEERS_ASK_INTERVAL_LONG, RETURN_MAX, SUSPECT_AFTER,
+    BOOT_GRACE, FLEET_JUDGED_MIN, HUNG_AFTER, HUNG_ALONE_AFTER, LEASE_STALE_AFTER, OTHER_KEY_ALONE_AFTER,
+    PEER_ANSWER_LIFE, PEERS_ASK_INTERVAL, PEERS_ASK_INTERVAL_LONG, RETURN_MAX, SUSPECT_AFTER,
 };
 use crate::state::{CoordinatorCore, Machine, Now};
 
@@ -30,8 +30,9 @@ pub(crate) struct Heard {
     pub(crate) silent_for: Option<Duration>,
     /// Whether most of the fleet is silent.
     pub(crate) fleet_silent: bool,
-    /// Whether it asked to enrol again, with another key: the way to it is whole, and what it was is gone.
-    pub(crate) forgot_itself: bool,
+    /// For how long it has been asking to enrol again, with another key: the way to it is whole, and what it was is gone.
+    /// Or somebody else has its token, which only others can tell.
+    pub(crate) forgot_for: Option<Duration>,
     /// Whether it fell silent with others of which some came back a moment ago, so that it may be on its way.
     pub(crate) may_follow: bool,
     /// Whether the cluster has no other machine that could be asked, and its API server does not answer either.
@@ -58,8 +59,11 @@ pub(crate) fn judge(evidence: &Evidence, heard: Heard) -> Verdict {
     if evidence.peers.reached > 0 {
         return Verdict::CutOff;
     }
-    if heard.forgot_itself {
-        return Verdict::AgentDown;
+    if let Some(forgot_for) = heard.forgot_for
+        && evidence.lease != LeaseSeen::Fresh
+    {
+        let asked = evidence.peers.refused + evidence.peers.silent > 0 || forgot_for >= OTHER_KEY_ALONE_AFTER;
+        return if asked { Verdict::AgentDown } else { Verdict::Suspected };
     }
     if heard.fleet_silent {
         return Verdict::FleetSilent;
@@ -149,7 +153,7 @@ impl CoordinatorCore {
             state: machine.heartbeat.map(|heartbeat| heartbeat.state),
             silent_for: self.silent_for(now, machine),
             fleet_silent: census.fleet_silent(),
-            forgot_itself: machine.forgot_itself,
+            forgot_for: self.forgot_itself(machine).map(|since| now.mono.since(since)),
             may_follow: self.may_follow(now, machine),
             alone_and_dark: self.is_alone_and_dark(machine),
         };
@@ -288,7 +292,8 @@ impl CoordinatorCore {
             return LeaseSeen::Unknown;
         }
         // Renewed for certain after the last heartbeat came: the looks before and after it were both later.
-        let lived = watch.lived_after.zip(self.last_heard_of(id)).is_some_and(|(after, heard)| after > heard);
+        let heard = self.last_heard_of(id);
+        let lived = watch.lived_after.is_some_and(|after| heard.is_none_or(|heard| after > heard));
         match (looked.since(watch.renewed) >= LEASE_STALE_AFTER, lived) {
             (true, _) => LeaseSeen::Stale,
             (false, true) => LeaseSeen::Fresh,
@@ -302,6 +307,13 @@ impl CoordinatorCore {
         let heard = self.last_heard(machine);
         let together = machine.silent_together.filter(|at| heard.is_none_or(|heard| heard <= *at));
         together.is_some_and(|at| now.mono.since(at) < RETURN_MAX)
+    }
+
+    /// Since when a machine asks to enrol again with another key: its disk has lost who it is. What was asked before it was
+    /// last heard was asked by somebody else.
+    pub(crate) fn forgot_itself(&self, machine: &Machine) -> Option<keelson_protocol::MonoTime> {
+        let heard = self.last_heard(machine);
+        machine.other_key.filter(|since| heard.is_none_or(|heard| heard < *since))
     }
 
     fn last_heard_of(&self, id: &MachineId) -> Option<keelson_protocol::MonoTime> {
@@ -365,7 +377,7 @@ mod tests {
             state: Some(NodeState::Ready),
             silent_for: (silent_s > 0).then(|| Duration::from_secs(silent_s)),
             fleet_silent: false,
-            forgot_itself: false,
+            forgot_for: None,
             may_follow: false,
             alone_and_dark: false,
         };
@@ -414,12 +426,29 @@ mod tests {
             |evidence, _| evidence.peers = PeersSeen { reached: 0, refused: 1, silent: 2 },
             Verdict::AgentDown,
         );
-        check(60, |_, heard| (heard.fleet_silent, heard.forgot_itself) = (true, true), Verdict::AgentDown);
         let lease = |evidence: &mut Evidence| {
             evidence.peers.silent = 3;
             evidence.lease = LeaseSeen::Fresh;
         };
         check(60, |evidence, _| lease(evidence), Verdict::CutOff);
+    }
+
+    #[test]
+    fn another_key_is_believed_once_nobody_else_speaks_for_the_machine() {
+        let forgot = |seconds, change: fn(&mut Evidence), expected| {
+            let with = |evidence: &mut Evidence, heard: &mut Heard| {
+                (heard.fleet_silent, heard.forgot_for) = (true, Some(Duration::from_secs(seconds)));
+                change(evidence);
+            };
+            check(60, with, expected);
+        };
+        forgot(1, |_| {}, Verdict::Suspected);
+        forgot(1, |evidence| evidence.peers.silent = 1, Verdict::AgentDown);
+        forgot(1, |evidence| evidence.peers.refused = 1, Verdict::AgentDown);
+        forgot(60, |evidence| evidence.peers.reached = 1, Verdict::CutOff);
+        forgot(60, |evidence| evidence.lease = LeaseSeen::Fresh, Verdict::FleetSilent);
+        // Nobody is there who could be asked.
+        forgot(15, |_| {}, Verdict::AgentDown);
     }
 
     #[test]

@@ -63,6 +63,15 @@ pub enum Input {
         /// The message.
         message: ToCoordinator,
     },
+    /// A machine wants another certificate for its link.
+    RenewLink {
+        /// The session.
+        session: SessionId,
+        /// What it asks to be certified.
+        signing_request: Vec<u8>,
+        /// SHA-256 of the request's public key, in hex; `None` when the signing request is malformed.
+        key_hash: Option<String>,
+    },
     /// A session ended.
     Closed {
         /// The session.

@@ -3,7 +3,8 @@
 //! A token is derived from the installation's token key, the machine's id and its incarnation, so that a coordinator
 //! that was killed between writing its plan and calling the provider gives the same machine the same token again, and
 //! nothing that could be stolen from the store is stored. It works once: the first key that uses it is remembered, and
-//! only that key may ask again, because its answer may have been lost.
+//! only that key may ask again, because its answer may have been lost, or one that was certified for the machine since: a
+//! machine that was cut off for longer than its certificate lives shows by its key that it is the same.
 
 use keelson_model::{FleetEvent, MachinePhase, Severity};
 use keelson_protocol::message::{EnrolRequest, Refusal, RefusalCode};
@@ -41,9 +42,12 @@ impl CoordinatorCore {
             Err(refusal) => {
                 self.metrics.enrol_refused += 1;
                 if refusal.code == RefusalCode::TokenUsed
-                    && let Some(machine) = self.machines.get_mut(&request.machine)
+                    && let Some(machine) = self.machines.get(&request.machine)
                 {
-                    machine.forgot_itself = true;
+                    let since = self.forgot_itself(machine).unwrap_or(now.mono);
+                    if let Some(machine) = self.machines.get_mut(&request.machine) {
+                        machine.other_key = Some(since);
+                    }
                 }
                 let severity = if refusal.code == RefusalCode::UnknownMachine {
                     Severity::Warning
@@ -91,7 +95,7 @@ impl CoordinatorCore {
             return refuse(RefusalCode::BadSigningRequest, "the signing request is malformed or not P-256");
         };
         match &row.enrolled_key {
-            Some(used) if *used != key_hash => refuse(
+            Some(used) if *used != key_hash && !row.renewed_keys.contains(&key_hash) => refuse(
                 RefusalCode::TokenUsed,
                 "the token was used with another key: somebody else enrolled as this machine, or it lost its key; re-create it",
             ),

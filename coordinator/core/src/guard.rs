@@ -8,11 +8,12 @@ use keelson_planner::Quorum;
 use keelson_protocol::{MachineId, WallTime};
 
 use crate::detect::Census;
+use crate::leave::has_begun;
 use crate::limits::{
-    ACTS_PER_HOUR_MAX, BROKEN_PERCENT_MAX, COOL_DOWN_MAX, COOL_DOWN_MIN, DISRUPTED_PERCENT_MAX,
-    RECREATES_PER_HOUR_MAX,
+    ACTS_PER_HOUR_MAX, BROKEN_PERCENT_MAX, COOL_DOWN_MAX, COOL_DOWN_MIN, DISRUPTED_MAX,
+    DISRUPTED_PERCENT_MAX, RECREATES_PER_HOUR_MAX,
 };
-use crate::row::Act;
+use crate::row::{Act, MachineRow};
 use crate::state::{Cluster, CoordinatorCore, Machine, Now};
 
 /// The time over which repairs are counted.
@@ -37,18 +38,35 @@ impl CoordinatorCore {
         asker: Asker,
         census: &Census,
     ) -> Result<(), Hold> {
+        if asker == Asker::Detector
+            && let Some(machine) = self.machines.get(id)
+        {
+            retries(now, machine, action)?;
+        }
+        self.world_allows(now, id, action, asker, census)
+    }
+
+    /// Whether nothing but the machine's own history speaks against `action`. Asked once more before its power is taken
+    /// away: between the decision and that the world may have become another one.
+    pub(crate) fn world_allows(
+        &self,
+        now: Now,
+        id: &MachineId,
+        action: RepairAction,
+        asker: Asker,
+        census: &Census,
+    ) -> Result<(), Hold> {
         let Some(machine) = self.machines.get(id) else { return Ok(()) };
         let Some(cluster) = self.clusters.get(&machine.row.cluster) else { return Ok(()) };
         if asker == Asker::Detector {
             self.not_paused(cluster)?;
-            retries(now, machine, action)?;
         }
         if !action.is_disruptive() {
             return Ok(());
         }
         let Some(planned) = self.planned(&machine.row.cluster, id) else { return Ok(()) };
         self.no_meltdown(cluster, planned, census)?;
-        self.nobody_else(cluster, planned)?;
+        self.nobody_else(now, cluster, planned)?;
         self.quorum_outlives(cluster, planned, action)
     }
 
@@ -80,13 +98,13 @@ impl CoordinatorCore {
     }
 
     /// One machine of the control plane at a time; of the workers a few.
-    fn nobody_else(&self, cluster: &Cluster, planned: &BlueprintMachine) -> Result<(), Hold> {
+    fn nobody_else(&self, now: Now, cluster: &Cluster, planned: &BlueprintMachine) -> Result<(), Hold> {
         let worker =
             |machine: &BlueprintMachine| machine.roles.len() == 1 && machine.roles.contains(&Role::Worker);
         let same = |other: &&BlueprintMachine| worker(other) == worker(planned);
         let others = cluster.row.blueprint.machines.values().filter(same);
         let total = others.clone().count();
-        let mut busy = others.filter(|other| other.id != planned.id && self.is_disrupted(other));
+        let mut busy = others.filter(|other| other.id != planned.id && self.is_disrupted(now, other));
         let allowed = if worker(planned) { (total * DISRUPTED_PERCENT_MAX / 100).max(1) } else { 1 };
         match busy.nth(allowed - 1) {
             None => Ok(()),
@@ -94,13 +112,15 @@ impl CoordinatorCore {
         }
     }
 
-    /// Whether a machine does not work because of something that we do.
-    pub(crate) fn is_disrupted(&self, planned: &BlueprintMachine) -> bool {
-        self.machines.get(&planned.id).is_some_and(|machine| {
+    /// Whether a machine does not work because of something that we do, or did a moment ago.
+    pub(crate) fn is_disrupted(&self, now: Now, planned: &BlueprintMachine) -> bool {
+        let (machine, cluster) = (self.machines.get(&planned.id), |name| self.clusters.get(name));
+        machine.is_some_and(|machine| {
             machine.row.acting.is_some()
                 || machine.row.renew
                 || machine.row.incarnation != planned.incarnation
-                || planned.leaving && machine.parting.drain.is_some()
+                || planned.leaving && cluster(&machine.row.cluster).is_some_and(|c| has_begun(c, machine))
+                || is_coming_back(now, machine)
         })
     }
 
@@ -113,6 +133,11 @@ impl CoordinatorCore {
         if !planned.roles.contains(&Role::Etcd) || self.holds_nothing(&planned.id) {
             return Ok(());
         }
+        if action == RepairAction::Recreate
+            && let Some(other) = self.member_on_its_way(cluster, planned)
+        {
+            return Err(Hold::Busy { machine: other.clone() });
+        }
         let quorum = self.quorum(cluster);
         match quorum.outlives_loss(&planned.id) {
             Ok(()) => Ok(()),
@@ -123,6 +148,20 @@ impl CoordinatorCore {
                 Err(Hold::Quorum { voters, working, needed })
             }
         }
+    }
+
+    /// Another etcd machine that joins or leaves: the planner replaces one member at a time.
+    fn member_on_its_way<'a>(
+        &self,
+        cluster: &'a Cluster,
+        planned: &BlueprintMachine,
+    ) -> Option<&'a MachineId> {
+        let standings = self.standings(&cluster.row.spec.name);
+        let mut others = cluster.row.blueprint.with_role(Role::Etcd).filter(|other| other.id != planned.id);
+        let votes = |other: &BlueprintMachine| {
+            standings.is_empty() || standings.get(&other.id) == Some(&keelson_model::Standing::Voter)
+        };
+        others.find(|other| other.leaving || !votes(other)).map(|other| &other.id)
     }
 
     /// The etcd cluster as far as it is known. Members that founded it vote until etcd says otherwise.
@@ -151,12 +190,15 @@ fn retries(now: Now, machine: &Machine, action: RepairAction) -> Result<(), Hold
     let recent: Vec<&Act> =
         machine.row.acts.iter().filter(|act| now.wall.since(act.at) < ACTS_WINDOW).collect();
     let Some(last) = recent.last() else { return Ok(()) };
-    let recreates = recent.iter().filter(|act| act.action == RepairAction::Recreate);
-    let spent = recent.len() >= ACTS_PER_HOUR_MAX
-        || action == RepairAction::Recreate && recreates.count() >= RECREATES_PER_HOUR_MAX;
-    if spent {
-        let until = recent.first().map_or(now.wall, |first| first.at.plus(ACTS_WINDOW));
-        return Err(Hold::Retries { acts: recent.len(), until });
+    let recreates: Vec<&Act> =
+        recent.iter().copied().filter(|act| act.action == RepairAction::Recreate).collect();
+    let limits = [(&recent, ACTS_PER_HOUR_MAX), (&recreates, RECREATES_PER_HOUR_MAX)];
+    let asked = if action == RepairAction::Recreate { &limits[..] } else { &limits[..1] };
+    for (acts, most) in asked {
+        // The one whose hour has to be over before there is room for another.
+        if let Some(at) = acts.len().checked_sub(*most).map(|surplus| acts[surplus].at) {
+            return Err(Hold::Retries { acts: acts.len(), until: at.plus(ACTS_WINDOW) });
+        }
     }
     let until = last.at.plus(cool_down(recent.len()));
     if now.wall < until { Err(Hold::CoolDown { until }) } else { Ok(()) }
@@ -168,8 +210,19 @@ pub(crate) fn cool_down(acts: usize) -> Duration {
     COOL_DOWN_MIN.saturating_mul(2_u32.saturating_pow(doublings)).min(COOL_DOWN_MAX)
 }
 
-/// Whether a clock that was set back makes an act of the past one of the future; then it counts as one of now.
-pub(crate) fn prune(acts: &mut Vec<Act>, now: WallTime) {
-    acts.retain(|act| now.since(act.at) < ACTS_WINDOW);
-    acts.iter_mut().filter(|act| act.at > now).for_each(|act| act.at = now);
+/// Whether a machine that was repaired a moment ago does not work yet.
+fn is_coming_back(now: Now, machine: &Machine) -> bool {
+    let tried = machine.row.incident.as_ref().is_some_and(|incident| incident.tried.is_some());
+    let lately = machine.row.acts.last().is_some_and(|act| now.wall.since(act.at) < DISRUPTED_MAX);
+    tried && lately && !machine.is_ready_with(keelson_protocol::Generation(0))
+}
+
+/// Drops acts that count no more, and takes those of the future for acts of now: a clock that was ahead must not hold
+/// repairs until its time has come.
+pub(crate) fn prune(row: &mut MachineRow, now: WallTime) {
+    row.acts.retain(|act| now.since(act.at) < ACTS_WINDOW);
+    row.acts.iter_mut().for_each(|act| act.at = act.at.min(now));
+    if let Some(incident) = &mut row.incident {
+        incident.opened = incident.opened.min(now);
+    }
 }

@@ -75,7 +75,7 @@ impl CoordinatorCore {
         if matches!(machine.row.phase, MachinePhase::Off { .. } | MachinePhase::Missing { .. }) {
             return machine.row.fenced.is_some().then_some(KubeCall::Evacuate { node });
         }
-        if !has_begun(cluster, machine) && !self.may_begin_drain(name) {
+        if !has_begun(cluster, machine) && !self.may_begin_drain(now, name) {
             return None;
         }
         let late = self.drain_is_late(now, machine);
@@ -93,19 +93,22 @@ impl CoordinatorCore {
         cluster.is_some_and(|cluster| now.wall.since(since) >= cluster.row.spec.drain.timeout())
     }
 
-    /// Drains go on side by side as long as they leave most of the cluster alone. What an earlier process has begun is known
+    /// Drains go on side by side as long as they, and repairs, leave most of the cluster alone. What an earlier process has begun is known
     /// only once the nodes were looked at.
-    fn may_begin_drain(&self, name: &ClusterName) -> bool {
+    fn may_begin_drain(&self, now: Now, name: &ClusterName) -> bool {
         let Some(cluster) = self.clusters.get(name).filter(|cluster| cluster.kube.looked.is_some()) else {
             return false;
         };
         let nodes = cluster.row.blueprint.machines.values().filter(|machine| machine.is_node());
         let total = nodes.clone().count();
-        let draining = nodes.filter(|planned| planned.leaving).filter(|planned| {
-            let machine = self.machines.get(&planned.id);
-            machine.is_some_and(|m| has_begun(cluster, m) && !m.parting.drained || m.kube_call.is_some())
+        let out = nodes.filter(|planned| {
+            let draining = |m: &Machine| has_begun(cluster, m) && !m.parting.drained || m.kube_call.is_some();
+            match planned.leaving {
+                true => self.machines.get(&planned.id).is_some_and(draining),
+                false => self.is_disrupted(now, planned),
+            }
         });
-        draining.count() < (total * DRAINS_AT_ONCE_PERCENT / 100).max(1)
+        out.count() < (total * DRAINS_AT_ONCE_PERCENT / 100).max(1)
     }
 
     /// Takes the answer to a call about one node.
@@ -275,7 +278,7 @@ impl CoordinatorCore {
 }
 
 /// Whether a machine's drain has begun, or may have: it was asked for, or its node takes no new pods.
-fn has_begun(cluster: &Cluster, machine: &Machine) -> bool {
+pub(crate) fn has_begun(cluster: &Cluster, machine: &Machine) -> bool {
     let seen = cluster.kube.nodes.get(machine.row.id.as_str());
     machine.parting.asked || seen.is_some_and(|node| node.seen.cordon == Cordon::Cordoned)
 }

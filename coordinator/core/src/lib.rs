@@ -50,7 +50,7 @@ pub use plans::{Harm, HarmKind, PlanChange, PlanRefused};
 pub use progress::ClusterState;
 pub use repair_command::{Override, PauseRequest, PauseScope, RepairRequest};
 pub use row::{
-    Act, ClusterRow, Counter, IdempotencyRow, Incident, MachineRow, PauseNote, Row, Saved, SentConfig,
+    Act, Asked, ClusterRow, Counter, IdempotencyRow, Incident, MachineRow, PauseNote, Row, Saved, SentConfig,
 };
 pub use scale::ScalePool;
 pub use state::{Cluster, CoordinatorCore, Exposure, Machine, Now, Settings};

@@ -80,6 +80,16 @@ pub const PEERS_ASK_INTERVAL_LONG: Duration = Duration::from_secs(15);
 pub const PEER_ANSWER_LIFE: Duration = Duration::from_secs(20);
 /// A kubelet that has not renewed its lease for this long does not live: it does so every ten seconds.
 pub const LEASE_STALE_AFTER: Duration = Duration::from_secs(15);
+/// How long a machine must have been asking to enrol with another key before it is believed where no peer says anything:
+/// those that there are have answered several times by then.
+pub const OTHER_KEY_ALONE_AFTER: Duration = Duration::from_secs(15);
+/// Keys that a machine asked to be certified last, of which it may hold any: answers get lost.
+pub const RENEWED_KEYS_MAX: usize = 4;
+/// How long a machine whose power was taken away may wait to be made anew while its plan cannot stand that.
+pub const RENEW_REFUSED_MAX: Duration = Duration::from_secs(60);
+/// How long after the last repair a machine that does not work yet counts as disrupted by us: longer than one needs to
+/// boot, and no longer, so that one that is not mended does not hold up the others for ever.
+pub const DISRUPTED_MAX: Duration = Duration::from_secs(120);
 /// Below so many machines a majority of silent ones says nothing about the coordinator.
 pub const FLEET_JUDGED_MIN: u32 = 5;
 /// How long the infrastructure must say that a machine is gone before it is made anew: lists lag behind.

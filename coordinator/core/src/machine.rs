@@ -5,6 +5,7 @@ use keelson_protocol::{ClusterName, MachineId};
 
 use crate::effect::ProviderCall;
 use crate::limits::EVACUATE_MAX;
+use crate::nodes::KubeFor;
 use crate::repair::needs_fence;
 use crate::row::{MachineRow, Row};
 use crate::state::{CallFor, CoordinatorCore, Now};
@@ -117,7 +118,13 @@ impl CoordinatorCore {
         let runs_pods = planned.roles.contains(&Role::Worker) && machine.row.enrolled_key.is_some();
         let others = cluster.row.blueprint.staying(Role::Worker).count() > 1;
         let stands = cluster.row.wanted && cluster.row.first_ready.is_some();
-        runs_pods && others && stands && !machine.evacuated && now.mono.since(off_since) < EVACUATE_MAX
+        // One that was asked for may still force pods away: they must not begin again under it.
+        let asked = machine.kube_call.and_then(|call| self.kube_calls.get(&call));
+        let under_way = asked.is_some_and(|(_, purpose)| {
+            matches!(purpose, KubeFor::Node(keelson_model::kubernetes::KubeCall::Evacuate { .. }))
+        });
+        let in_time = now.mono.since(off_since) < EVACUATE_MAX;
+        runs_pods && others && stands && !machine.evacuated && (in_time || under_way)
     }
 
     /// Removes a machine that no blueprint names. One that was made anew may still run: its power is taken away first, and

@@ -252,6 +252,10 @@ impl CoordinatorCore {
         } else {
             MachinePhase::Off { since: now.wall }
         };
+        if gone {
+            // Neither power nor another shell helps it any more: it is to be made anew.
+            machine.row.acting = None;
+        }
         machine.off_since = Some(now.mono);
         machine.evacuated = false;
         let (cluster, session) = (machine.row.cluster.clone(), machine.session);

@@ -13,7 +13,7 @@ use crate::limits::{
     UNBORN_AFTER,
 };
 use crate::metrics::RepairOutcome;
-use crate::row::{Act, Incident};
+use crate::row::{Act, Asked, Incident};
 use crate::state::{CallFor, CoordinatorCore, Machine, Now};
 
 /// What is known of a fault that is open; lost with the process, and found again by the next.
@@ -68,6 +68,8 @@ impl CoordinatorCore {
         if self.close_when_mended(now, id) {
             return;
         }
+        let Some(machine) = self.machines.get_mut(id) else { return };
+        prune(&mut machine.row, now.wall);
         let Some(machine) = self.machines.get(id) else { return };
         let cluster = machine.row.cluster.clone();
         let planned = self.planned(&cluster, id);
@@ -90,11 +92,11 @@ impl CoordinatorCore {
             Ok(None) => None,
             Ok(Some(action)) => match self.allowed(now, id, action, Asker::Detector, census) {
                 Ok(()) => {
-                    let why = match machine.forgot_itself {
-                        true => "its disk has lost who it is: it asked to enrol again, with another key",
-                        false => "the evidence says so",
+                    let why = match self.forgot_itself(machine) {
+                        Some(_) => "its disk has lost who it is: it asked to enrol again, with another key",
+                        None => "the evidence says so",
                     };
-                    return self.act(now, id, action, why);
+                    return self.act(now, id, action, Asked::Nobody, why);
                 }
                 Err(hold) => Some(hold),
             },
@@ -121,7 +123,7 @@ impl CoordinatorCore {
             Ok(None) => None,
             Ok(Some(_)) => {
                 // On an empty disk nothing runs that a guard could protect.
-                let empty = machine.forgot_itself.then_some(());
+                let empty = self.forgot_itself(machine).map(|_| ());
                 let allowed = || self.allowed(now, id, RepairAction::PowerCycle, Asker::Detector, census);
                 match empty.map_or_else(allowed, Ok) {
                     Ok(()) => return self.call_fence(id, cluster, machine.row.incarnation),
@@ -141,22 +143,26 @@ impl CoordinatorCore {
             && matches!(machine.row.phase, MachinePhase::Enrolled { .. })
             && machine.row.fenced.is_none()
             && machine.call.is_none()
-            && is_for_fault(machine);
-        if !due {
-            return;
+            && machine.row.asked == Asked::Nobody;
+        if due {
+            self.call_off(now, id, "it lives, and its power was not taken away yet");
         }
-        let action = machine.row.acting.take();
-        machine.row.renew = false;
+    }
+
+    /// Takes back what was begun and not done.
+    pub(crate) fn call_off(&mut self, now: Now, id: &MachineId, cause: &str) {
+        let Some(machine) = self.machines.get_mut(id) else { return };
+        let action = under_way(machine);
+        (machine.row.acting, machine.row.renew, machine.row.forced) = (None, false, false);
+        machine.row.asked = Asked::Nobody;
         machine.attempts = 0;
         machine.after = None;
-        let action = action.unwrap_or(RepairAction::Recreate);
         if let Some(incident) = &mut machine.row.incident {
             incident.tried = None;
             self.metrics.ended(incident.verdict.class(), RepairOutcome::CalledOff);
         }
         self.save_machine(id);
         self.held(now, id, None);
-        let cause = "it lives, and its power was not taken away yet";
         self.note_repair(now, id, Severity::Info, "RepairCalledOff", cause, &format!("no {action}"));
     }
 
@@ -164,22 +170,20 @@ impl CoordinatorCore {
     fn next_action(&self, now: Now, machine: &Machine) -> Result<Option<RepairAction>, Hold> {
         let since = machine.repair.as_ref().and_then(|repair| repair.since);
         let lasts = since.map(|since| now.mono.since(since)).unwrap_or_default();
-        let verdict = machine.verdict;
+        let (verdict, forgot) = (machine.verdict, self.forgot_itself(machine).is_some());
         Ok(match verdict {
-            Verdict::Well if self.is_unborn(now, machine) => Some(harsher(machine)),
+            Verdict::Well if self.is_unborn(now, machine) => Some(harsher(machine, forgot)),
             // Being switched on is the life of a machine, not a repair: `reconcile_machine` does it.
             Verdict::Well | Verdict::Suspected | Verdict::Repairing | Verdict::Off => None,
             Verdict::Missing if lasts >= MISSING_AFTER => Some(RepairAction::Recreate),
-            Verdict::GivenUp if lasts >= GIVEN_UP_AFTER => Some(harsher(machine)),
-            Verdict::AgentDown if machine.forgot_itself || lasts >= AGENT_DOWN_AFTER => {
-                Some(harsher(machine))
-            }
+            Verdict::GivenUp if lasts >= GIVEN_UP_AFTER => Some(harsher(machine, forgot)),
+            Verdict::AgentDown if forgot || lasts >= AGENT_DOWN_AFTER => Some(harsher(machine, forgot)),
             Verdict::Missing | Verdict::GivenUp | Verdict::AgentDown => None,
             // Nothing tells it from its zone, or from the coordinator's network: what costs a boot is tried, and no more.
-            Verdict::Hung if is_alone(machine) && harsher(machine) != RepairAction::PowerCycle => {
+            Verdict::Hung if is_alone(machine) && harsher(machine, forgot) != RepairAction::PowerCycle => {
                 return Err(Hold::Evidence { verdict: Verdict::ZoneSilent });
             }
-            Verdict::Hung => Some(harsher(machine)),
+            Verdict::Hung => Some(harsher(machine, forgot)),
             Verdict::CutOff | Verdict::ZoneSilent | Verdict::FleetSilent | Verdict::Undecided => {
                 return Err(Hold::Evidence { verdict });
             }
@@ -225,16 +229,17 @@ impl CoordinatorCore {
     /// Whether a machine certainly holds nothing that its cluster could lose with it: its disk is blank, and the cluster
     /// was never ready, so that nobody was told to use it.
     pub(crate) fn holds_nothing(&self, id: &MachineId) -> bool {
-        let machine = self.machines.get(id).filter(|machine| machine.forgot_itself);
+        let machine = self.machines.get(id).filter(|machine| self.forgot_itself(machine).is_some());
         let cluster = machine.and_then(|machine| self.clusters.get(&machine.row.cluster));
         cluster.is_some_and(|cluster| cluster.row.first_ready.is_none())
     }
 
     /// Does it: writes it down first.
-    pub(crate) fn act(&mut self, now: Now, id: &MachineId, action: RepairAction, why: &str) {
+    pub(crate) fn act(&mut self, now: Now, id: &MachineId, action: RepairAction, asked: Asked, why: &str) {
         let nothing_to_lose = action == RepairAction::Recreate && self.holds_nothing(id);
         let Some(machine) = self.machines.get_mut(id) else { return };
-        prune(&mut machine.row.acts, now.wall);
+        prune(&mut machine.row, now.wall);
+        machine.row.asked = asked;
         machine.row.acts.push(Act { action, at: now.wall });
         let surplus = machine.row.acts.len().saturating_sub(ACTS_KEPT_MAX);
         machine.row.acts.drain(..surplus);
@@ -326,13 +331,34 @@ impl CoordinatorCore {
         if !due || machine.row.fenced.is_some() || !needs_fence(machine) {
             return;
         }
+        let (asked, action) = (machine.row.asked, under_way(machine));
+        let (cluster, incarnation) = (machine.row.cluster.clone(), machine.row.incarnation);
         // What was begun by what was known then, perhaps by an earlier process, needs that evidence still.
         let still = self.warm(now) && machine.verdict.calls_for_repair();
-        if is_for_fault(machine) && !still {
+        if asked == Asked::Nobody && !still {
             return;
         }
-        let (cluster, incarnation) = (machine.row.cluster.clone(), machine.row.incarnation);
+        if let Err(hold) = self.still_allowed(now, id, action, asked) {
+            self.call_off(now, id, &hold.to_string());
+            return self.held(now, id, Some(hold));
+        }
         self.call_fence(id, cluster, incarnation);
+    }
+
+    /// Whether the guards that let an act begin would let it begin now as well.
+    fn still_allowed(
+        &self,
+        now: Now,
+        id: &MachineId,
+        action: RepairAction,
+        asked: Asked,
+    ) -> Result<(), Hold> {
+        let asker = match asked {
+            Asked::PersonDespiteGuards => return Ok(()),
+            Asked::Person => Asker::Person,
+            Asked::Nobody => Asker::Detector,
+        };
+        self.world_allows(now, id, action, asker, &self.census(now))
     }
 
     pub(crate) fn call_fence(
@@ -393,6 +419,7 @@ impl CoordinatorCore {
     pub(crate) fn acted(&mut self, now: Now, id: &MachineId) {
         let Some(machine) = self.machines.get_mut(id) else { return };
         machine.row.fenced = None;
+        machine.row.asked = Asked::Nobody;
         if let Some(action) = machine.row.acting.take() {
             self.save_machine(id);
             let outcome = format!("{action} done, the machine starts");
@@ -446,9 +473,9 @@ pub(crate) fn needs_fence(machine: &Machine) -> bool {
     machine.row.renew || matches!(machine.row.acting, Some(RepairAction::PowerCycle | RepairAction::Rebuild))
 }
 
-/// Whether what is being done to a machine began with a fault, and not because a person asked for it.
-fn is_for_fault(machine: &Machine) -> bool {
-    machine.row.incident.as_ref().is_some_and(|incident| incident.verdict != Verdict::Well)
+/// What is being done to a machine.
+fn under_way(machine: &Machine) -> RepairAction {
+    machine.row.acting.unwrap_or(RepairAction::Recreate)
 }
 
 /// Whether the fleet has no other machine in its zone.
@@ -458,13 +485,13 @@ fn is_alone(machine: &Machine) -> bool {
 
 /// The next rung within an incident: power, then a new shell around the disk, then a new machine; that at once where the
 /// disk is what is lost.
-fn harsher(machine: &Machine) -> RepairAction {
+fn harsher(machine: &Machine, forgot_itself: bool) -> RepairAction {
     let opened = machine.row.incident.as_ref().map(|incident| incident.opened);
     let tried = |action: RepairAction| {
         let mut acts = machine.row.acts.iter();
         acts.any(|act| act.action == action && opened.is_none_or(|opened| act.at >= opened))
     };
-    if machine.forgot_itself {
+    if forgot_itself {
         RepairAction::Recreate
     } else if !tried(RepairAction::PowerCycle) {
         RepairAction::PowerCycle

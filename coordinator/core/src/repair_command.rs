@@ -9,7 +9,7 @@ use crate::command::CommandError;
 use crate::detect::Census;
 use crate::effect::Effect;
 use crate::guard::Asker;
-use crate::row::{Counter, PauseNote, Row};
+use crate::row::{Asked, Counter, PauseNote, Row};
 use crate::state::{CoordinatorCore, Machine, Now};
 
 /// Of how much repair is paused.
@@ -165,17 +165,19 @@ impl CoordinatorCore {
     /// nothing is done then.
     pub fn repair_machine(&mut self, now: Now, request: &RepairRequest) -> Result<Vec<Effect>, CommandError> {
         let id = &request.machine;
-        self.check_repair(now, request)?;
-        let forced = request.over != Override::None;
-        let why = if forced {
-            format!("{} asked for it, against the guards", request.caller)
+        let against = self.preview_repair(now, request)?.against;
+        let (why, asked) = if request.over == Override::None {
+            (format!("{} asked for it", request.caller), Asked::Person)
         } else {
-            format!("{} asked for it", request.caller)
+            (format!("{} asked for it, against the guards", request.caller), Asked::PersonDespiteGuards)
         };
-        if let (Some(machine), Override::Quorum { .. }) = (self.machines.get_mut(id), &request.over) {
+        // What a person has accepted is what held now, and nothing that may hold in weeks.
+        let costs =
+            request.action == RepairAction::Recreate && against.is_some_and(|hold| hold.costs_cluster());
+        if let Some(machine) = self.machines.get_mut(id).filter(|_| costs) {
             machine.row.forced = true;
         }
-        self.act(now, id, request.action, &why);
+        self.act(now, id, request.action, asked, &why);
         self.reconcile(now);
         Ok(self.take_effects())
     }
@@ -205,9 +207,7 @@ impl CoordinatorCore {
         let (id, action) = (&request.machine, request.action);
         let machine = self.machines.get(id).ok_or_else(|| CommandError::NoMachine { machine: id.clone() })?;
         let planned = self.free_for_repair(machine)?;
-        if action == RepairAction::PowerOn
-            && let Some(why) = no_power_missing(machine)
-        {
+        if let Some(why) = no_use(machine, action) {
             return Err(CommandError::NoUse { machine: id.clone(), action, why });
         }
         let against = self.allowed(now, id, action, Asker::Person, census).err();
@@ -297,9 +297,12 @@ impl PauseScope {
     }
 }
 
-/// Why a machine cannot be switched on; `None` when it can.
-fn no_power_missing(machine: &Machine) -> Option<String> {
+/// Why it would be of no use to do this to a machine; `None` when it may be.
+fn no_use(machine: &Machine, action: RepairAction) -> Option<String> {
+    let missing = matches!(machine.row.phase, MachinePhase::Missing { .. });
     let why = match machine.row.phase {
+        _ if action == RepairAction::Recreate => return None,
+        _ if action != RepairAction::PowerOn && !missing => return None,
         MachinePhase::Off { .. } => return None,
         MachinePhase::Missing { .. } => {
             "the infrastructure does not know it, so there is nothing to switch on: recreate makes it anew"

@@ -8,6 +8,7 @@ use keelson_planner::{PlanInput, Planned, Wanted, lint, plan};
 use keelson_protocol::health::UnitState;
 use keelson_protocol::{ClusterName, Incarnation, MachineId};
 
+use crate::limits::RENEW_REFUSED_MAX;
 use crate::row::{Counter, Row};
 use crate::state::{CoordinatorCore, Machine, Now};
 
@@ -23,7 +24,7 @@ impl CoordinatorCore {
         let wanted = if cluster.row.wanted { Wanted::Present } else { Wanted::Absent };
         let planned = self.plan_cluster(&cluster.row.spec, wanted, Some(&cluster.row.blueprint));
         match planned {
-            Ok(planned) => self.take_plan(name, planned),
+            Ok(planned) => self.take_plan(now, name, planned),
             Err(why) => {
                 if let Some(cluster) = self.clusters.get_mut(name) {
                     cluster.plan_due = false;
@@ -35,8 +36,9 @@ impl CoordinatorCore {
         }
     }
 
-    fn take_plan(&mut self, name: &ClusterName, planned: Planned) {
-        let renews = !self.to_renew(&planned.blueprint).is_empty();
+    fn take_plan(&mut self, now: Now, name: &ClusterName, planned: Planned) {
+        let refused = self.to_renew(&planned.blueprint);
+        let renews = !refused.is_empty();
         let Some(cluster) = self.clusters.get_mut(name) else { return };
         // More is to come when something is on its way out or in, or could not be done yet.
         let joins = planned.blueprint.machines.values().any(|machine| machine.leaving);
@@ -44,6 +46,19 @@ impl CoordinatorCore {
             joins || planned.held.is_some() || planned.blueprint != cluster.row.blueprint || renews;
         cluster.held = planned.held;
         self.set_blueprint(name, planned.blueprint);
+        for id in refused {
+            self.give_back(now, name, &id);
+        }
+    }
+
+    /// A member that the plan does not let go gets its power back after a while, with its disk: without power it helps
+    /// nobody, and while it waits no other machine is repaired.
+    fn give_back(&mut self, now: Now, name: &ClusterName, id: &MachineId) {
+        let known = self.clusters.get(name).is_some_and(|cluster| cluster.etcd.members.is_some());
+        let fenced = self.machines.get(id).and_then(|machine| machine.row.fenced);
+        if known && fenced.is_some_and(|since| now.wall.since(since) >= RENEW_REFUSED_MAX) {
+            self.call_off(now, id, "its cluster cannot stand that it is made anew now");
+        }
     }
 
     /// Says that a cluster's plan may have a next step.

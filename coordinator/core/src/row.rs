@@ -43,6 +43,9 @@ pub struct MachineRow {
     pub token_made: WallTime,
     /// SHA-256 of the public key that used the token, in hex. The same key may ask again: its answer may have been lost.
     pub enrolled_key: Option<String>,
+    /// The same of the last keys that it has asked to be certified since, newest last: it holds one of them.
+    #[serde(default)]
+    pub renewed_keys: Vec<String>,
     /// Number of the last event that its agent sent.
     pub agent_events: u64,
     /// The newest config that it was sent.
@@ -60,6 +63,9 @@ pub struct MachineRow {
     /// The repair under way.
     #[serde(default)]
     pub acting: Option<RepairAction>,
+    /// Who asked for it, or for [`Self::renew`].
+    #[serde(default)]
+    pub asked: Asked,
     /// Whether it is to be made anew with an empty disk.
     #[serde(default)]
     pub renew: bool,
@@ -82,17 +88,31 @@ impl MachineRow {
             phase: MachinePhase::Planned,
             token_made: now,
             enrolled_key: None,
+            renewed_keys: Vec::new(),
             agent_events: 0,
             sent: None,
             leaving_since: None,
             incident: None,
             acts: Vec::new(),
             acting: None,
+            asked: Asked::Nobody,
             renew: false,
             forced: false,
             fenced: None,
         }
     }
+}
+
+/// Who asked for a repair.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Asked {
+    /// Nobody: the evidence calls for it.
+    #[default]
+    Nobody,
+    /// A person, within the guards.
+    Person,
+    /// A person, against the guards that held.
+    PersonDespiteGuards,
 }
 
 /// A config that a machine was sent.

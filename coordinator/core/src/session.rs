@@ -11,7 +11,7 @@ use keelson_protocol::wire::negotiate;
 use keelson_protocol::{BootId, ClusterName, Generation, Incarnation, MachineId};
 
 use crate::effect::{Effect, SessionId};
-use crate::limits::{FIRST_HEARTBEAT_MAX, SECOND_HOLDER_AFTER, TICK_GAP_MAX, WARM_UP};
+use crate::limits::{FIRST_HEARTBEAT_MAX, RENEWED_KEYS_MAX, SECOND_HOLDER_AFTER, TICK_GAP_MAX, WARM_UP};
 use crate::state::{CoordinatorCore, Machine, Now, Voice};
 
 impl CoordinatorCore {
@@ -104,7 +104,7 @@ impl CoordinatorCore {
         self.metrics.sessions_opened += 1;
         machine.link = LinkState::Connected { since: now.wall, boot };
         machine.facts = Some(Arc::new(facts));
-        machine.forgot_itself = false;
+        machine.other_key = None;
         if machine.boot.replace(boot) != Some(boot) {
             // What it said before it booted is no longer true.
             machine.heartbeat = None;
@@ -156,6 +156,25 @@ impl CoordinatorCore {
         self.end_silence(now, &id);
     }
 
+    /// A machine wants another certificate for its link. What key it may hold from now on is written down first.
+    pub(crate) fn on_renew_link(
+        &mut self,
+        session: SessionId,
+        signing_request: Vec<u8>,
+        key_hash: Option<String>,
+    ) {
+        let Some(id) = self.sessions.get(&session).map(|voice| voice.machine.clone()) else { return };
+        let Some(machine) = self.machines.get_mut(&id) else { return };
+        if let Some(key_hash) = key_hash.filter(|key_hash| !machine.row.renewed_keys.contains(key_hash)) {
+            machine.row.renewed_keys.push(key_hash);
+            let surplus = machine.row.renewed_keys.len().saturating_sub(RENEWED_KEYS_MAX);
+            machine.row.renewed_keys.drain(..surplus);
+        }
+        let incarnation = machine.row.incarnation;
+        self.save_machine(&id);
+        self.effects.push(Effect::RenewLink { session, machine: id, incarnation, signing_request });
+    }
+
     pub(crate) fn on_message(&mut self, now: Now, session: SessionId, message: ToCoordinator) {
         self.metrics.messages += 1;
         let Some(id) = self.sessions.get(&session).map(|voice| voice.machine.clone()) else { return };
@@ -175,9 +194,7 @@ impl CoordinatorCore {
                 self.on_sign(session, &id, name, generation, signing_request);
             }
             ToCoordinator::RenewLink { signing_request } => {
-                let Some(machine) = self.machines.get(&id) else { return };
-                let incarnation = machine.row.incarnation;
-                self.effects.push(Effect::RenewLink { session, machine: id, incarnation, signing_request });
+                self.on_renew_link(session, signing_request, None);
             }
             ToCoordinator::TimeRequest { asked_at } => {
                 self.send(session, ToAgent::Time { asked_at, now: now.wall });

@@ -150,8 +150,8 @@ pub struct Machine {
     pub(crate) off_since: Option<MonoTime>,
     /// Whether its pods were given up since.
     pub(crate) evacuated: bool,
-    /// Whether it has asked to enrol again with another key since it was last heard: its disk has lost who it is.
-    pub(crate) forgot_itself: bool,
+    /// Since when somebody with its token asks to enrol again with a key that it never had.
+    pub(crate) other_key: Option<MonoTime>,
     /// The fault that is open, in memory.
     pub(crate) repair: Option<Repair>,
 }
@@ -186,7 +186,7 @@ impl Machine {
             evacuated: false,
             repair: None,
             services: None,
-            forgot_itself: false,
+            other_key: None,
         }
     }
 
@@ -370,6 +370,9 @@ impl CoordinatorCore {
             }
             Input::Heartbeat { session, heartbeat } => self.on_heartbeat(now, session, heartbeat),
             Input::Message { session, message } => self.on_message(now, session, message),
+            Input::RenewLink { session, signing_request, key_hash } => {
+                self.on_renew_link(session, signing_request, key_hash);
+            }
             Input::Closed { session, why } => self.on_closed(now, session, why),
             Input::Provider { id, result } => self.on_provider(now, id, result),
             Input::Etcd { id, result } => self.on_etcd(now, id, result),

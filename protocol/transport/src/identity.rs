@@ -47,10 +47,21 @@ pub struct KeyRequest {
 /// # Errors
 /// [`CaError::Key`] when the system has no randomness.
 pub fn make_key_request() -> Result<KeyRequest, CaError> {
-    let key = KeyPair::generate().map_err(|source| CaError::Key { source })?;
+    request_for(&KeyPair::generate().map_err(|source| CaError::Key { source })?)
+}
+
+/// Makes the request to certify a key that is there already, PKCS#8 in DER.
+///
+/// # Errors
+/// [`CaError::Key`] when it is no such key.
+pub fn key_request_of(key: &SecretBytes) -> Result<KeyRequest, CaError> {
+    request_for(&KeyPair::try_from(key.expose_secret()).map_err(|source| CaError::Key { source })?)
+}
+
+fn request_for(key: &KeyPair) -> Result<KeyRequest, CaError> {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
-    let request = params.serialize_request(&key).map_err(|source| CaError::Key { source })?;
+    let request = params.serialize_request(key).map_err(|source| CaError::Key { source })?;
     Ok(KeyRequest { key: SecretBytes::new(key.serialize_der()), signing_request: request.der().to_vec() })
 }
 

@@ -33,7 +33,7 @@ pub use client::{ClientConfig, ClientEvent, LinkClient, LinkEndpoint};
 pub use clock::{WallClock, system_clock};
 pub use close::CloseCode;
 pub use error::{LinkError, SendError};
-pub use identity::{Identity, IdentityError, KeyRequest, PeerIdentity, make_key_request};
+pub use identity::{Identity, IdentityError, KeyRequest, PeerIdentity, key_request_of, make_key_request};
 pub use keelson_protocol::wire::{NoCommonVersion, negotiate};
 pub use server::{
     EnrolReplier, LinkEvent, LinkServer, LinkStats, ServerConfig, ServerError, SessionHandle, SessionId,

@@ -170,7 +170,6 @@ impl Site {
         Ok(record)
     }
 
-    /// Switches a machine on; one that is frozen is left as it is.
     /// Makes a machine that is off anew around its disk. Its root is thrown away at each power-on anyway.
     pub(crate) fn rebuild(
         &self,
@@ -194,6 +193,7 @@ impl Site {
         self.switch_on(record, &lock, until)
     }
 
+    /// Switches a machine on; one that is frozen is left as it is.
     pub(crate) fn power_on(&self, key: &ObjectKey, until: Instant) -> Result<MachineView, LocalError> {
         let lock = self.lock(&key.machine, until)?;
         let record = record::machine_of(&self.paths, key)?;
