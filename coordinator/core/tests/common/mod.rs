@@ -102,6 +102,9 @@ pub(crate) struct World {
     /// Nodes whose pods a disruption budget keeps.
     pub(crate) budgets: BTreeSet<String>,
     kube_answers: VecDeque<(CallId, Result<KubeAnswer, KubeFailure>)>,
+    /// Whether the API server takes its time to give up pods, and what it was asked for meanwhile.
+    pub(crate) evacuates_slowly: bool,
+    slow: Vec<(CallId, ClusterName, KubeCall)>,
     pub(crate) ms: u64,
     next_session: u64,
     next_boot: u128,
@@ -142,6 +145,8 @@ impl World {
             nodes: BTreeMap::new(),
             budgets: BTreeSet::new(),
             kube_answers: VecDeque::new(),
+            evacuates_slowly: false,
+            slow: Vec::new(),
             ms: 0,
             next_session: 0,
             next_boot: 1,
@@ -236,6 +241,11 @@ impl World {
             match effect {
                 Effect::Persist(rows) => rows.into_iter().for_each(|row| self.disk.write(row)),
                 Effect::Provider { id, call } => self.provider(id, call),
+                Effect::Kube { id, cluster, call: call @ KubeCall::Evacuate { .. } }
+                    if self.evacuates_slowly =>
+                {
+                    self.slow.push((id, cluster, call));
+                }
                 Effect::Kube { id, cluster, call } => {
                     let result = self.kube(&cluster, call);
                     self.kube_answers.push_back((id, result));
@@ -254,6 +264,15 @@ impl World {
                 Effect::RefuseEnrol { .. } | Effect::RenewLink { .. } | Effect::SignLeaf { .. } => {}
                 Effect::Note(event) => self.events.push(event),
             }
+        }
+    }
+
+    /// The API server does what it was asked for long ago.
+    pub(crate) fn evacuate_at_last(&mut self) {
+        self.evacuates_slowly = false;
+        for (id, cluster, call) in std::mem::take(&mut self.slow) {
+            let result = self.kube(&cluster, call);
+            self.kube_answers.push_back((id, result));
         }
     }
 

@@ -1,0 +1,289 @@
+//! What must hold until a repair is done: the world may be another one than when it was decided.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
+
+mod common;
+
+use common::{World, named};
+use keelson_coordinator_core::{
+    ClusterState, EnrolId, Input, Override, PauseRequest, PauseScope, ProviderFailure, Remedy, RepairRequest,
+};
+use keelson_model::{MachinePhase, RepairAction, Verdict};
+use keelson_protocol::message::EnrolRequest;
+use keelson_protocol::{Incarnation, MachineId, SecretBytes};
+
+fn id(name: &str) -> MachineId {
+    format!("demo-{name}").parse().unwrap()
+}
+
+fn ready(plan: &str) -> World {
+    let mut world = World::new();
+    world.create(&named("demo", plan));
+    world.run(140);
+    assert_eq!(world.state("demo"), Some(ClusterState::Ready));
+    world.events.clear();
+    world.fences.clear();
+    world
+}
+
+fn freeze(world: &mut World, name: &str) {
+    world.machines.get_mut(&id(name)).unwrap().linked = false;
+}
+
+fn thaw(world: &mut World, name: &str) {
+    world.machines.get_mut(&id(name)).unwrap().linked = true;
+}
+
+fn incarnation(world: &World, name: &str) -> Incarnation {
+    world.core.machine(&id(name)).unwrap().row.incarnation
+}
+
+fn waits(world: &World) -> Vec<String> {
+    world.core.waiting(&"demo".parse().unwrap(), world.now()).iter().map(ToString::to_string).collect()
+}
+
+/// The infrastructure sets no fence for now.
+fn refuse_fences(world: &mut World) {
+    let text = "the host does not answer".to_owned();
+    world.refuse_fence = Some(ProviderFailure { remedy: Remedy::Retry, text });
+}
+
+fn repair(world: &mut World, name: &str, action: RepairAction, over: Override) {
+    let request = RepairRequest { machine: id(name), action, over, caller: "somebody".to_owned() };
+    let effects = world.core.repair_machine(world.now(), &request).unwrap();
+    world.carry_out(effects);
+}
+
+fn powered(world: &World, name: &str) -> bool {
+    world.machines[&id(name)].on
+}
+
+#[test]
+fn a_fence_that_comes_late_takes_no_member_that_the_quorum_has_come_to_need() {
+    let mut world = ready("ha");
+    freeze(&mut world, "etcd-1");
+    refuse_fences(&mut world);
+    world.run(30);
+    assert!(!world.fences.is_empty(), "{:?}", waits(&world));
+    // The others keep the quorum only together now.
+    freeze(&mut world, "etcd-2");
+    world.run(12);
+    world.fences.clear();
+    world.refuse_fence = None;
+    thaw(&mut world, "etcd-1");
+    world.run(60);
+    assert!(world.fences.iter().all(|fenced| *fenced == id("etcd-2")), "{:?}", world.fences);
+    assert_eq!(world.state("demo"), Some(ClusterState::Ready), "{:?}", waits(&world));
+}
+
+#[test]
+fn a_pause_holds_what_was_decided_and_not_done() {
+    let mut world = ready("ha");
+    refuse_fences(&mut world);
+    freeze(&mut world, "worker-2");
+    world.run(30);
+    assert!(!world.fences.is_empty());
+    let request = PauseRequest::new(PauseScope::Fleet, "somebody");
+    let effects = world.core.pause_repair(world.now(), &request).unwrap();
+    world.carry_out(effects);
+    world.fences.clear();
+    world.refuse_fence = None;
+    world.run(120);
+    assert!(world.fences.is_empty() && powered(&world, "worker-2"));
+    assert!(world.reasons().contains(&"RepairCalledOff"), "{:?}", world.reasons());
+    let effects = world.core.resume_repair(world.now(), &request).unwrap();
+    world.carry_out(effects);
+    world.run(120);
+    assert_eq!(world.state("demo"), Some(ClusterState::Ready), "{:?}", waits(&world));
+}
+
+#[test]
+fn a_machine_that_vanishes_while_it_is_repaired_is_made_anew() {
+    let mut world = ready("ha");
+    let before = incarnation(&world, "worker-2");
+    freeze(&mut world, "worker-2");
+    while world.fences.is_empty() {
+        world.step();
+    }
+    world.machines.remove(&id("worker-2"));
+    world.run(300);
+    assert!(incarnation(&world, "worker-2") > before, "{:?}", waits(&world));
+    assert_eq!(world.state("demo"), Some(ClusterState::Ready), "{:?}", waits(&world));
+}
+
+#[test]
+fn what_is_missing_is_only_made_anew_whoever_asks() {
+    let mut world = ready("ha");
+    world.machines.remove(&id("worker-2"));
+    world.run(4);
+    assert!(matches!(world.core.machine(&id("worker-2")).unwrap().row.phase, MachinePhase::Missing { .. }));
+    for action in [RepairAction::PowerOn, RepairAction::PowerCycle, RepairAction::Rebuild] {
+        let (machine, caller) = (id("worker-2"), "somebody".to_owned());
+        let request = RepairRequest { machine, action, over: Override::Guards, caller };
+        let refused = world.core.check_repair(world.now(), &request).unwrap_err().to_string();
+        assert!(refused.contains("recreate makes it anew"), "{refused}");
+    }
+}
+
+#[test]
+fn a_person_repairs_what_the_evidence_alone_would_leave() {
+    for (name, cut_off) in [("worker-2", true), ("worker-2", false)] {
+        let mut world = ready("ha");
+        freeze(&mut world, name);
+        if cut_off {
+            world.cut_off.insert(id(name));
+        } else {
+            // Its whole zone.
+            freeze(&mut world, "etcd-2");
+            freeze(&mut world, "master-2");
+        }
+        world.run(60);
+        let verdict = world.core.machine(&id(name)).unwrap().verdict;
+        assert_eq!(verdict, if cut_off { Verdict::CutOff } else { Verdict::ZoneSilent });
+        assert!(world.fences.is_empty());
+        let over = if cut_off { Override::None } else { Override::Guards };
+        repair(&mut world, name, RepairAction::PowerCycle, over);
+        world.run(6);
+        assert_eq!(world.fences, [id(name)], "{verdict}: {:?}", waits(&world));
+        thaw(&mut world, name);
+        world.run(30);
+        assert!(world.core.machine(&id(name)).unwrap().row.acting.is_none());
+    }
+}
+
+#[test]
+fn a_kubelet_that_renews_its_lease_speaks_for_a_machine_that_a_new_coordinator_never_heard() {
+    let mut world = ready("ha");
+    freeze(&mut world, "worker-2");
+    world.cut_off.insert(id("worker-2"));
+    // The way of the peers is broken as well, the one to the API server is whole.
+    world.peers_answer = false;
+    world.run(20);
+    world.restart();
+    world.run(400);
+    assert_eq!(world.core.machine(&id("worker-2")).unwrap().verdict, Verdict::CutOff);
+    assert!(world.fences.is_empty(), "{:?}", waits(&world));
+}
+
+#[test]
+fn no_machine_is_switched_on_while_its_pods_are_still_being_given_up() {
+    let mut world = ready("ha");
+    world.evacuates_slowly = true;
+    world.machines.get_mut(&id("worker-2")).unwrap().power_off();
+    world.run(40);
+    assert!(!powered(&world, "worker-2"), "its pods would run again under the call that forces them away");
+    world.evacuate_at_last();
+    world.run(40);
+    assert_eq!(world.state("demo"), Some(ClusterState::Ready), "{:?}", waits(&world));
+}
+
+/// Somebody asks for a certificate of a machine, with its token.
+fn ask(world: &mut World, name: &str, key: &str) {
+    let machine = &world.machines[&id(name)];
+    let request = EnrolRequest {
+        machine: id(name),
+        incarnation: machine.incarnation,
+        token: SecretBytes::new(machine.token.expose_secret().to_vec()),
+        signing_request: vec![1],
+    };
+    world.input(Input::Enrol { id: EnrolId(7), request, key_hash: Some(key.to_owned()) });
+}
+
+#[test]
+fn a_machine_whose_certificate_has_expired_is_known_by_the_key_that_it_renewed() {
+    let mut world = ready("ha");
+    let session = world.machines[&id("worker-2")].session.unwrap();
+    for key in ["first", "second"] {
+        let (signing_request, key_hash) = (vec![1], Some(key.to_owned()));
+        world.input(Input::RenewLink { session, signing_request, key_hash });
+    }
+    world.restart();
+    let refused = |world: &World| world.reasons().contains(&"EnrolmentRefused");
+    for key in ["key of demo-worker-2 on disk 1", "first", "second"] {
+        ask(&mut world, "worker-2", key);
+        assert!(!refused(&world), "{key}");
+    }
+    ask(&mut world, "worker-2", "never seen");
+    assert!(refused(&world));
+}
+
+#[test]
+fn somebody_else_with_a_machines_token_costs_it_nothing() {
+    let mut world = ready("ha");
+    let before = incarnation(&world, "worker-2");
+    // While it is heard; then it reboots, and is silent for longer than a slow heartbeat.
+    ask(&mut world, "worker-2", "of somebody else");
+    freeze(&mut world, "worker-2");
+    world.run(16);
+    thaw(&mut world, "worker-2");
+    world.run(40);
+    assert!(world.fences.is_empty(), "{:?}", world.reasons());
+    // While it is cut off, and its peers reach it.
+    freeze(&mut world, "worker-2");
+    world.cut_off.insert(id("worker-2"));
+    for _ in 0..120 {
+        world.step();
+        ask(&mut world, "worker-2", "of somebody else");
+    }
+    assert_eq!(world.core.machine(&id("worker-2")).unwrap().verdict, Verdict::CutOff);
+    assert_eq!((world.fences.len(), incarnation(&world, "worker-2")), (0, before));
+}
+
+#[test]
+fn the_next_machine_of_the_control_plane_waits_until_the_last_one_works() {
+    let mut world = ready("ha");
+    freeze(&mut world, "master-1");
+    while world.fences.is_empty() {
+        world.step();
+    }
+    // It gets its power back, and its agent is slow.
+    while !powered(&world, "master-1") {
+        world.step();
+    }
+    freeze(&mut world, "master-1");
+    let (machine, caller) = (id("master-2"), "somebody".to_owned());
+    let other = RepairRequest { machine, action: RepairAction::PowerCycle, over: Override::None, caller };
+    world.run(4);
+    let held = world.core.check_repair(world.now(), &other).unwrap_err().to_string();
+    assert!(held.contains("demo-master-1 is being worked on"), "{held}");
+    thaw(&mut world, "master-1");
+    world.run(30);
+    world.core.check_repair(world.now(), &other).unwrap();
+}
+
+#[test]
+fn a_typed_override_is_for_what_held_then_and_no_other_time() {
+    let mut world = ready("ha");
+    let typed = Override::Quorum { typed: "demo".to_owned() };
+    repair(&mut world, "etcd-1", RepairAction::PowerCycle, typed.clone());
+    assert!(!world.core.machine(&id("etcd-1")).unwrap().row.forced, "nothing is lost by it");
+    world.run(60);
+    // Called off, because it is heard: what was accepted goes with it.
+    freeze(&mut world, "etcd-2");
+    world.run(8);
+    refuse_fences(&mut world);
+    repair(&mut world, "etcd-1", RepairAction::Recreate, typed);
+    assert!(world.core.machine(&id("etcd-1")).unwrap().row.forced);
+}
+
+#[test]
+fn repairs_and_drains_share_one_budget() {
+    let mut world = ready("ha");
+    freeze(&mut world, "worker-1");
+    while world.fences.is_empty() {
+        world.step();
+    }
+    refuse_fences(&mut world);
+    world.scale("demo", "worker", 2);
+    let cordoned = |world: &World| {
+        let leaving = world.core.cluster(&"demo".parse().unwrap()).unwrap().row.blueprint.machines.values();
+        leaving.filter(|machine| machine.leaving).count()
+    };
+    world.run(1);
+    assert_eq!(cordoned(&world), 1);
+    let drained = |world: &World| world.reasons().iter().any(|reason| reason.contains("Drain"));
+    assert!(!drained(&world), "{:?}", world.reasons());
+    world.refuse_fence = None;
+    world.run(160);
+    assert_eq!(world.state("demo"), Some(ClusterState::Ready), "{:?}", waits(&world));
+}
