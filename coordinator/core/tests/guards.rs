@@ -142,8 +142,12 @@ fn a_person_repairs_what_the_evidence_alone_would_leave() {
         assert_eq!(verdict, if cut_off { Verdict::CutOff } else { Verdict::ZoneSilent });
         assert!(world.fences.is_empty());
         let over = if cut_off { Override::None } else { Override::Guards };
+        refuse_fences(&mut world);
         repair(&mut world, name, RepairAction::PowerCycle, over);
-        world.run(6);
+        world.run(20);
+        world.fences.clear();
+        world.refuse_fence = None;
+        world.run(60);
         assert_eq!(world.fences, [id(name)], "{verdict}: {:?}", waits(&world));
         thaw(&mut world, name);
         world.run(30);
@@ -255,10 +259,16 @@ fn the_next_machine_of_the_control_plane_waits_until_the_last_one_works() {
 fn a_typed_override_is_for_what_held_then_and_no_other_time() {
     let mut world = ready("ha");
     let typed = Override::Quorum { typed: "demo".to_owned() };
+    repair(&mut world, "etcd-1", RepairAction::Recreate, typed.clone());
+    assert!(!world.core.machine(&id("etcd-1")).unwrap().row.forced, "nothing held it");
+    world.run(80);
+    freeze(&mut world, "etcd-2");
+    world.run(8);
+    refuse_fences(&mut world);
     repair(&mut world, "etcd-1", RepairAction::PowerCycle, typed.clone());
-    assert!(!world.core.machine(&id("etcd-1")).unwrap().row.forced, "nothing is lost by it");
-    world.run(60);
-    // Called off, because it is heard: what was accepted goes with it.
+    assert!(!world.core.machine(&id("etcd-1")).unwrap().row.forced, "its disk stays");
+    world.refuse_fence = None;
+    world.run(300);
     freeze(&mut world, "etcd-2");
     world.run(8);
     refuse_fences(&mut world);
@@ -269,21 +279,17 @@ fn a_typed_override_is_for_what_held_then_and_no_other_time() {
 #[test]
 fn repairs_and_drains_share_one_budget() {
     let mut world = ready("ha");
-    freeze(&mut world, "worker-1");
-    while world.fences.is_empty() {
-        world.step();
-    }
     refuse_fences(&mut world);
+    repair(&mut world, "worker-1", RepairAction::PowerCycle, Override::None);
     world.scale("demo", "worker", 2);
-    let cordoned = |world: &World| {
-        let leaving = world.core.cluster(&"demo".parse().unwrap()).unwrap().row.blueprint.machines.values();
-        leaving.filter(|machine| machine.leaving).count()
-    };
-    world.run(1);
-    assert_eq!(cordoned(&world), 1);
-    let drained = |world: &World| world.reasons().iter().any(|reason| reason.contains("Drain"));
-    assert!(!drained(&world), "{:?}", world.reasons());
+    world.run(20);
+    let blueprint = &world.core.cluster(&"demo".parse().unwrap()).unwrap().row.blueprint;
+    let leaves = blueprint.machines.values().find(|machine| machine.leaving).unwrap().id.clone();
+    assert_ne!(leaves, id("worker-1"));
+    let pods = |world: &World| world.nodes[&"demo".parse().unwrap()].get(leaves.as_str()).map(|node| node.1);
+    assert_eq!(pods(&world), Some(2), "it waits for the repair of the other");
     world.refuse_fence = None;
     world.run(160);
+    assert_eq!(pods(&world), None);
     assert_eq!(world.state("demo"), Some(ClusterState::Ready), "{:?}", waits(&world));
 }

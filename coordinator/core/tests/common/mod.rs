@@ -329,7 +329,7 @@ impl World {
                         (fake.on, fake.linked, fake.boot, fake.sequence) = (true, true, boot, 0);
                         Ok(ProviderAnswer::Created)
                     }
-                    None => Err(ProviderFailure { remedy: Remedy::Person, text: "not there".to_owned() }),
+                    None => Err(ProviderFailure { remedy: Remedy::Retry, text: "not there".to_owned() }),
                 }
             }
             ProviderCall::List => Ok(ProviderAnswer::Machines(self.list())),
