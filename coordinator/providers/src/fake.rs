@@ -155,6 +155,11 @@ impl FakeProvider {
         self.state().machines.get_mut(machine).map(|m| m.state = to).is_some()
     }
 
+    /// Loses a machine with its disk, and tells nobody. False when there is no such machine.
+    pub fn lose(&self, machine: &MachineId) -> bool {
+        self.state().machines.remove(machine).is_some()
+    }
+
     /// Writes a file on a machine's disk. False when there is no such machine.
     pub fn write_disk(&self, machine: &MachineId, file: &str, text: &str) -> bool {
         let insert = |m: &mut Machine| drop(m.disk.insert(file.to_owned(), text.to_owned()));

@@ -136,6 +136,11 @@ pub enum Fault {
         /// Which machine.
         target: Target,
     },
+    /// The infrastructure loses a machine with its disk.
+    Vanish {
+        /// Which machine.
+        target: Target,
+    },
     /// A program ends.
     UnitCrash {
         /// Which machine.
@@ -212,6 +217,7 @@ pub enum FaultKind {
     AgentCrash,
     DiskFull,
     DiskLost,
+    Vanish,
     UnitCrash,
     UnitHang,
     ClockJump,
@@ -227,13 +233,14 @@ pub enum FaultKind {
 impl FaultKind {
     /// Kinds that seeds draw from. A list that leaves out what is there is an error of the provider that no seed draws:
     /// beside a machine that is dead too, nobody could tell it from the truth.
-    pub const DRAWN: [Self; 15] = [
+    pub const DRAWN: [Self; 16] = [
         Self::PowerLoss,
         Self::Reboot,
         Self::Freeze,
         Self::AgentCrash,
         Self::DiskFull,
         Self::DiskLost,
+        Self::Vanish,
         Self::UnitCrash,
         Self::UnitHang,
         Self::ClockJump,
@@ -257,6 +264,7 @@ impl Fault {
             Self::AgentCrash { .. } => FaultKind::AgentCrash,
             Self::DiskFull { .. } => FaultKind::DiskFull,
             Self::DiskLost { .. } => FaultKind::DiskLost,
+            Self::Vanish { .. } => FaultKind::Vanish,
             Self::UnitCrash { .. } => FaultKind::UnitCrash,
             Self::UnitHang { .. } => FaultKind::UnitHang,
             Self::ClockJump { .. } => FaultKind::ClockJump,
@@ -281,6 +289,7 @@ impl fmt::Display for Fault {
             Self::AgentCrash { actions, .. } => write!(f, "agent is killed before action {actions}"),
             Self::DiskFull { for_ms, .. } => write!(f, "disk is full {}", seconds(for_ms)),
             Self::DiskLost { .. } => f.write_str("loses its disk"),
+            Self::Vanish { .. } => f.write_str("vanishes with its disk"),
             Self::UnitCrash { .. } => f.write_str("a program ends"),
             Self::UnitHang { .. } => f.write_str("a program hangs"),
             Self::ClockJump { by_ms, .. } => write!(f, "wall clock is set by {by_ms} ms"),

@@ -9,13 +9,13 @@ use keelson_coordinator_core::{
     PROVIDER_CALLS_MAX, ProviderCall, Row, SessionId, Settings,
 };
 use keelson_model::etcd::EtcdCall;
-use keelson_model::kubernetes::{KubeCall, KubeFailure};
+use keelson_model::kubernetes::{DrainForce, KubeCall, KubeFailure};
 use keelson_model::material::Authority;
 use keelson_model::{ClusterMaterial, Plan, Release, ReleaseCatalog};
 use keelson_planner::Place;
 use keelson_protocol::config::Issuer;
 use keelson_protocol::message::{EnrolReply, EnrolRequest, ToAgent};
-use keelson_protocol::{ClusterName, MonoTime, SecretBytes, WallTime};
+use keelson_protocol::{ClusterName, Incarnation, MachineId, MonoTime, SecretBytes, WallTime};
 
 use crate::check::{Checker, DRAINED_PERCENT_MAX, EFFECTS_BESIDE_MAX, EFFECTS_PER_MACHINE_MAX};
 use crate::clock::WALL_BASE_MS;
@@ -48,6 +48,8 @@ pub(crate) struct Coordinator {
     pub(crate) sessions: BTreeSet<u32>,
     /// Calls to provider, etcd and Kubernetes that are under way.
     calls: [usize; 3],
+    /// The newest incarnation of each name that was ever written down.
+    incarnations: BTreeMap<MachineId, Incarnation>,
 }
 
 impl Coordinator {
@@ -63,6 +65,7 @@ impl Coordinator {
             next_enrolment: 0,
             sessions: BTreeSet::new(),
             calls: [0; 3],
+            incarnations: BTreeMap::new(),
         }
     }
 
@@ -130,11 +133,14 @@ impl World {
             return;
         }
         let kind = match &input {
-            Input::Provider { .. } => 0,
-            Input::Etcd { .. } => 1,
-            _ => 2,
+            Input::Provider { .. } => Some(0),
+            Input::Etcd { .. } => Some(1),
+            Input::Kube { .. } => Some(2),
+            _ => None,
         };
-        self.coordinator.calls[kind] = self.coordinator.calls[kind].saturating_sub(1);
+        if let Some(kind) = kind {
+            self.coordinator.calls[kind] -= 1;
+        }
         self.input(input);
     }
 
@@ -260,10 +266,10 @@ impl World {
                     .then(|| format!("blueprint of {name} went back, or changed without a new generation"))
             }
             Row::Machine(row) => {
-                let before = self.store.machines.get(&row.id).map(|old| old.incarnation);
-                before
-                    .is_some_and(|old| old > row.incarnation)
-                    .then(|| format!("incarnation of {} went back", row.id))
+                // Rows of machines that are made anew, or of clusters that are made again, are removed in between.
+                let newest = self.coordinator.incarnations.entry(row.id.clone()).or_insert(row.incarnation);
+                let before = std::mem::replace(newest, row.incarnation.max(*newest));
+                (before > row.incarnation).then(|| format!("incarnation of {} went back", row.id))
             }
             Row::Counter(counter, value) => {
                 let before = self.store.counters.get(counter);
@@ -365,6 +371,12 @@ impl World {
         {
             self.violate(Checker::Evacuation, format!("{node} is evacuated and has power"));
         }
+        if let KubeCall::DeleteNode { node } = &call
+            && self.by_id.get(node).is_some_and(|ix| !self.machines[*ix].is_off())
+            && self.kubes.get(name).is_some_and(|kube| kube.pods_on(node) > 0)
+        {
+            self.violate(Checker::Evacuation, format!("node {node} is removed, and its pods run on"));
+        }
         let words = match &call {
             KubeCall::Nodes | KubeCall::SetNode { .. } => None,
             KubeCall::Drain { node, .. } => Some(format!("drain {node}")),
@@ -388,9 +400,25 @@ impl World {
         result
     }
 
+    /// Pods are only forced away when the time for the drain is over.
+    fn check_force(&mut self, name: &ClusterName, node: &MachineId, force: DrainForce) {
+        let leaving_since = self.store.machines.get(node).and_then(|row| row.leaving_since);
+        let timeout = self.store.clusters.get(name).map(|row| row.spec.drain.timeout());
+        let late = leaving_since
+            .zip(timeout)
+            .is_some_and(|(since, timeout)| self.coordinator_now().wall.since(since) >= timeout);
+        if force != DrainForce::Never && !late {
+            self.violate(
+                Checker::Disruption,
+                format!("pods are forced away from {node} before its time is over"),
+            );
+        }
+    }
+
     /// A drain begins. Later the cluster may have become smaller, so it is judged by what was planned at this moment.
     fn check_drain(&mut self, name: &ClusterName, call: &KubeCall) {
-        let KubeCall::Drain { node, .. } = call else { return };
+        let KubeCall::Drain { node, force } = call else { return };
+        self.check_force(name, node, *force);
         let planned = self
             .store
             .clusters

@@ -99,6 +99,7 @@ fn fault(kind: FaultKind, random: &mut Stream) -> Fault {
         }
         FaultKind::DiskFull => Fault::DiskFull { target, for_ms },
         FaultKind::DiskLost => Fault::DiskLost { target },
+        FaultKind::Vanish => Fault::Vanish { target },
         FaultKind::UnitCrash => Fault::UnitCrash { target, unit: random.number() },
         FaultKind::UnitHang => Fault::UnitHang { target, unit: random.number() },
         FaultKind::ClockJump => {
@@ -108,9 +109,10 @@ fn fault(kind: FaultKind, random: &mut Stream) -> Fault {
         FaultKind::Partition => {
             let zones = settings().place.zones;
             let zone = random.pick(&zones).cloned().unwrap_or_default();
-            let side = match random.below(4) {
+            let side = match random.below(5) {
                 0 => Side::Coordinator,
                 1 => Side::Zone(zone),
+                2 => Side::Link(target),
                 _ => Side::Machine(target),
             };
             let way = *random.pick(&[Way::Both, Way::Out, Way::In]).unwrap_or(&Way::Both);
@@ -151,7 +153,7 @@ fn wishes(tree: &Tree, fleet: Fleet) -> Vec<Timed<Wish>> {
         let wish = Wish::Create { cluster: cluster.clone(), plan: plan.to_owned(), workers };
         wishes.push(Timed { at_ms, what: wish });
         if grows && fleet.faults {
-            changes(&mut random, &cluster, plan, at_ms, fleet.duration_ms, &mut wishes);
+            changes(&mut random, &cluster, (plan, workers), at_ms, fleet.duration_ms, &mut wishes);
         }
     }
     wishes.sort_by_key(|wish| wish.at_ms);
@@ -161,7 +163,7 @@ fn wishes(tree: &Tree, fleet: Fleet) -> Vec<Timed<Wish>> {
 fn changes(
     random: &mut Stream,
     cluster: &ClusterName,
-    plan: &str,
+    (plan, workers): (&str, Option<u16>),
     created_ms: u64,
     duration_ms: u64,
     wishes: &mut Vec<Timed<Wish>>,
@@ -182,6 +184,12 @@ fn changes(
         let ends = matches!(wish, Wish::Delete { .. });
         wishes.push(Timed { at_ms, what: wish });
         if ends {
+            // Half of them are wanted again, while the old one may still be going.
+            if random.chance(500) {
+                at_ms += random.below(pause_ms);
+                let (cluster, plan) = (cluster.clone(), plan.to_owned());
+                wishes.push(Timed { at_ms, what: Wish::Create { cluster, plan, workers } });
+            }
             return;
         }
         at_ms += 1 + random.below(2 * pause_ms);

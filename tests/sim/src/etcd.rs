@@ -19,6 +19,8 @@ pub(crate) struct Member {
     caught_up_at: Option<u64>,
     /// Since when it has not worked, as far as that was looked at.
     pub(crate) down_since: Option<u64>,
+    /// Since when it has not been with a majority, as far as that was looked at.
+    pub(crate) apart_since: Option<u64>,
 }
 
 /// An etcd cluster.
@@ -94,6 +96,7 @@ impl FakeEtcd {
                     learner: false,
                     caught_up_at: None,
                     down_since: None,
+                    apart_since: None,
                 });
             }
         }
@@ -164,7 +167,15 @@ impl FakeEtcd {
         }
         let id = self.next_id();
         let name = String::new();
-        self.members.push(Member { id, name, address, learner: true, caught_up_at: None, down_since: None });
+        self.members.push(Member {
+            id,
+            name,
+            address,
+            learner: true,
+            caught_up_at: None,
+            down_since: None,
+            apart_since: None,
+        });
         Ok(())
     }
 

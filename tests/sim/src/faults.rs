@@ -21,12 +21,19 @@ impl World {
     /// A fault happens now.
     pub fn happens(&mut self, fault: &Fault) {
         match fault {
+            Fault::DiskLost { target } | Fault::Vanish { target } => {
+                let vanishes = matches!(fault, Fault::Vanish { .. });
+                let there = |ix: &Ix| vanishes || self.machines[*ix].power == Power::On;
+                if let Some(ix) = self.target(target).filter(there).filter(|ix| self.may_lose_disk(*ix)) {
+                    self.fault_on(ix, fault);
+                    self.happens_to(ix, fault);
+                }
+            }
             Fault::PowerLoss { target }
             | Fault::Reboot { target }
             | Fault::Freeze { target, .. }
             | Fault::AgentCrash { target, .. }
             | Fault::DiskFull { target, .. }
-            | Fault::DiskLost { target }
             | Fault::UnitCrash { target, .. }
             | Fault::UnitHang { target, .. }
             | Fault::ClockJump { target, .. } => {
@@ -64,6 +71,7 @@ impl World {
                 self.queue.push(self.now + for_ms, SimEvent::DiskFreed(ix as u32));
             }
             Fault::DiskLost { .. } => self.lose_disk(ix),
+            Fault::Vanish { .. } => self.vanish(ix),
             Fault::UnitCrash { unit, .. } => {
                 if let Some(unit) = self.unit(ix, *unit) {
                     self.unit_ends(ix, &unit, "it was killed by signal 11");

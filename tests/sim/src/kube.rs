@@ -115,6 +115,16 @@ impl FakeKube {
         begins.then_some(others)
     }
 
+    /// Pods that a node still runs.
+    pub(crate) fn pods_on(&self, id: &MachineId) -> usize {
+        self.nodes.get(id).map_or(0, |node| node.pods as usize)
+    }
+
+    /// Names of all nodes.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &MachineId> {
+        self.nodes.keys()
+    }
+
     /// A drain that was asked for has come to the API server, or has not.
     pub(crate) fn drain_came(&mut self, id: &MachineId) {
         self.asked.remove(id);

@@ -40,7 +40,7 @@ pub use case::{Case, Fault, FaultKind, Side, Target, Timed, Way, Weather, Wish};
 pub use check::{Checker, Violation};
 pub use draw::{Fleet, draw};
 pub use hunt::{Hunt, HuntReport, hunt, hunt_first, minimise};
-pub use run::{Outcome, run, run_aloud};
+pub use run::{Outcome, run, run_aloud, seed_in_play};
 pub use script::{ScriptError, play};
 pub use trace::{Decision, Trace};
 pub use world::World;

@@ -35,9 +35,14 @@ pub(crate) enum Power {
     Frozen,
 }
 
-/// By whom it can be known that a machine works which is not heard.
+/// A machine is as good as heard while fewer than so many of a thousand heartbeats get lost on purpose.
+const HEARD_PERMILLE_MIN: u32 = 300;
+
+/// By whom it can be known that a machine works.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Voucher {
+    /// Its own heartbeats.
+    Itself,
     /// A peer that is heard and reaches it.
     Peer,
     /// Another machine of its zone works and is as silent: the zone is what is cut off.
@@ -54,8 +59,6 @@ pub(crate) struct Machine {
     pub(crate) zone: usize,
     pub(crate) address: Ipv4Addr,
     pub(crate) power: Power,
-    /// Whether the provider has removed it.
-    pub(crate) gone: bool,
     /// Counts boots.
     pub(crate) boots: u32,
     pub(crate) boot_id: BootId,
@@ -118,7 +121,6 @@ impl Machine {
             zone,
             address,
             power: Power::Off,
-            gone: false,
             boots: 0,
             boot_id: BootId(u128::from(random.number())),
             life: 0,
@@ -166,7 +168,7 @@ impl World {
             && self.coordinator_lives()
             && matches!(machine.link.stand, Stand::Up(session) if self.coordinator.sessions.contains(&session))
             && self.network.passes(self.end(ix), End::Coordinator)
-            && self.network.heartbeats_lost(self.now) == 0
+            && self.network.heartbeats_lost(self.now) < HEARD_PERMILLE_MIN
     }
 
     pub(crate) fn sample_wellness(&mut self) {
@@ -202,7 +204,8 @@ impl World {
     pub(crate) fn check_repair(&mut self, id: &MachineId) {
         let Some(ix) = self.by_id.get(id).copied() else { return };
         let known = self.machines[ix].fine_since.is_some_and(|since| since + FINE_AFTER_MS <= self.now);
-        if let Some(voucher) = self.voucher(ix).filter(|_| known) {
+        let voucher = if self.is_well(ix) { Some(Voucher::Itself) } else { self.voucher(ix) };
+        if let Some(voucher) = voucher.filter(|_| known) {
             let what = format!("the repair of {id} begins, and {voucher:?} could tell that it works");
             self.violate(Checker::Repair, what);
         }
@@ -480,6 +483,7 @@ impl World {
     /// Some infrastructures start a machine again that ends by itself, others leave it off.
     fn reboots_itself(&mut self, ix: Ix) {
         self.told(ix, "reboots itself");
+        self.check_member_act(ix, "it reboots itself");
         if self.machines[ix].random.chance(500) {
             self.reboot(ix);
         } else {

@@ -11,7 +11,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand, ValueEnum};
-use keelson_sim::{Case, Fleet, Hunt, Outcome, draw, hunt, hunt_first, minimise, play, run, run_aloud};
+use keelson_sim::{
+    Case, Fleet, Hunt, Outcome, draw, hunt, hunt_first, minimise, play, run, run_aloud, seed_in_play,
+};
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike;
 
@@ -109,7 +111,18 @@ impl FleetArgs {
     }
 }
 
+/// A program that panics breaks a rule too, and ends at once: its seed is what one needs to see it again.
+fn name_seed_of_panic() {
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        usual(panic);
+        let seed = seed_in_play();
+        eprintln!("that was seed {seed}: cargo xtask sim run --seed {seed} --trace");
+    }));
+}
+
 fn main() -> ExitCode {
+    name_seed_of_panic();
     let result = match Arguments::parse().command {
         Command::Run { seed, fleet, faults, trace } => Ok(run_seed(seed, fleet, faults, trace)),
         Command::Hunt { seeds, from, fleet, threads, first, output, directory } => {

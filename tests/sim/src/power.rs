@@ -69,11 +69,18 @@ impl World {
             self.violate(Checker::Disk, what);
         }
         self.check_member_lost(ix);
+        if !self.machines[ix].is_off() {
+            self.check_member_act(ix, "it is destroyed");
+        }
         self.power_off(ix);
+        self.remove(ix);
+    }
+
+    /// A machine that has no power is no more.
+    fn remove(&mut self, ix: Ix) {
         let machine = &mut self.machines[ix];
-        machine.gone = true;
         machine.host = crate::host::Host::default();
-        let (address, cluster) = (machine.address, machine.cluster.clone());
+        let (id, address, cluster) = (machine.id.clone(), machine.address, machine.cluster.clone());
         self.by_id.remove(&id);
         self.by_address.remove(&address);
         let emptied = self.members.get_mut(&cluster).is_some_and(|members| {
@@ -159,16 +166,25 @@ impl World {
         self.power_off(ix);
     }
 
-    /// A machine's disk is replaced by a blank one. The world itself never costs a cluster its quorum: when too few disks
-    /// of its etcd would be left, nothing happens.
-    pub(crate) fn lose_disk(&mut self, ix: Ix) {
+    /// Whether the world may take a machine's disk: it never costs a cluster its quorum by itself.
+    pub(crate) fn may_lose_disk(&self, ix: Ix) -> bool {
         let machine = &self.machines[ix];
-        if let (Some(data), Some(etcd)) = (machine.host.disk.etcd, self.etcds.get(&machine.cluster)) {
-            let intact = etcd.voters().filter(|voter| voter.id != data && self.has_data(voter)).count();
-            if intact < etcd.needed() {
-                return;
-            }
-        }
+        let (Some(data), Some(etcd)) = (machine.host.disk.etcd, self.etcds.get(&machine.cluster)) else {
+            return true;
+        };
+        etcd.voters().filter(|voter| voter.id != data && self.has_data(voter)).count() >= etcd.needed()
+    }
+
+    /// The infrastructure loses a machine with its disk, and nobody is told.
+    pub(crate) fn vanish(&mut self, ix: Ix) {
+        let id = self.machines[ix].id.clone();
+        self.infrastructure.provider.lose(&id);
+        self.power_off(ix);
+        self.remove(ix);
+    }
+
+    /// A machine's disk is replaced by a blank one.
+    pub(crate) fn lose_disk(&mut self, ix: Ix) {
         self.machines[ix].host.disk = crate::host::Disk::default();
         self.machines[ix].kept = None;
         self.reboot(ix);

@@ -8,7 +8,7 @@ use keelson_protocol::config::{Expect, ProbeSpec, ProbeTarget};
 use keelson_protocol::{ClusterName, MachineId};
 
 use crate::check::{Checker, QUORUM_NOTICED_MS};
-use crate::etcd::Member;
+use crate::etcd::{FakeEtcd, Member};
 use crate::host::UnitState;
 use crate::kube::Kubelet;
 use crate::network::End;
@@ -157,6 +157,12 @@ impl World {
         self.member_works(member) && ix.is_some_and(|ix| self.connects(from, *ix))
     }
 
+    /// Whether a member works and reaches a majority.
+    pub(crate) fn member_counts(&self, etcd: &FakeEtcd, member: &Member) -> bool {
+        let ix = self.by_address.get(&member.address).copied().filter(|_| self.member_works(member));
+        ix.is_some_and(|ix| etcd.holds(|voter| self.member_reached(voter, ix)))
+    }
+
     /// Whether a cluster's etcd works, as a machine sees it.
     fn etcd_serves(&self, name: &ClusterName, from: Ix) -> bool {
         self.etcds.get(name).is_some_and(|etcd| etcd.holds(|member| self.member_reached(member, from)))
@@ -203,7 +209,7 @@ impl World {
         // A quorum that has just come back may not have been noticed.
         let held = etcd.held_since.is_some_and(|since| since + QUORUM_NOTICED_MS <= self.now);
         let before = held && self.etcd_serves(&machine.cluster, ix);
-        let after = etcd.holds(|member| member.id != data && self.seems_to_work(member));
+        let after = etcd.holds(|member| member.id != data && self.seems_to_count(etcd, member));
         // A cluster with one member has nobody to take over, whatever is done.
         if votes && before && !after && etcd.voters().count() > 1 {
             let what = format!("etcd of {} has no quorum without {}: {act}", machine.cluster, machine.id);

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use keelson_coordinator_core::ClusterState;
-use keelson_model::Role;
+use keelson_model::{ClusterSpec, Role};
 use keelson_protocol::{ClusterName, Generation, Incarnation, MachineId};
 use keelson_providers::MachineState;
 use serde::Serialize;
@@ -22,6 +22,17 @@ const LOOK_EVERY_MS: u64 = 1_000;
 const STAYS_MS: u64 = 65_000;
 /// Decisions that a failure shows.
 const SHOWN: usize = 40;
+
+std::thread_local! {
+    /// The seed that this thread plays.
+    static PLAYED: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
+}
+
+/// The seed that this thread plays or has played last: what to name when its run panics.
+#[must_use]
+pub fn seed_in_play() -> u64 {
+    PLAYED.get()
+}
 
 /// What came of a run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -48,12 +59,14 @@ pub struct Outcome {
 /// Plays a case to its end.
 #[must_use]
 pub fn run(case: &Case) -> Outcome {
+    PLAYED.set(case.seed);
     finish(case, World::new(case))
 }
 
 /// The same, and prints each decision as it comes.
 #[must_use]
 pub fn run_aloud(case: &Case) -> Outcome {
+    PLAYED.set(case.seed);
     let mut world = World::new(case);
     world.trace.aloud = true;
     finish(case, world)
@@ -144,6 +157,9 @@ impl World {
                         let wait = waits.first().map(ToString::to_string).unwrap_or_default();
                         return Some(format!("{name} is {state:?}: {} {wait}", whom.unwrap_or_default()));
                     }
+                    if let Some(why) = self.size_differs(name, &cluster.row.spec) {
+                        return Some(why);
+                    }
                 }
             }
         }
@@ -151,6 +167,15 @@ impl World {
             return Some(format!("{} runs: {}", operation.id, operation.what()));
         }
         self.provider_differs().or_else(|| self.etcd_differs()).or_else(|| self.nodes_differ())
+    }
+
+    /// Whether a cluster has another size than was asked for last, and why.
+    fn size_differs(&self, name: &ClusterName, spec: &ClusterSpec) -> Option<String> {
+        let wanted = self.users.wanted.get(name)?.as_ref()?;
+        let (pool, count) =
+            wanted.pools.iter().find(|(pool, count)| spec.pools.get(*pool) != Some(*count))?;
+        let why = self.users.refused.get(name).map(String::as_str).unwrap_or_default();
+        Some(format!("pool {pool} of {name} is not of size {count}: {why}"))
     }
 
     fn provider_differs(&self) -> Option<String> {
@@ -186,6 +211,11 @@ impl World {
     fn nodes_differ(&self) -> Option<String> {
         self.store.clusters.values().find_map(|row| {
             let kube = self.kubes.get(&row.spec.name)?;
+            let planned =
+                |id: &MachineId| row.blueprint.machines.get(id).is_some_and(|machine| machine.is_node());
+            if let Some(left) = kube.names().find(|id| !planned(id)) {
+                return Some(format!("node {left} is left over"));
+            }
             let staying = row.blueprint.machines.values().filter(|machine| machine.is_node());
             let mut out = staying.filter(|machine| !kube.is_in_service(&machine.id));
             out.next().map(|machine| format!("node {} is out of service", machine.id))

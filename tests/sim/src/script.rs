@@ -229,6 +229,7 @@ fn fault(words: &[&str]) -> Result<Fault, String> {
             Fault::DiskFull { target: named(machine)?, for_ms: duration(time)? }
         }
         ["lose-disk", machine] => Fault::DiskLost { target: named(machine)? },
+        ["vanish", machine] => Fault::Vanish { target: named(machine)? },
         ["crash-unit", machine, unit] => Fault::UnitCrash { target: named(machine)?, unit: number(unit)? },
         ["hang-unit", machine, unit] => Fault::UnitHang { target: named(machine)?, unit: number(unit)? },
         ["partition", side, rest @ ..] => {

@@ -28,7 +28,7 @@ pub(crate) struct Users {
 #[derive(Debug, Clone)]
 pub(crate) struct Wanted {
     spec: ClusterSpec,
-    pools: BTreeMap<PoolName, u16>,
+    pub(crate) pools: BTreeMap<PoolName, u16>,
 }
 
 impl World {

@@ -328,7 +328,12 @@ impl World {
                 let down = !self.member_works(member);
                 member.down_since = down.then(|| member.down_since.unwrap_or(self.now));
             }
-            let holds = etcd.holds(|member| member.down_since.is_none());
+            let apart: Vec<bool> =
+                etcd.members.iter().map(|member| !self.member_counts(&etcd, member)).collect();
+            for (member, apart) in etcd.members.iter_mut().zip(apart) {
+                member.apart_since = apart.then(|| member.apart_since.unwrap_or(self.now));
+            }
+            let holds = etcd.holds(|member| member.apart_since.is_none());
             etcd.held_since = holds.then(|| etcd.held_since.unwrap_or(self.now));
             self.etcds.insert(name, etcd);
         }
@@ -344,6 +349,12 @@ impl World {
     /// Whether a member may be believed to work: it does, or has not for so short a time that nobody can know.
     pub(crate) fn seems_to_work(&self, member: &crate::etcd::Member) -> bool {
         member.down_since.is_none_or(|since| since + NOTICED_AFTER_MS > self.now) || self.member_works(member)
+    }
+
+    /// The same of a member for the whole: it must reach a majority as well.
+    pub(crate) fn seems_to_count(&self, etcd: &FakeEtcd, member: &crate::etcd::Member) -> bool {
+        member.apart_since.is_none_or(|since| since + NOTICED_AFTER_MS > self.now)
+            || self.member_counts(etcd, member)
     }
 
     fn compare_owners(&mut self) {
