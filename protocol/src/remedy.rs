@@ -22,7 +22,7 @@ pub struct RemedySpec {
     pub name: String,
     /// When it is due: as soon as one of these holds. It has helped when none of them holds any more.
     pub when: Vec<Trigger>,
-    /// Units that are stopped before the first act, in this order, and held down until the last one. Afterwards they
+    /// Units that are stopped before the first act, all at once, and held down until the last one. Afterwards they
     /// begin anew, as if they had never been started: a oneshot among them runs again.
     pub hold: Vec<String>,
     /// What is done, in this order. Each is idempotent, because an agent that was killed does its last one again. One
@@ -182,7 +182,7 @@ pub struct LeaseSpec {
     pub lost_after_s: u16,
     /// Asks the one that gives the work out. Asked only while coordinator and neighbours are silent.
     pub probe: ProbeSpec,
-    /// Units that are stopped, in this order, and held down.
+    /// Units that are stopped, all at once, and held down.
     pub units: Vec<String>,
     /// Control groups whose processes are then killed.
     pub cgroups: Vec<String>,
@@ -199,6 +199,9 @@ pub(crate) fn check(config: &NodeConfig) -> Result<(), String> {
         remedy.check(config).map_err(|why| format!("remedy {}: {why}", remedy.name))?;
     }
     let Some(lease) = &config.lease else { return Ok(()) };
+    if lease.lost_after_s == 0 {
+        return Err("lease: it is lost at once".to_owned());
+    }
     let checked = units_exist(&lease.units, config).and_then(|()| check_cgroups(&lease.cgroups));
     checked.map_err(|why| format!("lease: {why}"))
 }
@@ -216,12 +219,15 @@ impl RemedySpec {
         }
         for trigger in &self.when {
             match trigger {
+                Trigger::Failing { falls: 0, .. } | Trigger::GivenUp { times: 0, .. } => {
+                    return Err("it is due before anything happened".to_owned());
+                }
                 Trigger::Failing { unit, .. } | Trigger::GivenUp { unit, .. } => {
                     units_exist(std::slice::from_ref(unit), config)?;
                 }
                 Trigger::DiskFull { percent, alarm_percent }
                 | Trigger::InodesFull { percent, alarm_percent } => {
-                    if !(1..=100).contains(percent) || alarm_percent < percent {
+                    if *percent == 0 || *alarm_percent > 100 || alarm_percent < percent {
                         return Err(format!("{percent} and {alarm_percent} are no percentages in order"));
                     }
                 }
@@ -236,8 +242,27 @@ impl RemedySpec {
 }
 
 impl RemedyAct {
+    /// Whether it takes something away that is not there again at once: what runs, what is mounted, what is on the disk.
+    /// The others only make room, or do what an operator does to a program that runs.
+    #[must_use]
+    pub fn destroys(&self) -> bool {
+        match self {
+            Self::EndProcesses { .. }
+            | Self::Unmount { .. }
+            | Self::MoveAside { .. }
+            | Self::RemoveFiles { .. }
+            | Self::Reboot => true,
+            Self::Run { .. } | Self::RemoveAside { .. } | Self::RemoveOld { .. } | Self::Sweep { .. } => {
+                false
+            }
+        }
+    }
+
     fn check(&self) -> Result<(), String> {
         match self {
+            Self::Run { done_when: Some(text), .. } if text.is_empty() => {
+                Err("any failure means that it was done before".to_owned())
+            }
             Self::Run { command, argument, timeout_s, .. } => {
                 check_command(command)?;
                 argument.iter().try_for_each(|argument| check_command(&argument.command))?;

@@ -122,7 +122,7 @@ pub struct AgentCore {
     /// The last refusal of a config, told once however often the config comes.
     refused: Option<String>,
     /// Why the ledger could not be written, told once however often it is tried.
-    unwritten: Option<String>,
+    pub(crate) unwritten: Option<String>,
     pub(crate) out: Vec<Action>,
     pub(crate) wake: MonoTime,
     pub(crate) rest: Rest,
@@ -298,6 +298,7 @@ impl AgentCore {
         }
         self.dirty = Dirty::Clean;
         self.persisting = self.ledger.event_next - 1;
+        self.remedies.writing = self.remedies.noted;
         self.out.insert(0, Action::Persist(self.ledger.encode()));
     }
 
@@ -306,6 +307,7 @@ impl AgentCore {
             Ok(()) => {
                 self.unwritten = None;
                 self.journal.persisted(self.persisting);
+                self.remedies.written = self.remedies.writing;
             }
             Err(why) => {
                 if tell_once(&mut self.unwritten, &why) {

@@ -152,6 +152,9 @@ pub struct UnitSeen {
     pub invocation: Option<Invocation>,
     /// How it ended, in words, when it is not running.
     pub ended: String,
+    /// Whether somebody else ended it: a person, a test, or the kernel because memory ran out. That says nothing against
+    /// the program's own state.
+    pub killed: bool,
 }
 
 /// What a unit does now.

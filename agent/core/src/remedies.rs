@@ -20,6 +20,7 @@ use crate::digest::Digest;
 use crate::event::StepOutput;
 use crate::ledger::{Progress, RemedyRecord};
 use crate::looks::Class;
+use crate::units::SETTLED_AFTER;
 
 mod trigger;
 
@@ -29,7 +30,7 @@ const ACT_TRIES_MAX: u32 = 3;
 const HOLD_MAX: Duration = Duration::from_secs(180);
 /// A reboot that was ordered has begun to end programs; a machine that is still there then did not reboot.
 const REBOOT_MAX: Duration = Duration::from_secs(300);
-/// Longest word on what an act did, in bytes: all of them fit into the text of one event.
+/// Longest word on what an act did, in bytes; an event takes those of a whole remedy of today.
 const DID_BYTES_MAX: usize = 100;
 const HOUR: Duration = Duration::from_secs(3_600);
 const DAY: Duration = Duration::from_secs(86_400);
@@ -38,6 +39,10 @@ const DAY: Duration = Duration::from_secs(86_400);
 #[derive(Debug, Default)]
 pub(crate) struct Remedies {
     runs: BTreeMap<String, RemedyRun>,
+    /// How often progress was noted in the ledger, how much of it is being written, and how much is on the disk.
+    pub(crate) noted: u64,
+    pub(crate) writing: u64,
+    pub(crate) written: u64,
 }
 
 #[derive(Debug, Default)]
@@ -46,6 +51,14 @@ struct RemedyRun {
     begins_at: Option<MonoTime>,
     /// That its budget is used up was told.
     withheld: bool,
+    /// Since when it is not due any more.
+    calm_since: Option<MonoTime>,
+    /// Units that it holds down, whatever its config says now.
+    hold: Vec<String>,
+    /// Since when its progress waits to be on the disk.
+    unwritten_since: Option<MonoTime>,
+    /// That the machine is to be rebooted was told.
+    announced: bool,
     /// How often the act in hand failed.
     tries: u32,
     /// Since when its units are being stopped.
@@ -106,8 +119,21 @@ impl AgentCore {
         if self.is_fenced_off(config, unit) {
             return Some("somebody to reach: this machine is cut off and has given up its work".to_owned());
         }
-        let (spec, _) = self.acting(config)?;
-        spec.hold.iter().any(|held| held == unit).then(|| format!("the end of remedy {}", spec.name))
+        let (name, hold) = match self.acting(config) {
+            Some((spec, _)) => (spec.name.clone(), &spec.hold),
+            // The config knows it no more, and its act is still under way.
+            None => {
+                let name = self.remedy_under_way().filter(|name| self.acts_now(name))?;
+                let hold = &self.remedies.runs.get(&name)?.hold;
+                (name, hold)
+            }
+        };
+        hold.iter().any(|held| held == unit).then(|| format!("the end of remedy {name}"))
+    }
+
+    /// Whether an act of a remedy is under way.
+    fn acts_now(&self, name: &str) -> bool {
+        self.is_in_flight(&StepKey::Act(name.to_owned()))
     }
 
     /// What is done at the moment beyond the units, in words.
@@ -143,15 +169,20 @@ impl AgentCore {
 
     fn begin_one(&mut self, config: &NodeConfig, desired: &Desired) {
         // Where nothing may be done any more, the last resort is what somebody must know of.
-        let mut withheld = None;
+        let (mut withheld, mut pending) = (None, false);
         for spec in &config.remedies {
             let Some(cause) = self.cause_of(spec, desired) else {
-                self.remedies.runs.remove(&spec.name);
+                self.calms(&spec.name);
                 continue;
             };
             let begins_at = self.begins_at(spec);
             if begins_at > self.now.mono {
                 self.wake_at(begins_at);
+                pending = true;
+                continue;
+            }
+            // It could not be noted, so that no limit would hold: an agent that is killed would do it again.
+            if self.unwritten.is_some() && spec.acts.iter().any(RemedyAct::destroys) {
                 continue;
             }
             match self.budget(&spec.name, spec.limit) {
@@ -163,7 +194,7 @@ impl AgentCore {
                 Err(Held::Spent(_)) => {}
             }
         }
-        if let Some((name, cause, outcome)) = withheld {
+        if let Some((name, cause, outcome)) = withheld.filter(|_| !pending) {
             let run = self.remedies.runs.entry(name.clone()).or_default();
             if !std::mem::replace(&mut run.withheld, true) {
                 self.note(EventKind::RepairWithheld, name, &cause, &outcome);
@@ -171,8 +202,23 @@ impl AgentCore {
         }
     }
 
+    /// A remedy is not due. What was told of it is not told again when it is due once more a moment later: a unit may be
+    /// healthy for a second of each start.
+    fn calms(&mut self, name: &str) {
+        let now = self.now.mono;
+        let Some(run) = self.remedies.runs.get_mut(name) else { return };
+        run.begins_at = None;
+        let over = run.calm_since.get_or_insert(now).plus(SETTLED_AFTER);
+        if run.withheld && over > now {
+            self.wake_at(over);
+        } else {
+            self.remedies.runs.remove(name);
+        }
+    }
+
     fn begins_at(&mut self, spec: &RemedySpec) -> MonoTime {
         let run = self.remedies.runs.entry(spec.name.clone()).or_default();
+        run.calm_since = None;
         match run.begins_at {
             Some(at) => at,
             None => {
@@ -188,18 +234,20 @@ impl AgentCore {
         let now = self.now.wall;
         let Some(record) = self.ledger.remedies.get_mut(name) else { return Ok(()) };
         record.forget(now);
-        let count = |within: Duration| record.begun.iter().filter(|at| now.since(**at) < within).count();
-        let spent = |count: usize, period: &str| {
-            let outcome =
-                format!("not made: it was made {count} times within {period}, and no more is allowed");
-            Err(Held::Spent(outcome))
-        };
-        let (hour, day) = (count(HOUR), count(DAY));
-        if day >= usize::from(limit.per_day_max) {
-            return spent(day, "a day");
-        }
-        if hour >= usize::from(limit.per_hour_max) {
-            return spent(hour, "an hour");
+        for (period, words, most) in
+            [(DAY, "a day", limit.per_day_max), (HOUR, "an hour", limit.per_hour_max)]
+        {
+            let within: Vec<WallTime> =
+                record.begun.iter().copied().filter(|at| now.since(*at) < period).collect();
+            let count = within.len();
+            // The one whose time has to be over before there is room for another.
+            if let Some(at) = count.checked_sub(most.into()).and_then(|surplus| within.get(surplus)) {
+                let left = at.plus(period).since(now).as_secs();
+                return Err(Held::Spent(format!(
+                    "not made: {count} within {words} is the limit, made again in {left} s at the earliest; look at \
+                     the machine meanwhile"
+                )));
+            }
         }
         let cooldown = Duration::from_secs(limit.cooldown_s.into());
         if record.begun.back().is_some_and(|last| now.since(*last) < cooldown) {
@@ -213,12 +261,27 @@ impl AgentCore {
         record.begun.push_back(self.now.wall);
         let progress = Progress { spec: digest(spec), boot: self.me.boot, done: 0, cause, did: Vec::new() };
         record.progress = Some(progress);
-        self.remedies.runs.insert(spec.name.clone(), RemedyRun::default());
+        let run = RemedyRun { hold: spec.hold.clone(), ..RemedyRun::default() };
+        self.remedies.runs.insert(spec.name.clone(), run);
         self.forget_starts(&spec.hold);
+        self.note_progress();
+    }
+
+    /// Progress is in the ledger; it is on the disk when [`Self::is_written`] says so.
+    fn note_progress(&mut self) {
+        self.remedies.noted += 1;
         self.persist_now();
     }
 
+    /// Whether all progress of remedies is on the disk.
+    fn is_written(&self) -> bool {
+        self.remedies.written == self.remedies.noted
+    }
+
     fn go_on(&mut self, config: &NodeConfig, desired: &Desired, name: &str) {
+        if self.acts_now(name) {
+            return;
+        }
         let progress = self.ledger.remedies.get(name).and_then(|record| record.progress.as_ref());
         let Some((begun, done)) = progress.map(|progress| (progress.spec, usize::from(progress.done))) else {
             return;
@@ -226,7 +289,8 @@ impl AgentCore {
         let spec = config.remedies.iter().find(|spec| spec.name == name && digest(spec) == begun);
         match spec.map(|spec| (spec, spec.acts.get(done))) {
             None => {
-                self.finish(name, EventKind::Repaired, "given up, because the config has another one now")
+                let kind = if done == 0 { EventKind::ActionFailed } else { EventKind::Repaired };
+                self.finish(name, kind, "given up, because the config has another one now");
             }
             Some((spec, Some(act))) => self.go_on_with(spec, act),
             Some((spec, None)) => self.await_help(spec, desired),
@@ -243,6 +307,9 @@ impl AgentCore {
             }
             return;
         }
+        if act.destroys() && !self.may_destroy(&spec.name) {
+            return;
+        }
         if *act == RemedyAct::Reboot && !self.reboot_is_due(&spec.name) {
             return;
         }
@@ -251,7 +318,24 @@ impl AgentCore {
         }
     }
 
-    /// Whether the reboot is still to be ordered; one that has happened is an act that is done.
+    /// Whether what was begun and done is on the disk, so that no kill and no reboot gives the budget back. A disk that
+    /// takes no ledger for long ends the remedy.
+    fn may_destroy(&mut self, name: &str) -> bool {
+        let (now, written) = (self.now.mono, self.is_written());
+        let run = self.remedies.runs.entry(name.to_owned()).or_default();
+        if written {
+            run.unwritten_since = None;
+            return true;
+        }
+        if now.since(*run.unwritten_since.get_or_insert(now)) >= HOLD_MAX {
+            let why = self.unwritten.clone().unwrap_or_else(|| "the disk is slow".to_owned());
+            let words = format!("given up: it could not be noted that it was begun: {why}");
+            self.finish(name, EventKind::RepairFailed, &words);
+        }
+        false
+    }
+
+    /// Whether the reboot is to be ordered now; one that has happened is an act that is done.
     fn reboot_is_due(&mut self, name: &str) -> bool {
         let now = self.now.mono;
         let record = self.ledger.remedies.get(name).and_then(|record| record.progress.as_ref());
@@ -262,17 +346,21 @@ impl AgentCore {
         }
         let cause = progress.cause.clone();
         let run = self.remedies.runs.entry(name.to_owned()).or_default();
-        match run.rebooting {
-            Some(at) if now.since(at) < REBOOT_MAX => false,
-            Some(_) => true,
-            None => {
-                run.rebooting = Some(now);
-                self.note(EventKind::Repaired, name, &cause, "the machine is rebooted");
-                // An agent that is killed by the reboot must find it in its ledger.
-                self.persist_now();
-                true
-            }
+        if !std::mem::replace(&mut run.announced, true) {
+            self.note(EventKind::Repaired, name, &cause, "the machine is being rebooted");
+            // The event must outlive the reboot.
+            self.note_progress();
+            return false;
         }
+        if run.rebooting.is_some_and(|at| now.since(at) < REBOOT_MAX) {
+            return false;
+        }
+        if run.tries >= ACT_TRIES_MAX {
+            let words = format!("left out: told to {ACT_TRIES_MAX} times, the machine did not reboot");
+            self.act_is_over(name, &words);
+            return false;
+        }
+        true
     }
 
     pub(crate) fn act_done(&mut self, name: &str, result: Result<StepOutput, String>) {
@@ -282,7 +370,7 @@ impl AgentCore {
         let now = self.now.mono;
         let run = self.remedies.runs.entry(name.to_owned()).or_default();
         match result {
-            Ok(_) if run.rebooting.is_some() => run.rebooting = Some(now),
+            Ok(_) if run.announced => (run.rebooting, run.tries) = (Some(now), run.tries + 1),
             Ok(StepOutput::Said(words)) => self.act_is_over(name, &words),
             Ok(_) => self.act_is_over(name, ""),
             Err(why) => {
@@ -302,7 +390,7 @@ impl AgentCore {
         if !words.is_empty() {
             progress.did.push(words[..words.floor_char_boundary(DID_BYTES_MAX)].to_owned());
         }
-        self.persist_now();
+        self.note_progress();
     }
 
     /// All is done: now it must help.

@@ -56,7 +56,7 @@ pub(crate) struct Reporter {
     pub(crate) pressure: Option<Pressure>,
     pressure_at: MonoTime,
     disk_tight: bool,
-    memory_tight: bool,
+    pub(crate) memory_tight: bool,
 }
 
 impl Reporter {

@@ -134,8 +134,8 @@ impl AgentCore {
             None => Reading::Unknown,
             Some(seen) => match seen.active {
                 Active::Settling => Reading::Settling,
-                Active::Stopped => Reading::Stopped { why: seen.ended.clone() },
-                Active::AutoRestart => Reading::AutoRestart { why: seen.ended.clone() },
+                Active::Stopped => Reading::Stopped { why: seen.ended.clone(), killed: seen.killed },
+                Active::AutoRestart => Reading::AutoRestart { why: seen.ended.clone(), killed: seen.killed },
                 Active::Exited if current(seen.invocation) => Reading::Finished,
                 Active::Running | Active::Exited => {
                     Reading::Running { invocation: seen.invocation, current: current(seen.invocation) }
@@ -229,7 +229,7 @@ impl AgentCore {
         spec.needs.iter().any(|need| match need {
             Need::Unit(name) => !self.units.get(name).is_some_and(|run| run.phase.is_healthy()),
             Need::Probe(probe) => bad(probe),
-            Need::AnyProbe(probes) => probes.iter().all(bad),
+            Need::AnyProbe(probes) => !probes.is_empty() && probes.iter().all(bad),
         })
     }
 

@@ -124,13 +124,6 @@ impl HostError {
     /// The error with all its causes in one line, for events and logs.
     #[must_use]
     pub fn chain(&self) -> String {
-        let mut text = self.to_string();
-        let mut cause = std::error::Error::source(self);
-        while let Some(error) = cause {
-            text.push_str(": ");
-            text.push_str(&error.to_string());
-            cause = error.source();
-        }
-        text
+        keelson_protocol::errors::chain(self)
     }
 }

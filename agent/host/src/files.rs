@@ -122,15 +122,20 @@ fn durability_of(path: &str) -> Durability {
     if path.starts_with("/run/") { Durability::InMemory } else { Durability::OnDisk }
 }
 
-/// Removes each file; absent ones are as wanted.
-pub(crate) fn remove_all(paths: &[String]) -> Result<(), HostError> {
+/// Removes each file, and gives the names of those that were there; absent ones are as wanted. One that cannot be removed
+/// keeps none of the others.
+pub(crate) fn remove_all(paths: &[String]) -> Result<Vec<&str>, HostError> {
+    let (mut removed, mut failed) = (Vec::new(), None);
     for path in paths {
         match fs::remove_file(path) {
+            Ok(()) => {
+                removed.push(Path::new(path).file_name().and_then(|name| name.to_str()).unwrap_or(path))
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            removed => removed.map_err(HostError::file("remove", path))?,
+            Err(error) => failed = failed.or(Some(HostError::file("remove", path)(error))),
         }
     }
-    Ok(())
+    failed.map_or(Ok(removed), Err)
 }
 
 /// Digests of files, with what their `stat` said when they were read: an unchanged file is not read again.

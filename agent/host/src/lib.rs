@@ -108,7 +108,7 @@ impl Host {
         match step {
             Step::WriteFiles(files) => blocking(move || files::write_all(files)).await,
             Step::RemoveFiles(paths) => {
-                blocking(move || files::remove_all(&paths)).await?;
+                blocking(move || files::remove_all(&paths).map(drop)).await?;
                 Ok(StepOutput::Done)
             }
             Step::Reload => self.systemd.reload().await.map(|()| StepOutput::Done),

@@ -57,29 +57,30 @@ impl Systemd {
     async fn unit(&self, row: Row) -> Result<UnitSeen, HostError> {
         let (name, _, load, active, sub, _, path, job, ..) = row;
         let active = reading(&active, &sub, job);
-        let ended = match active {
-            Active::Stopped if load == "not-found" => "systemd does not know it".to_owned(),
+        let (ended, killed) = match active {
+            Active::Stopped if load == "not-found" => ("systemd does not know it".to_owned(), false),
             Active::Stopped | Active::AutoRestart => self.how_it_ended(&name, &path).await?,
-            Active::Settling | Active::Running | Active::Exited => String::new(),
+            Active::Settling | Active::Running | Active::Exited => Default::default(),
         };
         let invocation = match active {
             Active::Running | Active::Exited => invocation(&name),
             Active::Stopped | Active::AutoRestart | Active::Settling => None,
         };
-        Ok(UnitSeen { active, invocation, ended })
+        Ok(UnitSeen { active, invocation, ended, killed })
     }
 
-    async fn how_it_ended(&self, unit: &str, path: &OwnedObjectPath) -> Result<String, HostError> {
+    /// How it ended, in words, and whether somebody else ended it.
+    async fn how_it_ended(&self, unit: &str, path: &OwnedObjectPath) -> Result<(String, bool), HostError> {
         let result: String = self.property(path, "Result").await?;
         let code: i32 = self.property(path, "ExecMainCode").await?;
         let status: i32 = self.property(path, "ExecMainStatus").await?;
         let how = ending(&result, code, status);
         if code != EXITED || status == 0 {
-            return Ok(how);
+            return Ok((how, was_killed(&result, code, status)));
         }
         let at: u64 = self.property(path, "ExecMainExitTimestampMonotonic").await?;
         let words = self.last_words(unit, at).await;
-        Ok(if words.is_empty() { how } else { format!("{how}: {words}") })
+        Ok((if words.is_empty() { how } else { format!("{how}: {words}") }, false))
     }
 
     async fn last_words(&self, unit: &str, at: u64) -> String {
@@ -216,9 +217,18 @@ fn invocation(unit: &str) -> Option<Invocation> {
 /// The code of waitid(2) for a program that ended by itself.
 const EXITED: i32 = 1;
 
+/// The code of waitid(2) for a program that a signal ended.
+const KILLED: i32 = 2;
+
+/// Whether somebody else ended a program: no program sends itself these signals, and systemd does only after a time-out,
+/// which is a result of its own (systemd.exec(5), `$SERVICE_RESULT`).
+fn was_killed(result: &str, code: i32, status: i32) -> bool {
+    let signals = [nix::libc::SIGKILL, nix::libc::SIGTERM];
+    result == "oom-kill" || result == "signal" && code == KILLED && signals.contains(&status)
+}
+
 /// How a program ended, in words. `code` and `status` are those of waitid(2).
 fn ending(result: &str, code: i32, status: i32) -> String {
-    const KILLED: i32 = 2;
     const DUMPED: i32 = 3;
     let how = match code {
         EXITED => format!("it ended with exit code {status}"),
@@ -251,6 +261,23 @@ mod tests {
         ];
         for ((active, sub, job), expected) in table {
             assert_eq!(reading(active, sub, job), expected, "{active} {sub} {job}");
+        }
+    }
+
+    #[test]
+    fn who_was_killed_by_others_is_told_from_who_fell() {
+        for (result, code, status, expected) in [
+            ("signal", 2, 9, true),
+            ("signal", 2, 15, true),
+            ("oom-kill", 2, 9, true),
+            ("oom-kill", 1, 137, true),
+            ("timeout", 2, 9, false),
+            ("watchdog", 2, 6, false),
+            ("signal", 2, 11, false),
+            ("core-dump", 3, 6, false),
+            ("exit-code", 1, 2, false),
+        ] {
+            assert_eq!(was_killed(result, code, status), expected, "{result} {code} {status}");
         }
     }
 

@@ -18,6 +18,9 @@ const DISK_USED_PERCENT: u8 = 20;
 /// The same of a full one.
 const DISK_FULL_PERCENT: u8 = 100;
 
+/// How a program ends that somebody else ends.
+pub(crate) const KILLED: &str = "it was killed by signal 9";
+
 /// What survives a reboot, and is gone with the disk.
 #[derive(Debug, Default)]
 pub(crate) struct Disk {
@@ -199,7 +202,8 @@ impl Host {
 
     fn unit_seen(&self, name: &str) -> UnitSeen {
         let Some(unit) = self.memory.units.get(name) else {
-            return UnitSeen { active: Active::Stopped, invocation: None, ended: String::new() };
+            let (active, ended) = (Active::Stopped, String::new());
+            return UnitSeen { active, invocation: None, ended, killed: false };
         };
         let (active, runs) = match unit.state {
             UnitState::Stopped => (Active::Stopped, false),
@@ -208,7 +212,8 @@ impl Host {
             UnitState::Done => (Active::Exited, true),
             UnitState::Again => (Active::AutoRestart, false),
         };
-        UnitSeen { active, invocation: unit.invocation.filter(|_| runs), ended: unit.ended.clone() }
+        let killed = unit.ended == KILLED;
+        UnitSeen { active, invocation: unit.invocation.filter(|_| runs), ended: unit.ended.clone(), killed }
     }
 
     fn file_seen(&self, path: &str) -> FileSeen {

@@ -9,7 +9,7 @@ use keelson_protocol::{ClusterName, MachineId};
 
 use crate::check::{Checker, QUORUM_NOTICED_MS};
 use crate::etcd::{FakeEtcd, Member};
-use crate::host::UnitState;
+use crate::host::{KILLED, UnitState};
 use crate::kube::Kubelet;
 use crate::network::End;
 use crate::world::{Ix, SimEvent, World};
@@ -79,7 +79,7 @@ impl World {
         match unit.state {
             UnitState::Starting if oneshot => self.oneshot_ends(ix, name),
             UnitState::Starting => self.unit_serves(ix, name),
-            UnitState::Serving => self.unit_ends(ix, name, "it was killed by signal 9"),
+            UnitState::Serving => self.unit_ends(ix, name, KILLED),
             UnitState::Again => {
                 if self.machines[ix].host.start(name).is_ok() {
                     self.unit_started(ix, name);

@@ -70,7 +70,7 @@ impl AgentCore {
             }
             Trigger::DiskFull { percent, alarm_percent } => {
                 let used = self.reporter.pressure?.disk_used_percent;
-                let words = format!("{used} % of the disk are used");
+                let words = format!("{used} % of the disk is used");
                 (used >= *percent).then_some(Cause { words, grave: used >= *alarm_percent })
             }
             Trigger::InodesFull { percent, alarm_percent } => {
@@ -87,12 +87,13 @@ impl AgentCore {
         }
     }
 
-    /// A unit that has worked with its present inputs, unless a full disk explains why it does not any more.
+    /// A unit that has worked with its present inputs, unless a full disk or a lack of memory explains why it does not any
+    /// more.
     fn proven(&self, unit: &str, desired: &Desired) -> Option<&UnitRun> {
         let full = |pressure: keelson_protocol::health::Pressure| {
             pressure.disk_used_percent.max(pressure.inodes_used_percent) >= DISK_EXPLAINS_PERCENT
         };
-        if self.reporter.pressure.is_some_and(full) {
+        if self.reporter.pressure.is_some_and(full) || self.reporter.memory_tight {
             return None;
         }
         let worked = self.ledger.units.get(unit)?.worked?;
@@ -114,10 +115,10 @@ impl AgentCore {
             Trigger::InodesFull { percent, .. } => {
                 self.reporter.pressure_since(since).map(|pressure| pressure.inodes_used_percent < *percent)
             }
-            Trigger::Says { probe, text, .. } => match self.probes.said(probe) {
-                Said::Nothing => None,
+            Trigger::Says { probe, .. } => match self.probes.said(probe) {
                 Said::Good => Some(true),
-                Said::Bad { why, .. } => (!why.contains(text)).then_some(true),
+                // Still what it was, or no word on it at all: a member that starts again may answer nothing for a while.
+                Said::Bad { .. } | Said::Nothing => None,
             },
         }
     }

@@ -57,10 +57,10 @@ pub(crate) enum Reading {
     Unknown,
     /// On its way up or down.
     Settling,
-    /// Not running.
-    Stopped { why: String },
+    /// Not running; `killed` tells whether somebody else ended it.
+    Stopped { why: String, killed: bool },
     /// Not running, and systemd will start it soon.
-    AutoRestart { why: String },
+    AutoRestart { why: String, killed: bool },
     /// Running; `current` tells whether with the inputs that are wanted now.
     Running { invocation: Option<Invocation>, current: bool },
     /// A oneshot that ended with success for the inputs that are wanted now.
@@ -236,8 +236,8 @@ impl UnitRun {
                 self.begin(facts, Order::Start(Reason::Wanted("everything it needs is there")))
             }
             Reading::Running { current: true, invocation } => self.running(facts, *invocation),
-            Reading::AutoRestart { why } => self.fallen(facts, why, Below::Restarts),
-            Reading::Stopped { why } => self.fallen(facts, why, Below::Rests),
+            Reading::AutoRestart { why, .. } => self.fallen(facts, why, Below::Restarts),
+            Reading::Stopped { why, .. } => self.fallen(facts, why, Below::Rests),
         }
     }
 
@@ -488,6 +488,8 @@ impl UnitRun {
     fn noticed(&mut self, facts: &Facts, invocation: Option<Invocation>) {
         let now = facts.now;
         self.run = invocation;
+        // What was said of the run before says nothing about this one.
+        (self.dead_since, self.lives) = (None, false);
         self.forget_health = true;
         self.wake = Some(now);
         if std::mem::take(&mut self.awaited) {
@@ -629,7 +631,8 @@ impl UnitRun {
     /// A fall counts against the unit's own state only while nothing else explains it.
     fn count_fall(&mut self, facts: &Facts, why: &str) {
         if facts.ready.is_ok() && !facts.lacks {
-            self.falls += 1;
+            // Nothing is thrown away because somebody else ended it; that it does not stay up counts all the same.
+            self.falls += u32::from(!facts.reading.was_killed());
             self.vain += 1;
         }
         why.clone_into(&mut self.fell);
@@ -687,6 +690,12 @@ impl UnitRun {
 
     fn start_max(&self) -> Duration {
         START_MAX * 2u32.pow(self.failures.failures.min(START_DOUBLINGS_MAX))
+    }
+}
+
+impl Reading {
+    fn was_killed(&self) -> bool {
+        matches!(self, Self::Stopped { killed: true, .. } | Self::AutoRestart { killed: true, .. })
     }
 }
 

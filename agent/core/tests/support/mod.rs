@@ -29,6 +29,8 @@ use repair::Faults;
 const ACTION_MS: u64 = 3;
 /// How long a oneshot runs.
 const ONESHOT_MS: u64 = 150;
+/// How a program ends that somebody else ends.
+const KILLED: &str = "it was killed by signal 9";
 /// `RestartSec` of our units.
 const RESTART_MS: u64 = 1_000;
 
@@ -406,7 +408,8 @@ impl World {
 
     fn unit_seen(&self, name: &str) -> UnitSeen {
         let Some(unit) = self.units.get(name) else {
-            return UnitSeen { active: Active::Stopped, invocation: None, ended: "unknown".to_owned() };
+            let ended = "unknown".to_owned();
+            return UnitSeen { active: Active::Stopped, invocation: None, ended, killed: false };
         };
         let active = match unit {
             FakeUnit { auto_restart_at: Some(_), .. } => Active::AutoRestart,
@@ -417,7 +420,8 @@ impl World {
             _ => Active::Stopped,
         };
         let invocation = unit.running.filter(|_| matches!(active, Active::Running | Active::Exited));
-        UnitSeen { active, invocation, ended: unit.ended.clone() }
+        let killed = unit.ended == KILLED;
+        UnitSeen { active, invocation, ended: unit.ended.clone(), killed }
     }
 
     fn settles(&self, name: &str) -> bool {
@@ -582,14 +586,23 @@ impl World {
         self.units.remove(name);
     }
 
-    /// The program of a unit ends; systemd will start it again.
+    /// Somebody ends the program of a unit; systemd will start it again.
     pub fn crash(&mut self, name: &str) {
+        self.end_program(name, KILLED);
+    }
+
+    /// The program of a unit ends by itself; systemd will start it again.
+    pub fn fall(&mut self, name: &str) {
+        self.end_program(name, "it ended with exit code 2");
+    }
+
+    fn end_program(&mut self, name: &str, how: &str) {
         let restart_at = self.now + RESTART_MS;
         let oneshot = self.behaviours.get(name).is_some_and(|behaviour| behaviour.oneshot);
         let unit = self.units.get_mut(name).unwrap();
         unit.running = None;
         unit.exited = false;
-        unit.ended = "it was killed by signal 9".to_owned();
+        how.clone_into(&mut unit.ended);
         unit.auto_restart_at = (!oneshot).then_some(restart_at);
     }
 
@@ -615,7 +628,7 @@ impl World {
         for name in names {
             if self.crash_due(&name) <= self.now {
                 self.units.get_mut(&name).unwrap().oneshot_ends_at = None;
-                self.crash(&name);
+                self.fall(&name);
             } else if self.units[&name].auto_restart_at.is_some_and(|at| at <= self.now) {
                 let _ = self.start(&name);
             } else if self.units[&name].oneshot_ends_at.is_some_and(|at| at <= self.now) {

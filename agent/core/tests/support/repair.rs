@@ -23,6 +23,8 @@ pub struct Faults {
     pub failing_act: Option<String>,
     /// The machine's wall clock minus the right one.
     pub clock_ms: i64,
+    /// The machine does not reboot when it is told to.
+    pub never_reboots: bool,
     /// The machine goes down then.
     pub(super) reboot_at: Option<u64>,
 }
@@ -53,7 +55,7 @@ impl World {
     pub fn corrupt_later(&mut self, unit: &str, cure: &str, ends_after_ms: u64) {
         self.faults.cured_by.insert(unit.to_owned(), cure.to_owned());
         self.behaviours.get_mut(unit).unwrap().crashes_after_ms = Some(ends_after_ms);
-        self.crash(unit);
+        self.fall(unit);
     }
 
     pub(super) fn act(&mut self, of: &str, act: &RemedyAct) -> Result<StepOutput, String> {
@@ -74,7 +76,7 @@ impl World {
             return Err("no such luck".to_owned());
         }
         if *act == RemedyAct::Reboot {
-            self.faults.reboot_at = Some(self.now + REBOOT_MS);
+            self.faults.reboot_at = (!self.faults.never_reboots).then_some(self.now + REBOOT_MS);
         } else {
             self.cure(&line);
         }

@@ -47,33 +47,42 @@ pub(super) fn unmount(below: &[String]) -> Result<String, HostError> {
     Err(HostError::refused(below.join(", "), "something is mounted there again and again"))
 }
 
-/// Renames a directory; one that is not there is as good as moved.
+/// Renames a directory; one that is not there is as good as moved. That takes a moment; older copies, which may take
+/// minutes, are removed afterwards.
 pub(super) fn move_aside(directory: &Path) -> Result<String, HostError> {
+    let all = mounts()?;
     match fs::symlink_metadata(directory) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(String::new()),
+        // As after a kill between the rename and its record.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return keep_newest(directory, &all).map(|()| String::new());
+        }
         Err(error) => return Err(HostError::file("look at", directory)(error)),
         Ok(metadata) if !metadata.is_dir() => {
             return Err(HostError::refused(directory.display(), "it is no directory"));
         }
         Ok(_) => {}
     }
-    let all = mounts()?;
     if all.iter().any(|point| point == directory || is_below(point, directory)) {
         return Err(HostError::refused(
             directory.display(),
             "it is a mount, or something is mounted below it",
         ));
     }
-    let older = asides(directory)?;
-    let number = older.iter().map(|(number, _)| number + 1).max().unwrap_or(1);
-    for (_, path) in &older {
-        remove_tree(path, &all)?;
-    }
+    let number = asides(directory)?.iter().map(|(number, _)| number + 1).max().unwrap_or(1);
     let mut aside = directory.as_os_str().to_owned();
     aside.push(format!("{ASIDE}{number}"));
     fs::rename(directory, &aside).map_err(HostError::file("move aside", directory))?;
     crate::files::sync_directory(directory.parent().unwrap_or(Path::new("/")))?;
+    keep_newest(directory, &all)?;
     Ok(format!("moved {} to {}", directory.display(), Path::new(&aside).display()))
+}
+
+/// Removes all copies of a directory but the one that was moved aside last.
+fn keep_newest(directory: &Path, mounts: &[PathBuf]) -> Result<(), HostError> {
+    let mut copies = asides(directory)?;
+    copies.sort();
+    copies.pop();
+    copies.iter().try_for_each(|(_, path)| remove_tree(path, mounts))
 }
 
 /// Removes the copies of directories that were moved aside.
@@ -229,7 +238,6 @@ mod tests {
             tree(root.path(), &["state/a/b", "state.broken-x/kept", "statement.broken-7/kept"]);
             let words = move_aside(&state).unwrap();
             assert!(words.ends_with(&format!("state.broken-{round}")), "{words}");
-            // As after a kill between the rename and its record.
             assert_eq!(move_aside(&state).unwrap(), "");
             let expected = [&format!("state.broken-{round}"), "state.broken-x", "statement.broken-7"];
             assert_eq!(names(root.path()), expected);
