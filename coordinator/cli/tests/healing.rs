@@ -188,3 +188,24 @@ async fn a_repair_that_does_not_end_is_left_after_its_time_and_at_a_new_hold() {
     let held = world.keelson("why demo-worker-1").run().await.ends(ExitCode::Done);
     assert!(held.stdout.contains("held by guard quorum"), "{}", held.stdout);
 }
+
+#[tokio::test]
+async fn a_repair_that_was_called_off_is_not_said_to_be_done() {
+    let world = World::new().await;
+    world.fleet.add_ready("demo", "ha");
+    // One that was done before, so that its end is not taken for that of the next one.
+    let line = "machine repair demo-worker-1 --action power-cycle --yes --wait --progress none";
+    world.keelson(line).run().await.ends(ExitCode::Done);
+    world.fleet.fault(Some(Fault::CallsOff("another machine is being worked on".to_owned())));
+    let off = world.keelson(line).run().await.ends(ExitCode::Conflict);
+    for told in [
+        "power-cycle of machine demo-worker-1 was called off",
+        "another machine is being worked on",
+        "KEEL-1022",
+    ] {
+        assert!(off.stderr.contains(told), "{}", off.stderr);
+    }
+    assert_eq!(off.stdout, "");
+    world.fleet.fault(None);
+    world.keelson(line).run().await.ends(ExitCode::Done);
+}

@@ -12,8 +12,8 @@ use keelson_model::{
 };
 use keelson_protocol::{ClusterName, MachineId, WallTime};
 
-use super::State;
 use super::cluster::FakeCluster;
+use super::{Fault, State};
 use crate::auth::Caller;
 use crate::care::{
     NotNow, not_well_view, pause_view, repair_held, repair_options_view, repair_status_view, repair_view,
@@ -215,7 +215,16 @@ impl State {
             self.ward.ill.keys().filter(|id| self.is_under_repair(id)).cloned().collect();
         for id in ids {
             let now = self.now;
+            let off = match &self.fault {
+                Some(Fault::CallsOff(why)) => Some(why.clone()),
+                _ => None,
+            };
             let Some(ill) = self.ward.ill.get_mut(&id) else { continue };
+            if let Some((why, action)) = off.zip(ill.acting) {
+                (ill.acting, ill.broken, ill.steps_left) = (None, None, 1);
+                self.note_ill(&id, Severity::Info, "RepairCalledOff", &why, &format!("no {action}"));
+                continue;
+            }
             ill.steps_left = ill.steps_left.saturating_sub(1);
             match (ill.steps_left, ill.acting) {
                 (2, Some(action)) if action != RepairAction::PowerOn => {
