@@ -94,6 +94,7 @@ async fn making_a_cluster() {
         "cluster create Demo",
         "cluster create demo --release 9.9 -o json",
         "cluster create demo --plan tiny --workers 3",
+        "cluster create demo --pool worker=3 --pool worker=5",
         "cluster create demo --expose web=80",
         "cluster create demo --expose web=30080 --no-wait",
         "cluster show demo",
