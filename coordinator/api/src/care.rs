@@ -10,6 +10,7 @@ use keelson_model::{
 };
 use keelson_protocol::{ClusterName, MachineId, WallTime};
 
+use crate::fleet::{Against, RepairWish};
 use crate::problem::Problem;
 use crate::types::{
     ActView, DrainBody, DrainThenView, DrainView, EvidenceView, FaultClassView, HoldView, IncidentView,
@@ -298,7 +299,8 @@ pub fn repair_options_view(
 
 /// A guard holds a repair: says what ends that, and with which flags it would go on all the same.
 #[must_use]
-pub fn repair_held(machine: &MachineId, cluster: &ClusterName, action: RepairAction, hold: &Hold) -> Problem {
+pub fn repair_held(machine: &MachineId, cluster: &ClusterName, wish: &RepairWish, hold: &Hold) -> Problem {
+    let action = wish.action;
     let problem = Problem::new(
         crate::Code::RepairHeld,
         format!("{action} of machine `{machine}` is held back: {hold}"),
@@ -317,7 +319,13 @@ pub fn repair_held(machine: &MachineId, cluster: &ClusterName, action: RepairAct
     };
     let again =
         format!("keelson machine repair {machine} --action {action} --override --confirm-loss-of {cluster}");
-    problem.because(lost).remedy(format!("wait for that, or accept the loss by the cluster's name: {again}"))
+    let mut problem = problem.because(lost);
+    if let Against::Quorum { typed } = &wish.against
+        && typed != cluster.as_str()
+    {
+        problem = problem.because(format!("`{typed}` is not the name of the machine's cluster, `{cluster}`"));
+    }
+    problem.remedy(format!("wait for that, or accept the loss by the cluster's name: {again}"))
 }
 
 /// How pods leave, as clients see it.

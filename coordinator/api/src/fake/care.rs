@@ -333,7 +333,7 @@ impl State {
                 Against::Quorum { typed } => typed == name.as_str(),
             };
             if !goes_on {
-                return Err(repair_held(id, name, wish.action, hold));
+                return Err(repair_held(id, name, wish, hold));
             }
         }
         let roles = cluster.blueprint.machines.get(id).map(|machine| machine.roles.clone());
