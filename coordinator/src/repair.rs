@@ -76,7 +76,7 @@ pub(crate) fn paused(
 
 /// Which repairs of a machine are possible now.
 pub(crate) fn options(shell: &Shell, id: &MachineId) -> Result<RepairOptionsView, Problem> {
-    shell.core.machine(id).ok_or_else(|| Problem::machine_not_found(id))?;
+    let machine = shell.core.machine(id).ok_or_else(|| Problem::machine_not_found(id))?;
     let options = shell.core.repair_options(shell.now(), id).into_iter().map(|(action, checked)| {
         let not_now = checked.err().map(|error| match error {
             CommandError::Held { hold, .. } => NotNow::Held(*hold),
@@ -85,7 +85,7 @@ pub(crate) fn options(shell: &Shell, id: &MachineId) -> Result<RepairOptionsView
         });
         (action, not_now)
     });
-    Ok(repair_options_view(id, options))
+    Ok(repair_options_view(id, &machine.row.cluster, options))
 }
 
 /// What a repair would do.

@@ -131,6 +131,25 @@ async fn repair_is_paused_and_resumed() {
 }
 
 #[tokio::test]
+async fn each_pause_is_ended_by_the_command_that_is_shown_with_it() {
+    let world = World::new().await;
+    for cluster in ["demo", "other"] {
+        world.fleet.add_ready(cluster, "small");
+        world.fleet.break_machine(&format!("{cluster}-worker-2"), hung(None));
+        world.keelson(&format!("repair pause --cluster {cluster}")).run().await.ends(ExitCode::Done);
+    }
+    let status = world.keelson("repair status").run().await.ends(ExitCode::Done).stdout;
+    for cluster in ["demo", "other"] {
+        let command = format!("`keelson repair resume --cluster {cluster}`");
+        assert!(status.contains(&format!("ends when somebody runs {command}")), "{status}");
+        for line in [format!("why {cluster}-worker-2"), format!("cluster show {cluster} --explain")] {
+            let shown = world.keelson(&line).run().await.ends(ExitCode::Done).stdout;
+            assert!(shown.contains(&command), "{line}: {shown}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_machine_is_repaired_by_hand() {
     let world = World::new().await;
     world.fleet.add_ready("demo", "ha");

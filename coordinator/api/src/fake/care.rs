@@ -304,7 +304,7 @@ impl State {
     }
 
     pub(super) fn repair_options(&self, id: &MachineId) -> Result<RepairOptionsView, Problem> {
-        self.cluster_with(id)?;
+        let cluster = &self.cluster_with(id)?.spec.name;
         let option = |action| {
             let wish = RepairWish { action, against: Against::Nothing };
             let not_now = match self.refusal(id, &wish) {
@@ -319,7 +319,7 @@ impl State {
             };
             (action, not_now)
         };
-        Ok(repair_options_view(id, RepairAction::ALL.map(option)))
+        Ok(repair_options_view(id, cluster, RepairAction::ALL.map(option)))
     }
 
     pub(super) fn preview_repair(&self, id: &MachineId, wish: &RepairWish) -> Result<RepairPreview, Problem> {
