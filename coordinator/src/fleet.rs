@@ -643,7 +643,7 @@ fn view_operation(shell: &Shell, operation: &Operation, now: Now) -> OperationVi
         Some(cluster) if !operation.is_done() => {
             let observed = shell.core.observed(&operation.cluster, now);
             let report = report(cluster, shell.core.waiting(&operation.cluster, now));
-            operation_metadata(Some(&cluster.row.blueprint), &observed, Some(&report), operation.created)
+            operation_metadata(&cluster.row.blueprint, &observed, Some(&report), operation.created)
         }
         _ => Default::default(),
     };
@@ -669,7 +669,7 @@ fn status(shell: &Shell, install: String, started: WallTime) -> StatusView {
         if waits.iter().any(WaitingOn::needs_person) {
             let observed = shell.core.observed(name, now);
             let blocked = waits.iter().filter(|wait| wait.needs_person());
-            needs_person.extend(blocked.map(|wait| waiting_view(wait, &observed, cluster.row.created)));
+            needs_person.extend(blocked.map(|wait| waiting_view(name, wait, &observed, cluster.row.created)));
         }
     }
     for machine in shell.core.machines() {

@@ -76,7 +76,7 @@ pub(crate) fn paused(
 
 /// Which repairs of a machine are possible now.
 pub(crate) fn options(shell: &Shell, id: &MachineId) -> Result<RepairOptionsView, Problem> {
-    shell.core.machine(id).ok_or_else(|| Problem::machine_not_found(id))?;
+    let machine = shell.core.machine(id).ok_or_else(|| Problem::machine_not_found(id))?;
     let options = shell.core.repair_options(shell.now(), id).into_iter().map(|(action, checked)| {
         let not_now = checked.err().map(|error| match error {
             CommandError::Held { hold, .. } => NotNow::Held(*hold),
@@ -85,14 +85,14 @@ pub(crate) fn options(shell: &Shell, id: &MachineId) -> Result<RepairOptionsView
         });
         (action, not_now)
     });
-    Ok(repair_options_view(id, options))
+    Ok(repair_options_view(id, &machine.row.cluster, options))
 }
 
 /// What a repair would do.
 pub(crate) fn preview(shell: &Shell, id: MachineId, wish: RepairWish) -> Result<RepairView, Problem> {
-    let request = request(id, wish, String::new());
+    let request = request(id, &wish, String::new());
     let preview = shell.core.preview_repair(shell.now(), &request);
-    Ok(repair_view(&preview.map_err(|error| repair_problem(shell, &error))?, None))
+    Ok(repair_view(&preview.map_err(|error| repair_problem(shell, &wish, &error))?, None))
 }
 
 /// Begins a repair.
@@ -102,10 +102,10 @@ pub(crate) fn begin(
     wish: RepairWish,
     caller: String,
 ) -> Result<Result<RepairView, Problem>, StoreError> {
-    let (now, request) = (shell.now(), request(id, wish, caller));
+    let (now, request) = (shell.now(), request(id, &wish, caller));
     let preview = match shell.core.preview_repair(now, &request) {
         Ok(preview) => preview,
-        Err(error) => return Ok(Err(repair_problem(shell, &error))),
+        Err(error) => return Ok(Err(repair_problem(shell, &wish, &error))),
     };
     match shell.core.repair_machine(now, &request) {
         Ok(effects) => {
@@ -114,23 +114,23 @@ pub(crate) fn begin(
             let incident = machine.and_then(|machine| machine.row.incident.as_ref());
             Ok(Ok(RepairView { begun: true, ..repair_view(&preview, incident) }))
         }
-        Err(error) => Ok(Err(repair_problem(shell, &error))),
+        Err(error) => Ok(Err(repair_problem(shell, &wish, &error))),
     }
 }
 
-fn request(machine: MachineId, wish: RepairWish, caller: String) -> RepairRequest {
-    let over = match wish.against {
+fn request(machine: MachineId, wish: &RepairWish, caller: String) -> RepairRequest {
+    let over = match &wish.against {
         Against::Nothing => Override::None,
         Against::Guards => Override::Guards,
-        Against::Quorum { typed } => Override::Quorum { typed },
+        Against::Quorum { typed } => Override::Quorum { typed: typed.clone() },
     };
     RepairRequest { machine, action: wish.action, over, caller }
 }
 
-fn repair_problem(shell: &Shell, error: &CommandError) -> Problem {
-    let CommandError::Held { machine, action, hold } = error else { return fleet::problem(error) };
+fn repair_problem(shell: &Shell, wish: &RepairWish, error: &CommandError) -> Problem {
+    let CommandError::Held { machine, hold, .. } = error else { return fleet::problem(error) };
     match shell.core.machine(machine) {
-        Some(found) => repair_held(machine, &found.row.cluster, *action, hold),
+        Some(found) => repair_held(machine, &found.row.cluster, wish, hold),
         None => Problem::machine_not_found(machine),
     }
 }

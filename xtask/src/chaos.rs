@@ -43,8 +43,8 @@ pub(crate) struct ChaosArgs {
     #[arg(long)]
     kinds: Option<String>,
     /// Give machines disks in memory of so many bytes, two gigabytes are enough, so that `fill-disk` comes too. Filled ones
-    /// take that much of the host's memory.
-    #[arg(long, value_name = "BYTES", conflicts_with = "state_dir")]
+    /// take that much of the host's memory. An installation that is there keeps what it was made with.
+    #[arg(long, value_name = "BYTES")]
     fault_disk_bytes: Option<u64>,
     /// Form of the result on standard output; progress goes to standard error.
     #[arg(long, value_enum, default_value = "text")]
@@ -55,7 +55,6 @@ pub(crate) struct ChaosArgs {
 pub(crate) fn run(args: &ChaosArgs) -> Result<()> {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_nanos();
     let seed = args.seed.unwrap_or_else(|| u64::try_from(now % SEEDS).unwrap_or_default());
-    eprintln!("seed {seed}: repeat with --seed {seed}");
     let signals = Signals::take()?;
     if let Some(state_dir) = &args.state_dir {
         return on(args, seed, StateArgs::at(state_dir.clone()), &signals);
@@ -67,11 +66,31 @@ pub(crate) fn run(args: &ChaosArgs) -> Result<()> {
 
 /// Breaks a cluster of one installation.
 fn on(args: &ChaosArgs, seed: u64, state: StateArgs, signals: &Signals) -> Result<()> {
-    let up = UpArgs { fault_disk_bytes: args.fault_disk_bytes, ..UpArgs::usual(state) };
+    let fault_disk_bytes = up::fault_disk_bytes(&state.directory()?, args.fault_disk_bytes)?;
+    let again = again(args, seed, fault_disk_bytes);
+    eprintln!("seed {seed}: repeat with `{again}`");
+    let up = UpArgs { fault_disk_bytes, ..UpArgs::usual(state) };
     let started = up::start(&up, &mut Steps::default())?;
     let status = signals.run(&mut command(args, seed, &started)?)?;
-    ensure!(status.success(), "the run did not end well; repeat it with --seed {seed}");
+    ensure!(status.success(), "the run did not end well; repeat it with `{again}`");
     Ok(())
+}
+
+/// The command that draws the same faults again: a seed alone does not, as the kinds and the disks decide what is drawn.
+fn again(args: &ChaosArgs, seed: u64, fault_disk_bytes: Option<u64>) -> String {
+    let mut again = "cargo xtask chaos".to_owned();
+    if args.fixed {
+        again += " --fixed";
+    } else {
+        again += &format!(" --seed {seed} --minutes {}", args.minutes);
+    }
+    if let Some(kinds) = &args.kinds {
+        again += &format!(" --kinds {kinds}");
+    }
+    if let Some(bytes) = fault_disk_bytes {
+        again += &format!(" --fault-disk-bytes {bytes}");
+    }
+    again
 }
 
 /// The program that does it, with all that it needs to know.
@@ -85,7 +104,7 @@ fn command(args: &ChaosArgs, seed: u64, started: &Started) -> Result<Command> {
     cargo.args(["--image", &started.image.digest.to_string(), "--cluster", &args.cluster]);
     cargo.args(["--minutes", &args.minutes.to_string(), "--seed", &seed.to_string()]);
     cargo.args(args.fixed.then_some("--fixed"));
-    if let Some(bytes) = args.fault_disk_bytes {
+    if let Some(bytes) = started.fault_disk_bytes {
         cargo.args(["--fault-disk-bytes", &bytes.to_string()]);
     }
     cargo.args(args.kinds.iter().flat_map(|kinds| ["--kinds", kinds.as_str()]));
@@ -145,5 +164,34 @@ impl Signals {
         let status = child.wait();
         self.state.lock().unwrap_or_else(PoisonError::into_inner).running = None;
         Ok(status?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: ChaosArgs,
+    }
+
+    #[test]
+    fn the_command_that_repeats_a_run_says_all_that_decides_its_faults() {
+        let check = |words: &[&str], disk_bytes, expected: &str| {
+            let line = Line::try_parse_from([&["chaos"], words].concat()).unwrap();
+            assert_eq!(again(&line.args, 7, disk_bytes), expected);
+        };
+        check(&[], None, "cargo xtask chaos --seed 7 --minutes 20");
+        check(&["--fixed"], None, "cargo xtask chaos --fixed");
+        // What an installation was made with counts like what was asked for.
+        check(
+            &["--kinds", "hang,vanish", "--minutes", "3", "--state-dir", "/state"],
+            Some(2048),
+            "cargo xtask chaos --seed 7 --minutes 3 --kinds hang,vanish --fault-disk-bytes 2048",
+        );
     }
 }

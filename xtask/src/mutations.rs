@@ -148,10 +148,17 @@ impl fmt::Display for Found {
     }
 }
 
-/// Breaks the scratch copy, hunts in it, and mends it again.
+/// Breaks the scratch copy, hunts in it, and mends it again. A patch that does not apply, or cannot be compiled, is told of
+/// as any other that is not found: the run goes on to its table.
 fn hunt(scratch: &Scratch, mutation: &Mutation, seeds: u64) -> Result<Found> {
-    scratch.apply(&mutation.path, &[])?;
-    let found = scratch.build().and_then(|()| scratch.hunt(seeds));
+    let failed = |error: anyhow::Error| Found::Failed { why: format!("{error:#}") };
+    if let Err(error) = scratch.apply(&mutation.path, &[]) {
+        return Ok(failed(error));
+    }
+    let found = match scratch.build() {
+        Ok(()) => scratch.hunt(seeds),
+        Err(error) => Ok(failed(error)),
+    };
     // Also when the build failed: the next fault begins with the tree as it is.
     scratch.apply(&mutation.path, &["--reverse"])?;
     found
@@ -255,4 +262,25 @@ fn wait(mut child: Child) -> Result<bool> {
         std::thread::sleep(LOOK_EVERY);
     }
     Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_patch_that_does_not_apply_is_told_of_and_ends_nothing() {
+        let place = std::env::temp_dir().join(format!("keelson-mutations-{}", std::process::id()));
+        let tree = place.join("tree");
+        fs::create_dir_all(&tree).unwrap();
+        let lock = File::create(place.join("lock")).unwrap();
+        let scratch = Scratch { target: place.join("target"), tree, _lock: lock };
+        let path = place.join("gone.patch");
+        let mutation = Mutation { name: "gone".to_owned(), path, expected: vec!["any".to_owned()] };
+        let found = hunt(&scratch, &mutation, 1).unwrap();
+        assert!(found.to_string().contains("does not apply"), "{found}");
+        assert!(!mutation.is_found(&found));
+        drop(scratch);
+        fs::remove_dir_all(&place).unwrap();
+    }
 }

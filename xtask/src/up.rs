@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};
 use keelson_images::{BuiltImage, CacheDir, SourceMode};
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::coordinator::Coordinator;
@@ -23,6 +24,9 @@ pub(crate) const CLUSTER: &str = "demo";
 /// Folder of the state directory with the programs that a user needs.
 const PROGRAMS: &str = "bin";
 
+/// What an installation was made with, below its state directory; the local provider writes it.
+const INSTALL_RECORD: &str = "local/install.json";
+
 /// How long a cluster that is there already may take to be ready.
 const READY_MAX: Duration = Duration::from_secs(180);
 /// How often it is looked at meanwhile.
@@ -36,7 +40,8 @@ pub(crate) struct UpArgs {
     /// How upstream parts are got: auto builds where Go 1.26 is installed, else downloads.
     #[arg(long, default_value = "auto")]
     pub(crate) source: SourceMode,
-    /// For fault drills: machines get disks in memory of so many bytes, which can be filled. Only for a new installation.
+    /// For fault drills: machines get disks in memory of so many bytes, which can be filled. Only for a new installation;
+    /// one that is there keeps what it was made with.
     #[arg(long, value_name = "BYTES")]
     pub(crate) fault_disk_bytes: Option<u64>,
     /// Form of the result on standard output; progress goes to standard error.
@@ -109,7 +114,7 @@ pub(crate) fn run(args: &UpArgs) -> Result<()> {
 /// Sets up an installation, or finds what is there.
 pub(crate) fn up(args: &UpArgs) -> Result<Installation> {
     let mut steps = Steps::default();
-    let Started { state_dir, programs, image, kubectl, keelson } = start(args, &mut steps)?;
+    let Started { state_dir, programs, image, kubectl, keelson, .. } = start(args, &mut steps)?;
     steps.run("cluster", || keelson.create_cluster())?;
     let kubeconfig = state_dir.join(format!("{CLUSTER}.kubeconfig"));
     let status = steps.run("kubeconfig", || keelson.kubeconfig(&kubeconfig))?;
@@ -157,11 +162,15 @@ pub(crate) struct Started {
     pub(crate) image: BuiltImage,
     pub(crate) kubectl: PathBuf,
     pub(crate) keelson: Keelson,
+    /// How large the machines' disks in memory are, when they have such.
+    pub(crate) fault_disk_bytes: Option<u64>,
 }
 
 /// Builds everything and starts the coordinator, or finds what is there.
 pub(crate) fn start(args: &UpArgs, steps: &mut Steps) -> Result<Started> {
     let state_dir = args.state.directory()?;
+    // Asked before anything is changed: a coordinator that is stopped for others would not start again.
+    let fault_disk_bytes = fault_disk_bytes(&state_dir, args.fault_disk_bytes)?;
     steps.run("prepare this machine", || host::prepare(&state_dir))?;
     let programs = steps.run("build Keelson", build_programs)?;
     let build = image::BuildArgs::newest(args.source);
@@ -172,13 +181,48 @@ pub(crate) fn start(args: &UpArgs, steps: &mut Steps) -> Result<Started> {
     let coordinator = Coordinator::of(&state_dir);
     steps.run("coordinator", || {
         let mut arguments = vec!["--image".to_owned(), image.digest.to_string()];
-        if let Some(bytes) = args.fault_disk_bytes {
+        if let Some(bytes) = fault_disk_bytes {
             arguments.extend(["--fault-disk-bytes".to_owned(), bytes.to_string()]);
         }
         coordinator.ensure(&programs.coordinator, &arguments, || keelson.answers())
     })?;
     link_programs(&state_dir, [("keelson", &keelson.program), ("kubectl", &kubectl)])?;
-    Ok(Started { state_dir, programs, image, kubectl, keelson })
+    Ok(Started { state_dir, programs, image, kubectl, keelson, fault_disk_bytes })
+}
+
+/// What is read of the record that an installation was made with.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct InstallRecord {
+    var_tmpfs_bytes: Option<u64>,
+}
+
+/// How large the disks in memory of an installation's machines are, or shall be; `None` when they have others.
+///
+/// # Errors
+/// When it is there already, with other disks than are asked for.
+pub(crate) fn fault_disk_bytes(state_dir: &Path, asked: Option<u64>) -> Result<Option<u64>> {
+    let path = state_dir.join(INSTALL_RECORD);
+    let made = match std::fs::read(&path) {
+        Ok(bytes) => Some(bytes),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+        Err(error) => return Err(error).with_context(|| format!("could not read {}", path.display())),
+    };
+    agreed_disks(made.as_deref(), asked).with_context(|| format!("{} cannot be used so", state_dir.display()))
+}
+
+fn agreed_disks(made: Option<&[u8]>, asked: Option<u64>) -> Result<Option<u64>> {
+    let Some(made) = made else { return Ok(asked) };
+    let made: InstallRecord = serde_json::from_slice(made).context("its record cannot be read")?;
+    let (Some(asked), has) = (asked, made.var_tmpfs_bytes) else { return Ok(made.var_tmpfs_bytes) };
+    if has == Some(asked) {
+        return Ok(has);
+    }
+    let has = has.map_or_else(|| "the host's disk".to_owned(), |bytes| format!("disks of {bytes} bytes"));
+    bail!(
+        "it was made with {has}, which stays so: leave --fault-disk-bytes out, or remove it first with \
+         `cargo xtask down`"
+    )
 }
 
 /// Times steps and says when each begins.
@@ -317,4 +361,26 @@ fn print_json(done: &Installation) {
             "steps": steps,
         })
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_installation_keeps_the_disks_that_it_was_made_with() {
+        let limited: &[u8] = br#"{"version":1,"zones":["zone-a"],"varTmpfsBytes":2048}"#;
+        let of_the_host: &[u8] = br#"{"version":1,"zones":["zone-a"],"varTmpfsBytes":null}"#;
+        let check = |made: Option<&[u8]>, asked, expected: Option<Option<u64>>| {
+            assert_eq!(agreed_disks(made, asked).ok(), expected, "{made:?} {asked:?}");
+        };
+        check(None, None, Some(None));
+        check(None, Some(2048), Some(Some(2048)));
+        check(Some(limited), None, Some(Some(2048)));
+        check(Some(limited), Some(2048), Some(Some(2048)));
+        check(Some(limited), Some(4096), None);
+        check(Some(of_the_host), None, Some(None));
+        check(Some(of_the_host), Some(2048), None);
+        check(Some(b"{"), None, None);
+    }
 }

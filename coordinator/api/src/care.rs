@@ -6,10 +6,11 @@
 use keelson_model::kubernetes::{PodLeft, PodWait};
 use keelson_model::{
     Act, DrainSpec, DrainThen, Evidence, FaultClass, HeartbeatSeen, Hold, Incident, LeaseSeen, LeaveStep,
-    ObservedMachine, PowerSeen, RepairAction, RepairPreview, Verdict, WaitingOn,
+    ObservedMachine, PowerSeen, RepairAction, RepairPreview, Scope, Verdict, WaitingOn,
 };
 use keelson_protocol::{ClusterName, MachineId, WallTime};
 
+use crate::fleet::{Against, RepairWish};
 use crate::problem::Problem;
 use crate::types::{
     ActView, DrainBody, DrainThenView, DrainView, EvidenceView, FaultClassView, HoldView, IncidentView,
@@ -111,15 +112,26 @@ pub fn action_from_view(action: RepairActionView) -> RepairAction {
     }
 }
 
-/// A hold as clients see it.
+/// A hold of a machine of `cluster` as clients see it.
 #[must_use]
-pub fn hold_view(hold: &Hold) -> HoldView {
+pub fn hold_view(hold: &Hold, cluster: &ClusterName) -> HoldView {
     HoldView {
         guard: hold.guard().to_owned(),
         text: hold.to_string(),
-        ends_when: hold.ends_when().to_owned(),
+        ends_when: hold_ends_when(hold, cluster),
         until: hold.until().map(Into::into),
         needs_person: hold.needs_person(),
+    }
+}
+
+/// What ends a hold: as the model says it, with the name of the cluster in commands that need one.
+#[must_use]
+pub fn hold_ends_when(hold: &Hold, cluster: &ClusterName) -> String {
+    match hold {
+        Hold::Paused { scope: Scope::Cluster, .. } => {
+            format!("somebody runs `keelson repair resume --cluster {cluster}`")
+        }
+        _ => hold.ends_when().to_owned(),
     }
 }
 
@@ -203,7 +215,7 @@ pub fn not_well_view(cluster: &ClusterName, id: &MachineId, seen: &ObservedMachi
         text,
         incident: incident.map(incident_view),
         acting: seen.acting.map(action_view),
-        hold: seen.hold.as_ref().map(hold_view),
+        hold: seen.hold.as_ref().map(|hold| hold_view(hold, cluster)),
     })
 }
 
@@ -259,7 +271,7 @@ pub fn repair_view(preview: &RepairPreview, incident: Option<&Incident>) -> Repa
         begun: incident.is_some(),
         what: preview.what(),
         etcd_member: preview.etcd_member.clone(),
-        against: preview.against.as_ref().map(hold_view),
+        against: preview.against.as_ref().map(|hold| hold_view(hold, &preview.cluster)),
         incident: incident.map(incident_view),
     }
 }
@@ -273,17 +285,18 @@ pub enum NotNow {
     Other(String),
 }
 
-/// Which repairs a person could ask for.
+/// Which repairs of a machine of `cluster` a person could ask for.
 #[must_use]
 pub fn repair_options_view(
     machine: &MachineId,
+    cluster: &ClusterName,
     options: impl IntoIterator<Item = (RepairAction, Option<NotNow>)>,
 ) -> RepairOptionsView {
     let view = |(action, not_now): (RepairAction, Option<NotNow>)| {
         let allowed = not_now.is_none();
         let (hold, why) = match not_now {
             None => (None, None),
-            Some(NotNow::Held(hold)) => (Some(hold_view(&hold)), None),
+            Some(NotNow::Held(hold)) => (Some(hold_view(&hold, cluster)), None),
             Some(NotNow::Other(why)) => (None, Some(why)),
         };
         RepairOptionView { action: action_view(action), allowed, hold, why }
@@ -298,12 +311,13 @@ pub fn repair_options_view(
 
 /// A guard holds a repair: says what ends that, and with which flags it would go on all the same.
 #[must_use]
-pub fn repair_held(machine: &MachineId, cluster: &ClusterName, action: RepairAction, hold: &Hold) -> Problem {
+pub fn repair_held(machine: &MachineId, cluster: &ClusterName, wish: &RepairWish, hold: &Hold) -> Problem {
+    let action = wish.action;
     let problem = Problem::new(
         crate::Code::RepairHeld,
         format!("{action} of machine `{machine}` is held back: {hold}"),
     )
-    .because(format!("the hold ends when {}", hold.ends_when()));
+    .because(format!("the hold ends when {}", hold_ends_when(hold, cluster)));
     if !hold.costs_cluster() {
         let again = format!("keelson machine repair {machine} --action {action} --override");
         return problem.remedy(format!("wait for that, or go on all the same: {again}"));
@@ -317,7 +331,13 @@ pub fn repair_held(machine: &MachineId, cluster: &ClusterName, action: RepairAct
     };
     let again =
         format!("keelson machine repair {machine} --action {action} --override --confirm-loss-of {cluster}");
-    problem.because(lost).remedy(format!("wait for that, or accept the loss by the cluster's name: {again}"))
+    let mut problem = problem.because(lost);
+    if let Against::Quorum { typed } = &wish.against
+        && typed != cluster.as_str()
+    {
+        problem = problem.because(format!("`{typed}` is not the name of the machine's cluster, `{cluster}`"));
+    }
+    problem.remedy(format!("wait for that, or accept the loss by the cluster's name: {again}"))
 }
 
 /// How pods leave, as clients see it.

@@ -124,6 +124,10 @@ catalogue! {
         "It is neither YAML nor JSON, or a document in it has a field that is missing, not known, or of the wrong kind.",
         "Correct the place that is named; a document that is right: keelson plan show small -o yaml",
         "keelson plan show small -o yaml";
+    RepairCalledOff, "KEEL-1022", 0, Conflict, "the repair was called off",
+        "Between its beginning and the moment when it would have taken the machine's power away a guard began to hold, or the machine turned out to live. What was asked for was not done.",
+        "Read the cause, and ask again when it is gone and the machine still needs it.",
+        "keelson why MACHINE";
 
     // Requests.
     Unauthenticated, "KEEL-2001", 401, Denied, "who asks is not known",

@@ -15,8 +15,8 @@ use keelson_protocol::{ClusterName, Generation, MachineId, ReleaseName, WallTime
 use sha2::{Digest, Sha256};
 
 use crate::care::{
-    act_view, action_view, evidence_view, fault_class_view, hold_view, incident_view, leaving_view,
-    not_well_view, verdict_view,
+    act_view, action_view, evidence_view, fault_class_view, hold_ends_when, hold_view, incident_view,
+    leaving_view, not_well_view, verdict_view,
 };
 use crate::catalogue::Code;
 use crate::problem::Problem;
@@ -180,7 +180,8 @@ pub fn cluster_view(parts: &ClusterParts<'_>) -> ClusterView {
             machines,
             conditions: parts.conditions.iter().map(condition_view).collect(),
             waiting: parts.report.map_or_else(Vec::new, |report| {
-                report.waiting.iter().map(|on| waiting_view(on, parts.observed, parts.created)).collect()
+                let view = |on| waiting_view(&spec.name, on, parts.observed, parts.created);
+                report.waiting.iter().map(view).collect()
             }),
             not_well: parts.blueprint.map_or_else(Vec::new, |blueprint| {
                 let ids = blueprint.machines.keys();
@@ -353,13 +354,17 @@ pub fn machine_view(
             .map(evidence_view),
         incident: seen.and_then(|seen| seen.care.incident.as_ref()).map(incident_view),
         acting: seen.and_then(|seen| seen.acting).map(action_view),
-        hold: seen.and_then(|seen| seen.hold.as_ref()).map(hold_view),
+        hold: seen.and_then(|seen| seen.hold.as_ref()).map(|hold| hold_view(hold, &blueprint.cluster)),
         acts: seen.map_or_else(Vec::new, |seen| seen.care.acts.iter().map(act_view).collect()),
         fenced: seen.and_then(|seen| seen.care.fenced).map(Into::into),
         leaving: seen
             .filter(|_| machine.leaving)
             .map(|seen| leaving_view(observed.leaving.get(&machine.id), seen, drain)),
-        waiting: waiting.iter().filter(own).map(|on| waiting_view(on, observed, created)).collect(),
+        waiting: waiting
+            .iter()
+            .filter(own)
+            .map(|on| waiting_view(&blueprint.cluster, on, observed, created))
+            .collect(),
     }
 }
 
@@ -416,17 +421,25 @@ pub fn waiting_code(on: &WaitingOn) -> Code {
     }
 }
 
-/// A wait as clients see it. Since when it lasts is taken from what was seen, else it is `otherwise` (when the
+/// A wait of `cluster` as clients see it. Since when it lasts is taken from what was seen, else it is `otherwise` (when the
 /// operation or the cluster was asked for).
 #[must_use]
-pub fn waiting_view(on: &WaitingOn, observed: &Observed, otherwise: WallTime) -> WaitingView {
+pub fn waiting_view(
+    cluster: &ClusterName,
+    on: &WaitingOn,
+    observed: &Observed,
+    otherwise: WallTime,
+) -> WaitingView {
     let seen = on.machine().and_then(|id| observed.machines.get(id));
     WaitingView {
         code: waiting_code(on).to_string(),
         machine: on.machine().map(ToString::to_string),
         text: on.to_string(),
         since: seen.and_then(|seen| waiting_since(on, seen)).unwrap_or(otherwise).into(),
-        ends_when: on.ends_when().to_owned(),
+        ends_when: match on {
+            WaitingOn::Repair { hold: Some(hold), .. } => hold_ends_when(hold, cluster),
+            _ => on.ends_when().to_owned(),
+        },
         needs_person: on.needs_person(),
     }
 }
@@ -450,7 +463,7 @@ fn waiting_since(on: &WaitingOn, seen: &ObservedMachine) -> Option<WallTime> {
 /// Progress of an operation, made of the blueprint, what was seen, and the plan report.
 #[must_use]
 pub fn operation_metadata(
-    blueprint: Option<&Blueprint>,
+    blueprint: &Blueprint,
     observed: &Observed,
     report: Option<&PlanReport>,
     created: WallTime,
@@ -462,28 +475,26 @@ pub fn operation_metadata(
             of_machine.entry(machine).or_insert(on);
         }
     }
-    let machines: Vec<MachineStep> = blueprint.map_or_else(Vec::new, |blueprint| {
-        let step = |machine| machine_step(machine, observed, of_machine.get(&machine.id).copied(), created);
-        blueprint.machines.values().map(step).collect()
-    });
+    let view = |on: &WaitingOn| waiting_view(&blueprint.cluster, on, observed, created);
+    let step = |machine: &BlueprintMachine| {
+        let on = of_machine.get(&machine.id).copied();
+        machine_step(machine, observed, on, on.map(view), created)
+    };
+    let machines: Vec<MachineStep> = blueprint.machines.values().map(step).collect();
     let there = machines.iter().filter(|step| step.status == ConditionState::Ok).count();
     let percent = (there * 100).checked_div(machines.len()).and_then(|percent| u8::try_from(percent).ok());
-    OperationMetadata {
-        waiting: waiting.iter().map(|on| waiting_view(on, observed, created)).collect(),
-        machines,
-        percent,
-    }
+    OperationMetadata { waiting: waiting.iter().map(view).collect(), machines, percent }
 }
 
 fn machine_step(
     machine: &BlueprintMachine,
     observed: &Observed,
     on: Option<&WaitingOn>,
+    wait: Option<WaitingView>,
     created: WallTime,
 ) -> MachineStep {
     let seen = observed.machines.get(&machine.id);
     let (state, since) = seen.map_or((MachineState::Planned, None), machine_state);
-    let wait = on.map(|on| waiting_view(on, observed, created));
     let status = match (on, state) {
         (Some(WaitingOn::ProviderRefused { .. }), _) => ConditionState::Bad,
         (Some(WaitingOn::Silent { .. }), _) | (None, MachineState::Silent) => ConditionState::Unknown,

@@ -116,8 +116,8 @@ pub trait Fleet: Send + Sync + 'static {
     /// What [`Fleet::repair_machine`] would do. Refuses what that would refuse.
     fn preview_repair(&self, id: MachineId, wish: RepairWish) -> Answer<'_, RepairView>;
 
-    /// Begins a repair, through the same guards as the coordinator's own. It is on disk, with an event that names
-    /// `caller`, when this returns.
+    /// Begins a repair, through those of the coordinator's guards that hold a person too: meltdown, one at a time, the
+    /// quorum, the only copy. It is on disk, with an event that names `caller`, when this returns.
     fn repair_machine(&self, id: MachineId, wish: RepairWish, caller: Caller) -> Answer<'_, RepairView>;
 
     /// How repair stands in the whole fleet.

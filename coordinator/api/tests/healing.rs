@@ -9,7 +9,7 @@ use keelson_api::fake::Broken;
 use keelson_api::types::Timestamp;
 use keelson_model::kubernetes::{BudgetSeen, DrainState, PodLeft, PodOwner, PodWait};
 use keelson_model::{Evidence, HeartbeatSeen, Hold, LeaseSeen, PeersSeen, PowerSeen, Scope, Verdict};
-use serde_json::json;
+use serde_json::{Value, json};
 use support::World;
 
 fn hung(hold: Option<Hold>) -> Broken {
@@ -32,7 +32,7 @@ fn quorum() -> Hold {
     Hold::Quorum { voters: 3, working: 1, needed: 2 }
 }
 
-async fn repair(world: &World, id: &str, body: serde_json::Value) -> support::Answer {
+async fn repair(world: &World, id: &str, body: Value) -> support::Answer {
     world.ask("POST", &format!("/v1/machines/{id}:repair"), &[], &body.to_string()).await
 }
 
@@ -155,10 +155,12 @@ async fn the_quorum_is_given_up_only_by_its_clusters_name() {
     world.fleet.add_ready("demo", "ha");
     world.fleet.break_machine("demo-etcd-2", hung(Some(quorum())));
     let with = |confirm: Option<&str>| json!({ "action": "recreate", "override": true, "confirm": confirm });
-    for confirm in [None, Some("prod")] {
+    let wrong = "`prod` is not the name of the machine's cluster, `demo`";
+    for (confirm, told) in [(None, Value::Null), (Some("prod"), json!(wrong))] {
         let held = repair(&world, "demo-etcd-2", with(confirm)).await.problem(409, "KEEL-2305");
         assert!(held["remedy"].as_str().unwrap().ends_with("--override --confirm-loss-of demo"), "{held}");
         assert!(held["causes"][1].as_str().unwrap().contains("no quorum"), "{held}");
+        assert_eq!(held["causes"][2], told);
     }
     let begun = repair(&world, "demo-etcd-2", with(Some("demo"))).await.json();
     assert_eq!(begun["etcdMember"], "demo-etcd-2");

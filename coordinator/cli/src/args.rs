@@ -394,7 +394,11 @@ pub(crate) enum MachineCommand {
     },
     /// A machine
     Show(MachineTarget),
-    /// Repair it now, through the same guards as the coordinator's own repairs
+    /// Repair it now, also while repair is paused
+    ///
+    /// What holds it back: too much that is broken at once, another machine that is worked on, etcd's quorum, a disk that is
+    /// the only copy. What does not, other than for the coordinator's own repairs: a pause, the cool-down after the last
+    /// repair, the number of repairs in an hour.
     Repair(MachineRepairArgs),
     /// Its journal
     Logs {

@@ -131,6 +131,25 @@ async fn repair_is_paused_and_resumed() {
 }
 
 #[tokio::test]
+async fn each_pause_is_ended_by_the_command_that_is_shown_with_it() {
+    let world = World::new().await;
+    for cluster in ["demo", "other"] {
+        world.fleet.add_ready(cluster, "small");
+        world.fleet.break_machine(&format!("{cluster}-worker-2"), hung(None));
+        world.keelson(&format!("repair pause --cluster {cluster}")).run().await.ends(ExitCode::Done);
+    }
+    let status = world.keelson("repair status").run().await.ends(ExitCode::Done).stdout;
+    for cluster in ["demo", "other"] {
+        let command = format!("`keelson repair resume --cluster {cluster}`");
+        assert!(status.contains(&format!("ends when somebody runs {command}")), "{status}");
+        for line in [format!("why {cluster}-worker-2"), format!("cluster show {cluster} --explain")] {
+            let shown = world.keelson(&line).run().await.ends(ExitCode::Done).stdout;
+            assert!(shown.contains(&command), "{line}: {shown}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_machine_is_repaired_by_hand() {
     let world = World::new().await;
     world.fleet.add_ready("demo", "ha");
@@ -187,4 +206,25 @@ async fn a_repair_that_does_not_end_is_left_after_its_time_and_at_a_new_hold() {
     world.fleet.break_machine("demo-worker-1", hung(Some(quorum())));
     let held = world.keelson("why demo-worker-1").run().await.ends(ExitCode::Done);
     assert!(held.stdout.contains("held by guard quorum"), "{}", held.stdout);
+}
+
+#[tokio::test]
+async fn a_repair_that_was_called_off_is_not_said_to_be_done() {
+    let world = World::new().await;
+    world.fleet.add_ready("demo", "ha");
+    // One that was done before, so that its end is not taken for that of the next one.
+    let line = "machine repair demo-worker-1 --action power-cycle --yes --wait --progress none";
+    world.keelson(line).run().await.ends(ExitCode::Done);
+    world.fleet.fault(Some(Fault::CallsOff("another machine is being worked on".to_owned())));
+    let off = world.keelson(line).run().await.ends(ExitCode::Conflict);
+    for told in [
+        "power-cycle of machine demo-worker-1 was called off",
+        "another machine is being worked on",
+        "KEEL-1022",
+    ] {
+        assert!(off.stderr.contains(told), "{}", off.stderr);
+    }
+    assert_eq!(off.stdout, "");
+    world.fleet.fault(None);
+    world.keelson(line).run().await.ends(ExitCode::Done);
 }

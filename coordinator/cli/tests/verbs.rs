@@ -94,6 +94,7 @@ async fn making_a_cluster() {
         "cluster create Demo",
         "cluster create demo --release 9.9 -o json",
         "cluster create demo --plan tiny --workers 3",
+        "cluster create demo --pool worker=3 --pool worker=5",
         "cluster create demo --expose web=80",
         "cluster create demo --expose web=30080 --no-wait",
         "cluster show demo",
@@ -391,6 +392,28 @@ async fn a_plan_that_another_operator_changed_meanwhile_is_left_alone() {
     let shown = world.keelson("plan show web -o yaml").run().await.stdout;
     assert!(shown.contains("memory: 8Gi") && shown.contains("count: 2"), "{shown}");
     apply().run().await.ends(ExitCode::Done);
+}
+
+#[tokio::test]
+async fn what_was_applied_before_a_plan_that_is_refused_is_told() {
+    let world = World::new().await;
+    world.keelson("plan apply -f -").stdin(WEB).run().await.ends(ExitCode::Done);
+    world.fleet.add_ready("demo", "web");
+    let both = world.home.path().join("both.yaml");
+    let (first, second) = (WEB.replace("name: web", "name: first"), WEB.replace("count: 2", "count: 1"));
+    std::fs::write(&both, format!("{first}---\n{second}")).unwrap();
+    let fleet = world.fleet.clone();
+    let theirs = WEB.replace("memory: 4Gi", "memory: 8Gi");
+    let theirs = plan_from_body(serde_norway::from_str(&theirs).unwrap()).unwrap();
+    let apply = world.keelson(&format!("plan apply -f {}", both.display())).on_terminal("1\n");
+    let refused = apply.meanwhile(move || {
+        let mut answer = fleet.apply_plan(theirs, IfMatch::Any, Caller("somebody".to_owned()));
+        let answer = answer.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+        assert!(matches!(answer, Poll::Ready(Ok(_))));
+    });
+    let refused = refused.run().await.ends(ExitCode::Conflict);
+    assert!(refused.stdout.contains("plan first created"), "{}", refused.stdout);
+    assert!(refused.stderr.contains("plans applied before: first"), "{}", refused.stderr);
 }
 
 #[tokio::test]

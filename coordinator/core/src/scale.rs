@@ -38,7 +38,8 @@ impl CoordinatorCore {
         Ok(Preview { blueprint, diff })
     }
 
-    /// Accepts a request for another size of a pool. A newer one takes the place of one that is under way.
+    /// Accepts a request for another size of a pool. A newer one takes the place of one for the same pool that is under
+    /// way.
     ///
     /// # Errors
     /// [`CommandError`] says what is wrong with the request; nothing is changed then.
@@ -52,9 +53,9 @@ impl CoordinatorCore {
             let row = Row::Cluster(Box::new(cluster.row.clone()));
             self.rows.push(row);
         }
-        let detail = format!("pool {} from {before} to {}", request.pool, request.count);
+        let detail = format!("{}{before} to {}", detail_begin(&request.pool), request.count);
         let operation = self.begin(now, OperationKind::ScaleCluster, name.clone(), Some(detail), None);
-        self.end_older_scales(now, &operation);
+        self.end_older_scales(now, &operation, &request.pool);
         self.retry_refused(name);
         self.plan_soon(name);
         self.reconcile(now);
@@ -81,12 +82,16 @@ impl CoordinatorCore {
         Ok(spec)
     }
 
-    fn end_older_scales(&mut self, now: Now, newest: &Operation) {
+    /// Another pool's size is another wish, and perhaps another person's: both hold.
+    fn end_older_scales(&mut self, now: Now, newest: &Operation, pool: &PoolName) {
+        let begin = detail_begin(pool);
+        let of_pool = |op: &&Operation| op.detail.as_ref().is_some_and(|detail| detail.starts_with(&begin));
         let older: Vec<Operation> = self
             .operations
             .values()
             .filter(|op| op.cluster == newest.cluster && op.kind == OperationKind::ScaleCluster)
             .filter(|op| op.id != newest.id && !op.is_done())
+            .filter(of_pool)
             .cloned()
             .collect();
         for operation in older {
@@ -95,6 +100,12 @@ impl CoordinatorCore {
             self.save_operation(Operation { state, ..operation });
         }
     }
+}
+
+/// How the detail of an operation that sizes a pool begins. It is also how such an operation knows its pool; names hold
+/// no space.
+fn detail_begin(pool: &PoolName) -> String {
+    format!("pool {pool} from ")
 }
 
 fn spec_count(core: &CoordinatorCore, name: &ClusterName, pool: &PoolName) -> u16 {

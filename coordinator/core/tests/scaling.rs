@@ -208,6 +208,27 @@ fn the_newest_size_wins() {
     assert_eq!(states, [false, true, false]);
 }
 
+#[test]
+fn another_pools_size_cancels_nothing() {
+    let mut world = ready();
+    world.scale("demo", "worker", 5);
+    world.scale("demo", "master", 3);
+    world.scale("demo", "worker", 4);
+    world.run(CONVERGED);
+    assert_eq!((pool(&world, "worker").len(), pool(&world, "master").len()), (4, 3));
+    let ends: Vec<(&str, &OperationState)> =
+        world.core.operations().filter_map(|op| Some((op.detail.as_deref()?, &op.state))).collect();
+    let [(first, cancelled), (second, other), (third, newest)] = ends[..] else { panic!("{ends:?}") };
+    assert_eq!(
+        (first, second, third),
+        ("pool worker from 2 to 5", "pool master from 1 to 3", "pool worker from 5 to 4")
+    );
+    assert!(matches!(cancelled, OperationState::Cancelled { .. }), "{cancelled:?}");
+    for state in [other, newest] {
+        assert!(matches!(state, OperationState::Succeeded { .. }), "{state:?}");
+    }
+}
+
 /// Dies before each effect of a growth from one to three members, then before each of the way back.
 #[test]
 fn a_coordinator_killed_at_any_moment_of_a_change_of_members_finishes_it() {

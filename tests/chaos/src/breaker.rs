@@ -2,13 +2,14 @@
 
 use std::fs::File;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use keelson_protocol::MachineId;
-use keelson_providers::PowerOff;
 use keelson_providers::local::faults::{Cut, FaultBench, Side, Ways};
+use keelson_providers::{PowerOff, ProviderError};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -23,6 +24,8 @@ const POLL: Duration = Duration::from_millis(100);
 const LISTEN: Duration = Duration::from_secs(1);
 /// Tells one boot of a machine from another: when its init began.
 const BOOT: [&str; 4] = ["systemctl", "show", "--value", "--property=UserspaceTimestampMonotonic"];
+/// Where the number of the coordinator's process is, below the state directory.
+const PID_FILE: &str = "coordinator.pid";
 /// What a filled disk has left, in bytes.
 const LEFT_BYTES: u64 = 0;
 /// What a corrupted file holds.
@@ -98,7 +101,7 @@ impl<'a> Breaker<'a> {
                 // It may have been switched off or made anew meanwhile: then there is nothing to thaw.
                 let _ = self.bench.thaw(&machine(id)?);
             }
-            Target::Machine(id) if fault.kind == Kind::FillDisk => self.bench.free_disk(&machine(id)?)?,
+            Target::Machine(id) if fault.kind == Kind::FillDisk => self.free_disk(&machine(id)?)?,
             Target::Machine(_) | Target::Zone(_) => {
                 if let Some(cut) = cut(fault)? {
                     self.bench.mend(&cut)?;
@@ -114,14 +117,30 @@ impl<'a> Breaker<'a> {
         Ok(())
     }
 
-    /// Takes all causes away, whatever was done.
+    /// Takes all causes away, whatever was done. One that cannot be taken away keeps none of the others in force.
     pub(crate) fn end_all(&mut self, machines: &[String]) -> Result<()> {
-        self.bench.heal()?;
+        let mut first = self.bench.heal().map_err(Into::into);
         for id in machines {
-            // Those that are not frozen cannot be thawed.
-            let _ = self.bench.thaw(&machine(id)?);
+            first = first.and(self.release(id));
         }
-        if self.installation.answers() { Ok(()) } else { self.start_coordinator() }
+        first.and(self.start_coordinator())
+    }
+
+    /// Takes away what was done to a machine and is not part of the network.
+    fn release(&self, id: &str) -> Result<()> {
+        let machine = machine(id)?;
+        // Those that are not frozen cannot be thawed.
+        let _ = self.bench.thaw(&machine);
+        self.free_disk(&machine)
+    }
+
+    /// A machine that was switched off or made anew meanwhile has no filled disk, and one whose disk is the host's never
+    /// had one.
+    fn free_disk(&self, machine: &MachineId) -> Result<()> {
+        match self.bench.free_disk(machine) {
+            Ok(()) | Err(ProviderError::Invalid { .. } | ProviderError::NotFound { .. }) => Ok(()),
+            Err(error) => Err(error).with_context(|| format!("the disk of {machine} cannot be freed")),
+        }
     }
 
     /// Why a fault cannot be called mended as far as it itself is concerned. `has_ended`: its cause was taken away.
@@ -200,17 +219,25 @@ impl<'a> Breaker<'a> {
     }
 
     fn kill_coordinator(&mut self) -> Result<()> {
-        let text = std::fs::read_to_string(self.installation.state_dir.join("coordinator.pid"))?;
-        let pid = Pid::from_raw(text.trim().parse()?);
-        kill(pid, Signal::SIGKILL).context("the coordinator does not run")?;
+        let pid =
+            running(&self.installation.state_dir).context("no coordinator of this installation runs")?;
+        kill(pid, Signal::SIGKILL).context("the coordinator cannot be killed")?;
         if let Some(mut child) = self.coordinator.take() {
             child.wait()?;
         }
         self.wait(|| !is_alive(pid), "to be gone")
     }
 
-    /// As `cargo xtask up` does, so that `down` finds it.
+    /// Starts the coordinator, when none runs, and waits until it answers. Two would work on the same machines.
     fn start_coordinator(&mut self) -> Result<()> {
+        if !self.installation.answers() && running(&self.installation.state_dir).is_none() {
+            self.coordinator = Some(self.spawn_coordinator()?);
+        }
+        self.wait(|| self.installation.answers(), "to answer")
+    }
+
+    /// As `cargo xtask up` does, so that `down` finds it.
+    fn spawn_coordinator(&self) -> Result<Child> {
         let state_dir = &self.installation.state_dir;
         let log = File::options().append(true).create(true).open(state_dir.join("coordinator.log"))?;
         let mut command = Command::new(&self.installation.coordinator);
@@ -218,9 +245,8 @@ impl<'a> Breaker<'a> {
         // A group of its own: Ctrl-C is meant for the run.
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).process_group(0);
         let child = command.spawn().context("the coordinator cannot be started")?;
-        std::fs::write(state_dir.join("coordinator.pid"), child.id().to_string())?;
-        self.coordinator = Some(child);
-        self.wait(|| self.installation.answers(), "to answer")
+        std::fs::write(state_dir.join(PID_FILE), child.id().to_string())?;
+        Ok(child)
     }
 
     fn wait(&self, done: impl Fn() -> bool, what: &str) -> Result<()> {
@@ -257,6 +283,21 @@ fn cut(fault: &Fault) -> Result<Option<Cut>> {
     }
 }
 
+/// The process of an installation's coordinator, when it lives: a number alone may belong to somebody else by now.
+fn running(state_dir: &Path) -> Option<Pid> {
+    let pid: i32 = std::fs::read_to_string(state_dir.join(PID_FILE)).ok()?.trim().parse().ok()?;
+    let words = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+    let pid = Pid::from_raw(pid);
+    (is_coordinator_of(&words, state_dir) && is_alive(pid)).then_some(pid)
+}
+
+/// Whether the words of a process, as `/proc` has them, are those of this installation's coordinator.
+fn is_coordinator_of(words: &[u8], state_dir: &Path) -> bool {
+    let words: Vec<&[u8]> = words.split(|byte| *byte == 0).collect();
+    let state_dir = state_dir.as_os_str().as_encoded_bytes();
+    words.get(1) == Some(&b"serve".as_slice()) && words.contains(&state_dir)
+}
+
 /// Whether a process runs; one that has ended and was not waited for does not.
 fn is_alive(pid: Pid) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
@@ -291,6 +332,15 @@ ESTAB 0 0 [::ffff:127.0.0.1]:6443 [::ffff:127.0.0.1]:40002 cubic bytes_received:
 ESTAB 0 0 10.210.0.6:6443 10.210.0.1:40003 cubic bytes_received:3
 LISTEN 0 0 *:6443 *:* cubic";
         assert_eq!(carried(text, &["10.210.0.8".to_owned()]), 703);
+    }
+
+    #[test]
+    fn only_the_coordinator_of_this_installation_is_taken_for_it() {
+        let is_own = |words: &str| is_coordinator_of(words.as_bytes(), Path::new("/state/one"));
+        assert!(is_own("/bin/keelson-coordinator\0serve\0--state-dir\0/state/one\0--image\0sha256:1\0"));
+        assert!(!is_own("/bin/keelson-coordinator\0serve\0--state-dir\0/state/two\0"));
+        assert!(!is_own("tail\0/state/one\0"));
+        assert!(!is_own(""));
     }
 
     #[test]

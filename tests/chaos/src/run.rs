@@ -126,7 +126,7 @@ impl<'a> Runner<'a> {
         });
         let mended = injected.and_then(|()| self.mend(&mut cases, &machines, &mut events));
         // Whatever happens, nothing stays broken because of us.
-        let healed = self.heal(&mut cases, &machines);
+        let healed = self.heal(&cases, &machines);
         let gone_on = mended.and(healed);
         if self.signals.interrupted() {
             return gone_on;
@@ -260,13 +260,14 @@ impl<'a> Runner<'a> {
         Ok(())
     }
 
-    /// Ends what is still broken, and waits until the cluster is ready.
-    fn heal(&mut self, cases: &mut [Case], machines: &[Victim]) -> Result<()> {
-        for case in cases.iter_mut().filter(|case| case.mended.is_none() || case.end_at.is_some()) {
-            self.breaker.end(&case.fault, &case.before)?;
+    /// Ends what is still broken, and waits until the cluster is ready. What cannot be ended keeps nothing else in force.
+    fn heal(&mut self, cases: &[Case], machines: &[Victim]) -> Result<()> {
+        let mut first = Ok(());
+        for case in cases.iter().filter(|case| case.mended.is_none() || case.end_at.is_some()) {
+            first = first.and(self.breaker.end(&case.fault, &case.before));
         }
         let ids: Vec<String> = machines.iter().map(|victim| victim.id.clone()).collect();
-        self.breaker.end_all(&ids)?;
+        first.and(self.breaker.end_all(&ids))?;
         self.wait_ready()
     }
 

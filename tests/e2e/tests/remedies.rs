@@ -6,17 +6,25 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use keelson_e2e::{Installation, wait_for};
+use serde_json::Value;
 
 const WORKER: &str = "demo-worker-2";
 const ETCD: &str = "demo-etcd-1";
 /// Where an agent keeps certificates and keys.
 const PKI: &str = "/var/lib/keelson/pki";
 
-/// Waits until an agent has told that its remedy helped.
+/// Waits until an agent has told that its remedy helped: in one event, which is of nothing else.
 fn wait_told(installation: &Installation, machine: &str, remedy: &str) -> Result<()> {
     wait_for(&format!("{machine} to tell of {remedy}"), || {
-        let events = installation.keelson_json(&["events", "--machine", machine])?.to_string();
-        ensure!(events.contains("Repaired") && events.contains(remedy), "{events}");
+        let events = installation.keelson_json(&["events", "--machine", machine])?;
+        let items = events["items"].as_array().context("the list of events has no items")?;
+        let begins = |text: &Value, with: &str| text.as_str().is_some_and(|text| text.starts_with(with));
+        let told = |event: &Value| {
+            event["reason"] == "Repaired"
+                && begins(&event["cause"], &format!("{remedy}: "))
+                && begins(&event["outcome"], "it helped after")
+        };
+        ensure!(items.iter().any(told), "{events}");
         Ok(())
     })
 }

@@ -84,7 +84,7 @@ impl State {
         let cluster = self.clusters.get(&operation.cluster).filter(|cluster| cluster.operation == *id);
         let metadata = cluster.map_or_else(Default::default, |cluster| {
             let (observed, report) = (self.observed(cluster), self.report(cluster));
-            convert::operation_metadata(Some(&cluster.blueprint), &observed, Some(&report), operation.created)
+            convert::operation_metadata(&cluster.blueprint, &observed, Some(&report), operation.created)
         });
         Ok(convert::operation_view(operation, metadata))
     }

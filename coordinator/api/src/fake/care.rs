@@ -12,8 +12,8 @@ use keelson_model::{
 };
 use keelson_protocol::{ClusterName, MachineId, WallTime};
 
-use super::State;
 use super::cluster::FakeCluster;
+use super::{Fault, State};
 use crate::auth::Caller;
 use crate::care::{
     NotNow, not_well_view, pause_view, repair_held, repair_options_view, repair_status_view, repair_view,
@@ -215,7 +215,16 @@ impl State {
             self.ward.ill.keys().filter(|id| self.is_under_repair(id)).cloned().collect();
         for id in ids {
             let now = self.now;
+            let off = match &self.fault {
+                Some(Fault::CallsOff(why)) => Some(why.clone()),
+                _ => None,
+            };
             let Some(ill) = self.ward.ill.get_mut(&id) else { continue };
+            if let Some((why, action)) = off.zip(ill.acting) {
+                (ill.acting, ill.broken, ill.steps_left) = (None, None, 1);
+                self.note_ill(&id, Severity::Info, "RepairCalledOff", &why, &format!("no {action}"));
+                continue;
+            }
             ill.steps_left = ill.steps_left.saturating_sub(1);
             match (ill.steps_left, ill.acting) {
                 (2, Some(action)) if action != RepairAction::PowerOn => {
@@ -295,7 +304,7 @@ impl State {
     }
 
     pub(super) fn repair_options(&self, id: &MachineId) -> Result<RepairOptionsView, Problem> {
-        self.cluster_with(id)?;
+        let cluster = &self.cluster_with(id)?.spec.name;
         let option = |action| {
             let wish = RepairWish { action, against: Against::Nothing };
             let not_now = match self.refusal(id, &wish) {
@@ -310,7 +319,7 @@ impl State {
             };
             (action, not_now)
         };
-        Ok(repair_options_view(id, RepairAction::ALL.map(option)))
+        Ok(repair_options_view(id, cluster, RepairAction::ALL.map(option)))
     }
 
     pub(super) fn preview_repair(&self, id: &MachineId, wish: &RepairWish) -> Result<RepairPreview, Problem> {
@@ -324,7 +333,7 @@ impl State {
                 Against::Quorum { typed } => typed == name.as_str(),
             };
             if !goes_on {
-                return Err(repair_held(id, name, wish.action, hold));
+                return Err(repair_held(id, name, wish, hold));
             }
         }
         let roles = cluster.blueprint.machines.get(id).map(|machine| machine.roles.clone());

@@ -48,6 +48,8 @@ pub enum Fault {
     Silent,
     /// The store cannot be written.
     StoreFull,
+    /// Repairs are called off for this reason before power is taken away, and the machines work again by themselves.
+    CallsOff(String),
 }
 
 /// A fleet in memory.
@@ -320,7 +322,9 @@ impl State {
                     why: "the provider refused: no right to create machines".to_owned(),
                 },
                 Some(Fault::Fails(why)) => OperationState::Failed { at: now, why },
-                Some(Fault::Stuck | Fault::Silent | Fault::StoreFull) | None => OperationState::Running,
+                Some(Fault::Stuck | Fault::Silent | Fault::StoreFull | Fault::CallsOff(_)) | None => {
+                    OperationState::Running
+                }
             };
             if let Some(operation) = self.operation_mut(&id) {
                 operation.state = new_state;

@@ -50,7 +50,7 @@ async fn create(work: &mut Work<'_>, client: &mut Client, args: CreateArgs) -> R
             plan: args.plan,
             release: args.release,
             workers: args.workers,
-            pools: args.pool.into_iter().collect(),
+            pools: pools(args.pool)?,
             expose: args.expose.into_iter().map(|(name, node_port)| ExposeBody { name, node_port }).collect(),
             pod_network: args.pod_network,
             service_network: args.service_network,
@@ -67,6 +67,20 @@ async fn create(work: &mut Work<'_>, client: &mut Client, args: CreateArgs) -> R
     let call = call.header("idempotency-key", idempotency_key());
     let operation: OperationView = client.document(&call).await?;
     wait_or_leave(work, client, &operation, &args.wait).await
+}
+
+/// Sizes by pool. One that is named twice was meant to be another one.
+fn pools(given: Vec<(String, u16)>) -> Result<BTreeMap<String, u16>, Failure> {
+    let mut pools = BTreeMap::new();
+    for (name, count) in given {
+        if let Some(before) = pools.insert(name.clone(), count) {
+            let what = format!("--pool {name}={before} and --pool {name}={count} cannot both hold");
+            return Err(Problem::new(Code::CommandLine, what)
+                .remedy(format!("name each pool once: --pool {name}=N"))
+                .into());
+        }
+    }
+    Ok(pools)
 }
 
 /// Prints what a change would do.

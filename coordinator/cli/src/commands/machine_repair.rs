@@ -3,8 +3,8 @@
 use std::fmt::Write;
 
 use keelson_api::types::{
-    ConditionState, MachineStep, MachineView, RepairActionView, RepairBody, RepairView, Timestamp,
-    VerdictWord,
+    ConditionState, EventView, ListView, MachineStep, MachineView, PAGE_SIZE_MAX, RepairActionView,
+    RepairBody, RepairView, Timestamp, VerdictWord,
 };
 use keelson_api::{Code, ExitCode, Problem};
 
@@ -21,6 +21,10 @@ use crate::tree;
 
 /// The guard that only lets time pass between two repairs: no reason to give up waiting.
 const COOL_DOWN: &str = "coolDown";
+/// Reason of the event that says that a repair was not made.
+const CALLED_OFF: &str = "RepairCalledOff";
+/// Reasons of the events with which a repair ends.
+const ENDS: [&str; 2] = ["RepairDone", CALLED_OFF];
 
 /// `keelson machine repair`.
 pub(super) async fn run(
@@ -41,8 +45,9 @@ pub(super) async fn run(
     if !args.yes && action != RepairActionView::PowerOn {
         confirm(work, client, args, &preview)?;
     }
-    let begun: RepairView = client.document(&call()).await?;
     let wait = Wait::of(&args.wait, work);
+    let seen = if wait.waits() { newest_event(client, &args.id).await? } else { 0 };
+    let begun: RepairView = client.document(&call()).await?;
     announce(work, &begun, wait);
     if !wait.waits() {
         work.output().document(&begun, &names, |_| text(&begun));
@@ -51,6 +56,7 @@ pub(super) async fn run(
     let subject = RepairSubject { id: &args.id, began: work.session.now().into() };
     let (mode, timeout) = (work.global.progress, args.wait.wait.flatten());
     let machine = progress::wait(client, work.session, &subject, mode, timeout).await?;
+    was_done(client, &begun, seen).await?;
     let id = &args.id;
     work.output().document(&machine, &names, |_| format!("machine {id} is well ({action})\n"));
     if work.for_people() {
@@ -117,6 +123,35 @@ fn announce(work: &mut Work<'_>, repair: &RepairView, wait: Wait) {
         format!("{action} of {id} has begun; follow it: {follow}")
     };
     work.output().hint(&text);
+}
+
+fn events(id: &str) -> Call {
+    Call::get("events").query("machine", Some(id))
+}
+
+/// Id of the newest event about a machine; 0 when there is none.
+async fn newest_event(client: &mut Client, id: &str) -> Result<u64, Failure> {
+    let list: ListView<EventView> = client.document(&events(id).query("page_size", Some(1))).await?;
+    Ok(list.items.last().map_or(0, |event| event.id))
+}
+
+/// That a machine is well does not say that it was repaired: what was asked for may have been called off. `seen` is the
+/// newest event from before it began.
+async fn was_done(client: &mut Client, begun: &RepairView, seen: u64) -> Result<(), Failure> {
+    let (id, action) = (&begun.machine, begun.action);
+    let call = events(id).query("after", Some(seen)).query("page_size", Some(PAGE_SIZE_MAX));
+    let list: ListView<EventView> = client.document(&call).await?;
+    let mut ends = list.items.iter().filter(|event| ENDS.contains(&event.reason.as_str()));
+    match ends.next().filter(|event| event.reason == CALLED_OFF) {
+        None => Ok(()),
+        Some(event) => {
+            let what = format!("{action} of machine {id} was called off, and the machine is well");
+            let remedy = format!(
+                "if it is still needed, ask again: keelson machine repair {id} --action {action}; what happened: keelson why {id}"
+            );
+            Err(Problem::new(Code::RepairCalledOff, what).because(&event.cause).remedy(remedy).into())
+        }
+    }
 }
 
 /// A machine that is waited for until it is well.

@@ -122,10 +122,23 @@ async fn apply(work: &mut Work<'_>, client: &mut Client, args: &PlanApplyArgs) -
     }
     let mut applied: Vec<PlanChangeView> = Vec::new();
     for (plan, preview) in plans.iter().zip(&changes) {
-        applied.push(client.document(&only_as_seen(call(plan), preview)).await?);
+        match client.document(&only_as_seen(call(plan), preview)).await {
+            Ok(change) => applied.push(change),
+            Err(failure) => return Err(after_others(work, failure, applied)),
+        }
     }
     print(work, applied, false);
     Ok(ExitCode::Done)
+}
+
+/// A plan was refused after others were applied: what was done is told all the same.
+fn after_others(work: &mut Work<'_>, mut failure: Failure, applied: Vec<PlanChangeView>) -> Failure {
+    if !applied.is_empty() {
+        let names: Vec<&str> = applied.iter().map(|change| change.name.as_str()).collect();
+        failure.problem.causes.push(format!("plans applied before: {}", names.join(", ")));
+        print(work, applied, false);
+    }
+    failure
 }
 
 fn call(plan: &PlanBody) -> Call {

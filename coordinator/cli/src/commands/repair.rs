@@ -96,14 +96,15 @@ fn table(machines: &[NotWellView], now: WallTime) -> Table {
     table
 }
 
-/// Why repairs are held, each guard's sentence once, and what ends it.
+/// Why repairs are held, and what ends it: each pair of sentences once. Pauses of two clusters have two ends.
 fn held_lines(text: &mut String, machines: &[NotWellView]) {
     let mut told = Vec::new();
     for hold in machines.iter().filter_map(|machine| machine.hold.as_ref()) {
-        if told.contains(&&hold.text) {
+        let sentences = (&hold.text, &hold.ends_when);
+        if told.contains(&sentences) {
             continue;
         }
-        told.push(&hold.text);
+        told.push(sentences);
         let person = if hold.needs_person { "  (needs a person)" } else { "" };
         let _ = writeln!(text, "held by guard {}: {}{person}", hold.guard, one_line(&hold.text));
         let _ = writeln!(text, "    ends when {}", one_line(&hold.ends_when));

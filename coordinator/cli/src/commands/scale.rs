@@ -1,7 +1,5 @@
 //! `keelson cluster scale`: another size for a pool.
 
-use std::time::Duration;
-
 use keelson_api::types::{ClusterView, EffectView, OperationView, PlanPreview, ScaleBody};
 use keelson_api::{Code, ExitCode, Problem};
 
@@ -11,7 +9,6 @@ use super::delete::typed_is;
 use crate::args::ScaleArgs;
 use crate::args_repair::{DrainArgs, DrainThenArg};
 use crate::client::{Call, Client};
-use crate::duration::short;
 use crate::failure::Failure;
 
 /// What happens to what runs on a machine that leaves a cluster that stays.
@@ -46,9 +43,9 @@ pub(super) async fn run(
 
 /// The flags of a drain as they were given, so that a command that is printed does the same.
 fn drain_words(args: DrainArgs) -> String {
-    let timeout = args.drain_timeout.map_or_else(String::new, |timeout_s| {
-        format!(" --drain-timeout {}", short(Duration::from_secs(u64::from(timeout_s))))
-    });
+    // In seconds: the form for people leaves out what is small beside the rest.
+    let timeout =
+        args.drain_timeout.map_or_else(String::new, |timeout_s| format!(" --drain-timeout {timeout_s}s"));
     let then = match args.drain_then {
         None => "",
         Some(DrainThenArg::Force) => " --drain-then force",
@@ -97,4 +94,16 @@ pub(super) fn removal(removed: &[&str], of: &str) -> String {
     let (machines, their) =
         if removed.len() == 1 { ("machine", "its disk") } else { ("machines", "their disks") };
     format!("{} {machines} {of} with {their} ({})", removed.len(), removed.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_printed_command_has_the_timeout_that_was_given() {
+        let words = |drain_timeout, drain_then| drain_words(DrainArgs { drain_timeout, drain_then });
+        assert_eq!(words(None, None), "");
+        assert_eq!(words(Some(3_690), Some(DrainThenArg::Wait)), " --drain-timeout 3690s --drain-then wait");
+    }
 }

@@ -5,7 +5,9 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use keelson_api::ExitCode;
-use keelson_api::types::{API_VERSION, ClusterView, EventView, MachineView, OperationView, Timestamp};
+use keelson_api::types::{
+    API_VERSION, ClusterView, EventView, MachineView, NotWellView, OperationView, Timestamp,
+};
 use keelson_protocol::WallTime;
 use serde::Serialize;
 
@@ -49,12 +51,28 @@ struct Incident {
     machine: Option<String>,
     /// Its first event of the last hour.
     began: Timestamp,
-    /// When it was mended; absent while it is open.
+    /// When it was found, perhaps before the last hour, while it is open; absent when it is not known to be.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    opened: Option<Timestamp>,
+    /// When it was mended.
     #[serde(skip_serializing_if = "Option::is_none")]
     mended: Option<Timestamp>,
+    /// Its newest event.
+    seen: Timestamp,
     /// How it began, and what came last.
     first: String,
     last: String,
+}
+
+impl Incident {
+    /// How it stands, in a few words.
+    fn state(&self, now: WallTime) -> String {
+        match (self.opened, self.mended) {
+            (Some(opened), _) => format!("open for {}", ago(now, opened.0)),
+            (None, Some(mended)) => format!("mended after {}", ago(mended.0, self.began.0)),
+            (None, None) => format!("last seen {} ago", ago(now, self.seen.0)),
+        }
+    }
 }
 
 /// Explains a cluster.
@@ -75,7 +93,7 @@ pub(super) async fn show(
     let operations = operations.into_iter().filter(|operation| !operation.done).collect();
     let of_incidents = |call: Call| call.query("cluster", Some(&name)).query("incident", Some("any"));
     let now = work.session.now();
-    let incidents = incidents(events(client, of_incidents).await?, now);
+    let incidents = incidents(events(client, of_incidents).await?, &cluster.status.not_well, now);
     let (api_version, kind) = (API_VERSION, "ClusterWhy");
     let why = ClusterWhy { api_version, kind, cluster, leaving, operations, incidents };
     let paint = Paint::stdout(work.session);
@@ -83,8 +101,11 @@ pub(super) async fn show(
     Ok(ExitCode::Done)
 }
 
-/// Events of the last hour, put together by incident.
-fn incidents(events: Vec<EventView>, now: WallTime) -> Vec<Incident> {
+/// Events of the last hour, put together by incident. Which are open, and since when, say the machines that are not well:
+/// an incident may be older than an hour, and its last event may be lost.
+fn incidents(events: Vec<EventView>, not_well: &[NotWellView], now: WallTime) -> Vec<Incident> {
+    let open = not_well.iter().filter_map(|machine| machine.incident.as_ref());
+    let open: BTreeMap<u64, Timestamp> = open.map(|incident| (incident.number, incident.opened)).collect();
     let mut found: BTreeMap<u64, Incident> = BTreeMap::new();
     for event in events.into_iter().filter(|event| now.since(event.at.0) <= INCIDENTS_OF) {
         let Some(number) = event.incident else { continue };
@@ -92,11 +113,14 @@ fn incidents(events: Vec<EventView>, now: WallTime) -> Vec<Incident> {
             number,
             machine: event.machine.clone(),
             began: event.at,
+            opened: open.get(&number).copied(),
             mended: None,
+            seen: event.at,
             first: event.outcome.clone(),
             last: String::new(),
         });
         incident.mended = (event.reason == "FaultMended").then_some(event.at);
+        incident.seen = event.at;
         incident.last = format!("{}: {}", event.cause, event.outcome);
     }
     found.into_values().collect()
@@ -134,7 +158,7 @@ fn wait_lines(text: &mut String, why: &ClusterWhy, now: WallTime, paint: Paint) 
     // What has a part of its own is told there, with all that is known of it.
     let elsewhere = |machine: Option<&str>| {
         let left = |view: &MachineView| Some(view.summary.id.as_str()) == machine;
-        let ill = |view: &keelson_api::types::NotWellView| Some(view.machine.as_str()) == machine;
+        let ill = |view: &NotWellView| Some(view.machine.as_str()) == machine;
         why.leaving.iter().any(left) || status.not_well.iter().any(ill)
     };
     let rest = status
@@ -184,15 +208,79 @@ fn incident_lines(text: &mut String, incidents: &[Incident], now: WallTime, pain
     }
     let _ = writeln!(text, "{}", paint.bold("incidents of the last hour"));
     for incident in incidents {
-        let (number, began) = (incident.number, clock(incident.began.0));
+        let (number, began) = (incident.number, clock(incident.opened.unwrap_or(incident.began).0));
         let machine = incident.machine.as_deref().unwrap_or("the cluster");
-        let state = match incident.mended {
-            Some(mended) => format!("mended after {}", ago(mended.0, incident.began.0)),
-            None => format!("open for {}", ago(now, incident.began.0)),
-        };
+        let state = incident.state(now);
         let _ = writeln!(text, "  {number}  {began}  {machine}  {}, {state}", one_line(&incident.first));
         let _ = writeln!(text, "      last: {}", one_line(&incident.last));
     }
     let _ =
         writeln!(text, "  all of one: keelson events --incident {}", incidents[incidents.len() - 1].number);
+}
+
+#[cfg(test)]
+mod tests {
+    use keelson_api::types::{IncidentView, SeverityView, VerdictView, VerdictWord};
+
+    use super::*;
+
+    const NOW: WallTime = WallTime(10_000_000);
+
+    fn before(seconds: i64) -> Timestamp {
+        WallTime(NOW.0 - seconds * 1_000).into()
+    }
+
+    fn event(incident: u64, reason: &str, ago_s: i64) -> EventView {
+        EventView {
+            api_version: API_VERSION.to_owned(),
+            kind: "Event".to_owned(),
+            id: 1,
+            at: before(ago_s),
+            severity: SeverityView::Warning,
+            reason: reason.to_owned(),
+            cluster: None,
+            machine: Some("demo-worker-1".to_owned()),
+            incident: Some(incident),
+            cause: "cause".to_owned(),
+            outcome: "outcome".to_owned(),
+        }
+    }
+
+    fn ill(incident: u64, opened_s: i64) -> NotWellView {
+        let (name, text) = ("hung".to_owned(), "hung".to_owned());
+        let verdict = VerdictView { word: VerdictWord::Hung, name, text: text.clone() };
+        let incident = IncidentView { number: incident, opened: before(opened_s), verdict: verdict.clone() };
+        NotWellView {
+            machine: "demo-worker-1".to_owned(),
+            cluster: "demo".to_owned(),
+            verdict,
+            fault_class: None,
+            text,
+            incident: Some(incident),
+            acting: None,
+            hold: None,
+        }
+    }
+
+    #[test]
+    fn an_incident_is_as_old_as_it_is_and_open_only_when_its_machine_says_so() {
+        let check = |events: Vec<EventView>, not_well: &[NotWellView], expected: &str| {
+            let found = incidents(events, not_well, NOW);
+            assert_eq!(found.iter().map(|incident| incident.state(NOW)).collect::<Vec<_>>(), [expected]);
+        };
+        check(vec![event(7, "FaultFound", 60)], &[ill(7, 60)], "open for 1m");
+        // It was found before the last hour, and what is left of it is a repair.
+        check(
+            vec![event(7, "FaultFound", 7_200), event(7, "RepairHeld", 60)],
+            &[ill(7, 7_200)],
+            "open for 2h",
+        );
+        check(
+            vec![event(7, "FaultFound", 600), event(7, "FaultMended", 540)],
+            &[ill(8, 60)],
+            "mended after 1m",
+        );
+        // The machine was removed: nothing says that it was mended.
+        check(vec![event(7, "FaultFound", 600), event(7, "RepairHeld", 300)], &[], "last seen 5m ago");
+    }
 }
