@@ -197,7 +197,7 @@ fn a_machine_that_does_not_reboot_is_told_so_often_and_no_more() {
 fn what_is_withheld_is_told_once_though_the_unit_is_healthy_for_a_moment_of_each_start() {
     let (mut world, _) = remedied_and_ready();
     world.corrupt_later("containerd.service", "nothing", 2_000);
-    world.run_for(900_000);
+    world.run_for(480_000);
     assert_eq!((moved(&world), world.boot), (1, 1));
     let told = world.events_of(EventKind::RepairWithheld);
     let told = told.iter().filter(|told| told.starts_with("runtime")).count();
