@@ -119,7 +119,9 @@ impl CoordinatorCore {
             machine.row.acting.is_some()
                 || machine.row.renew
                 || machine.row.incarnation != planned.incarnation
-                || planned.leaving && cluster(&machine.row.cluster).is_some_and(|c| has_begun(c, machine))
+                || planned.leaving
+                    && !machine.parting.removed
+                    && cluster(&machine.row.cluster).is_some_and(|c| has_begun(c, machine))
                 || is_coming_back(now, machine)
         })
     }
@@ -161,7 +163,13 @@ impl CoordinatorCore {
         let votes = |other: &BlueprintMachine| {
             standings.is_empty() || standings.get(&other.id) == Some(&keelson_model::Standing::Voter)
         };
-        others.find(|other| other.leaving || !votes(other)).map(|other| &other.id)
+        // One that leaves and that the quorum needs waits for just this repair.
+        let quorum = self.quorum(cluster);
+        let moves = |other: &&BlueprintMachine| match other.leaving {
+            true => quorum.outlives_loss(&other.id).is_ok(),
+            false => !votes(other),
+        };
+        others.find(moves).map(|other| &other.id)
     }
 
     /// The etcd cluster as far as it is known. Members that founded it vote until etcd says otherwise.

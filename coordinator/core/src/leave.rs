@@ -24,7 +24,7 @@ pub struct Parting {
     /// Whether its pods and volumes are gone.
     drained: bool,
     /// Whether Kubernetes has forgotten it.
-    removed: bool,
+    pub(crate) removed: bool,
     /// What was told last about what blocks it, so that it is told once.
     told: String,
     /// Pods that were deleted against their disruption budgets, and told.

@@ -77,12 +77,17 @@ impl<'a> Draft<'a> {
     }
 
     /// A member that is lost may be replaced while no other comes or goes, and when the others have a quorum of the whole
-    /// though its replacement fails as well.
+    /// though its replacement fails as well. One that leaves and that the quorum needs waits for just this.
     fn may_renew_member(&mut self, id: &MachineId) -> bool {
-        let moves = |hold: &&EtcdHold| !matches!(hold, EtcdHold::Unready { .. }) && hold.machine() != id;
-        let other = self.etcd_busy.iter().find(moves).cloned();
         let progress = self.input.progress;
-        let outlived = Quorum::of(&progress.etcd, &progress.ready).outlives_loss(id).is_ok();
+        let quorum = Quorum::of(&progress.etcd, &progress.ready);
+        let moves = |hold: &&EtcdHold| match hold {
+            EtcdHold::Unready { .. } => false,
+            EtcdHold::Leaving { machine } => machine != id && quorum.outlives_loss(machine).is_ok(),
+            EtcdHold::Joining { machine } => machine != id,
+        };
+        let other = self.etcd_busy.iter().find(moves).cloned();
+        let outlived = quorum.outlives_loss(id).is_ok();
         self.held = other.or_else(|| {
             (!outlived).then(|| self.etcd_busy.iter().find(|hold| hold.machine() != id).cloned()).flatten()
         });
@@ -230,9 +235,12 @@ impl<'a> Draft<'a> {
         Err(PlanError::PodNetworkUsedUp { network })
     }
 
-    /// Gives every etcd machine that has none a seat, with the members as they are at this moment.
+    /// Gives every etcd machine that has none a seat, with the members as they are at this moment; and another one to those
+    /// that were not added yet, when the members have become others meanwhile.
     pub(crate) fn take_seats(&mut self) {
         let parent = self.input.parent;
+        let standings = &self.input.progress.etcd;
+        let absent = |id: &MachineId| standings.get(id) == Some(&Standing::Absent);
         // A blueprint from before there were seats: its members founded the cluster.
         let founded = |id: &MachineId| {
             let before = parent.and_then(|parent| parent.machines.get(id));
@@ -253,10 +261,20 @@ impl<'a> Draft<'a> {
             .collect();
         let seats: Vec<(MachineId, EtcdSeat)> = members
             .keys()
-            .filter(|id| self.machines[*id].seat.is_none())
-            .map(|id| {
+            .filter_map(|id| {
+                let machine = &self.machines[id];
                 let begins = if founding(id) { SeatBegins::Founding } else { SeatBegins::Joining };
-                (id.clone(), EtcdSeat { begins, members: members.clone() })
+                let there = |(other, _): &(&MachineId, &Ipv4Addr)| *other == id || !absent(other);
+                let joined = members.iter().filter(there).map(|(id, address)| (id.clone(), *address));
+                let new = || EtcdSeat { begins, members: joined.collect() };
+                match &machine.seat {
+                    None => Some((id.clone(), new())),
+                    Some(seat) if seat.begins == SeatBegins::Joining && absent(id) && !machine.leaving => {
+                        let seat_now = EtcdSeat { begins: SeatBegins::Joining, ..new() };
+                        (seat_now != *seat).then(|| (id.clone(), seat_now))
+                    }
+                    Some(_) => None,
+                }
             })
             .collect();
         for (id, seat) in seats {

@@ -2,6 +2,7 @@
 //! that a quorum would not outlive.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
 
 use keelson_model::etcd::{EtcdCall, EtcdMember, MemberId};
 use keelson_model::{Blueprint, BlueprintMachine, Role, SeatBegins, Standing};
@@ -47,19 +48,36 @@ pub fn next_member_call(view: &MemberView) -> Option<EtcdCall> {
     let machines = || view.blueprint.with_role(Role::Etcd);
     let owner = |member: &EtcdMember| machines().find(|machine| is_of(member, machine));
     // Lost members and those of machines that leave go first: they only take away from safety.
-    let surplus = view.members.iter().filter(|member| owner(member).is_none_or(|machine| machine.leaving));
-    if let Some(call) = surplus.min_by_key(|member| Some(member.id) == view.leader).map(|m| view.take_out(m))
-    {
-        return call;
+    let mut surplus: Vec<&EtcdMember> =
+        view.members.iter().filter(|member| owner(member).is_none_or(|machine| machine.leaving)).collect();
+    surplus.sort_by_key(|member| Some(member.id) == view.leader);
+    if !surplus.is_empty() {
+        // One that a quorum needs must not keep another one, perhaps lost, from being taken out.
+        return surplus.into_iter().find_map(|member| view.take_out(member));
     }
     if let Some(learner) = view.members.iter().find(|member| member.learner) {
         // It says its name when it has started; etcd itself refuses to promote it before it has caught up.
-        let started = !learner.name.is_empty();
-        return started.then_some(EtcdCall::Promote { member: learner.id });
+        if !learner.name.is_empty() {
+            return Some(EtcdCall::Promote { member: learner.id });
+        }
+        // Its first start is told all members. When those have become others, it would end at once, for ever.
+        let stale = owner(learner).is_some_and(|machine| !seat_fits(machine, view.members));
+        return stale.then_some(EtcdCall::Remove { member: learner.id });
     }
     let missing =
         machines().find(|machine| !machine.leaving && standing(machine, view.members) == Standing::Absent)?;
-    view.quorum().holds().then_some(EtcdCall::AddLearner { address: missing.address })
+    let fits = seat_fits(missing, view.members);
+    (fits && view.quorum().holds()).then_some(EtcdCall::AddLearner { address: missing.address })
+}
+
+/// Whether a machine that joins starts its member with the members that there are, and itself.
+fn seat_fits(machine: &BlueprintMachine, members: &[EtcdMember]) -> bool {
+    let Some(seat) = machine.seat.as_ref().filter(|seat| seat.begins == SeatBegins::Joining) else {
+        return true;
+    };
+    let mut there: BTreeSet<Ipv4Addr> = members.iter().filter_map(|member| member.address).collect();
+    there.insert(machine.address);
+    seat.members.values().copied().collect::<BTreeSet<_>>() == there
 }
 
 impl MemberView<'_> {

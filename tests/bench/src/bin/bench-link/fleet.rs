@@ -86,21 +86,9 @@ pub(crate) fn saved(count: usize) -> Result<(Settings, Saved)> {
         .blueprint;
         taken.extend(blueprint.machines.values().map(|machine| (machine.address, spec.name.clone())));
         saved.machines.extend(blueprint.machines.values().map(|machine| MachineRow {
-            id: machine.id.clone(),
-            cluster: spec.name.clone(),
-            incarnation: machine.incarnation,
             phase: MachinePhase::Enrolled { since: WallTime(0) },
-            token_made: WallTime(0),
             enrolled_key: Some("bench".to_owned()),
-            agent_events: 0,
-            sent: None,
-            leaving_since: None,
-            incident: None,
-            acts: Vec::new(),
-            acting: None,
-            renew: false,
-            forced: false,
-            fenced: None,
+            ..MachineRow::planned(machine.id.clone(), spec.name.clone(), machine.incarnation, WallTime(0))
         }));
         saved.material.push((spec.name.clone(), material()));
         let (created, first_ready) = (WallTime(0), Some(WallTime(0)));
