@@ -70,7 +70,7 @@ impl CoordinatorCore {
         self.quorum_outlives(cluster, planned, action)
     }
 
-    fn not_paused(&self, cluster: &Cluster) -> Result<(), Hold> {
+    pub(crate) fn not_paused(&self, cluster: &Cluster) -> Result<(), Hold> {
         if let Some(since) = self.repair_paused {
             return Err(Hold::Paused { scope: Scope::Fleet, since });
         }

@@ -25,6 +25,8 @@ pub struct Parting {
     drained: bool,
     /// Whether Kubernetes has forgotten it.
     pub(crate) removed: bool,
+    /// Kubernetes knew no such node when it was to be drained.
+    unknown: bool,
     /// What was told last about what blocks it, so that it is told once.
     told: String,
     /// Pods that were deleted against their disruption budgets, and told.
@@ -69,7 +71,8 @@ impl CoordinatorCore {
             return None;
         }
         if machine.parting.drained {
-            return Some(KubeCall::DeleteNode { node });
+            // A kubelet that still runs would register its node again.
+            return machine.row.fenced.is_some().then_some(KubeCall::DeleteNode { node });
         }
         // A machine without power ends no pod, so that a drain would wait for ever.
         if matches!(machine.row.phase, MachinePhase::Off { .. } | MachinePhase::Missing { .. }) {
@@ -84,6 +87,23 @@ impl CoordinatorCore {
             DrainThen::Force | DrainThen::Wait => DrainForce::Never,
         };
         Some(KubeCall::Drain { node, force })
+    }
+
+    /// A node was seen. One that Kubernetes knew nothing of when it was to be drained has registered since, and may run pods.
+    pub(crate) fn node_appeared(&mut self, id: &MachineId) {
+        let Some(machine) = self.machines.get_mut(id) else { return };
+        if machine.row.fenced.is_none() && std::mem::take(&mut machine.parting.unknown) {
+            machine.parting.drained = false;
+        }
+    }
+
+    /// Whether a machine that leaves has nothing more to do, so that its power may be taken away: its pods are gone, and its
+    /// etcd member is taken out.
+    pub(crate) fn is_done(&self, name: &ClusterName, planned: &BlueprintMachine) -> bool {
+        let member = planned.roles.contains(&Role::Etcd);
+        let out = !member || self.standings(name).get(&planned.id) == Some(&Standing::Absent);
+        let drained = self.machines.get(&planned.id).is_some_and(|machine| machine.parting.drained);
+        planned.leaving && planned.is_node() && drained && out
     }
 
     /// Whether the time for a machine's drain is over.
@@ -140,7 +160,7 @@ impl CoordinatorCore {
             // Kubernetes never heard of it, or has forgotten it.
             (KubeCall::Drain { .. } | KubeCall::Evacuate { .. }, Err(KubeFailure::NoNode { .. })) => {
                 parting.error = None;
-                parting.drained = true;
+                (parting.drained, parting.unknown) = (true, true);
                 machine.kube_after = None;
             }
             (KubeCall::DeleteNode { .. }, Ok(_)) => {

@@ -48,6 +48,12 @@ impl CoordinatorCore {
         match (&machine.row.phase, planned) {
             (
                 MachinePhase::Refused { .. } | MachinePhase::Booting { .. } | MachinePhase::Enrolled { .. },
+                Some(planned),
+            ) if machine.row.fenced.is_none() && self.is_done(&cluster, &planned) => {
+                self.call_fence(id, cluster, planned.incarnation);
+            }
+            (
+                MachinePhase::Refused { .. } | MachinePhase::Booting { .. } | MachinePhase::Enrolled { .. },
                 Some(_),
             ) => self.reconcile_acting(now, id),
             // It is looked for again, and then made anew: asked for as it is it would begin with an empty disk.

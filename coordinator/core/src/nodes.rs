@@ -179,6 +179,8 @@ impl CoordinatorCore {
             kube.nodes.insert(watch.seen.name.clone(), watch);
         }
         kube.looked = Some(now.mono);
+        let seen: Vec<MachineId> = kube.nodes.keys().filter_map(|name| name.parse().ok()).collect();
+        seen.iter().for_each(|id| self.node_appeared(id));
     }
 
     /// Whether something about a cluster's nodes changes, so that they are looked at often.

@@ -38,7 +38,7 @@ impl CoordinatorCore {
             return;
         }
         // Its power was taken away by us.
-        let ours = machine.row.acting.is_some() || machine.row.renew;
+        let ours = machine.row.acting.is_some() || machine.row.renew || machine.row.fenced.is_some();
         let Some(class) = verdict.class().filter(|_| !ours) else { return };
         let evidence = machine.evidence.as_ref().map(ToString::to_string).unwrap_or_default();
         let heard = self.machines.get(id).and_then(|machine| self.last_heard(machine));
@@ -122,10 +122,14 @@ impl CoordinatorCore {
         let hold = match self.next_action(now, machine) {
             Ok(None) => None,
             Ok(Some(_)) => {
-                // On an empty disk nothing runs that a guard could protect.
-                let empty = self.forgot_itself(machine).map(|_| ());
-                let allowed = || self.allowed(now, id, RepairAction::PowerCycle, Asker::Detector, census);
-                match empty.map_or_else(allowed, Ok) {
+                // On an empty disk, and where no machine is any more, nothing runs that a guard could protect.
+                let empty = self.forgot_itself(machine).is_some() || machine.verdict == Verdict::Missing;
+                let paused = self.clusters.get(&cluster).map_or(Ok(()), |cluster| self.not_paused(cluster));
+                let allowed = match empty {
+                    true => paused,
+                    false => self.allowed(now, id, RepairAction::PowerCycle, Asker::Detector, census),
+                };
+                match allowed {
                     Ok(()) => return self.call_fence(id, cluster, machine.row.incarnation),
                     Err(hold) => Some(hold),
                 }
@@ -394,8 +398,10 @@ impl CoordinatorCore {
         self.touch(id);
         self.save_machine(id);
         self.renew_soon(id);
+        let leaves = self.machines.get(id).is_some_and(|machine| machine.row.leaving_since.is_some());
+        let cause = if leaves { "it leaves the cluster" } else { "a repair needs it" };
         let outcome = "the infrastructure confirms that it has no power";
-        self.note_repair(now, id, Severity::Info, "MachineFenced", "a repair needs it", outcome);
+        self.note_repair(now, id, Severity::Info, "MachineFenced", cause, outcome);
     }
 
     /// One that is to be made anew can be planned anew, now that it has no power.

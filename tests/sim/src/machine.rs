@@ -219,9 +219,17 @@ impl World {
         }
         self.check_member_act(ix, "it is fenced");
         let known = self.machines[ix].well_since.is_some_and(|since| since + WELL_AFTER_MS <= self.now);
-        if known && self.is_well(ix) {
+        if known && self.is_well(ix) && !self.has_left(ix) {
             self.violate(Checker::Repair, format!("{id} is fenced, and works"));
         }
+    }
+
+    /// Whether a machine leaves its cluster and has no pod any more: the next thing is that its power goes.
+    fn has_left(&self, ix: Ix) -> bool {
+        let machine = &self.machines[ix];
+        let planned = self.store.planned(&machine.id, machine.incarnation);
+        let pods = self.kubes.get(&machine.cluster).map_or(0, |kube| kube.pods_on(&machine.id));
+        planned.is_some_and(|planned| planned.leaving) && pods == 0
     }
 
     pub(crate) fn start_agent(&mut self, ix: Ix, boot: u32) {

@@ -69,7 +69,8 @@ impl World {
             self.violate(Checker::Disk, what);
         }
         self.check_member_lost(ix);
-        if !self.machines[ix].is_off() {
+        let cluster = self.store.clusters.get(&self.machines[ix].cluster);
+        if !self.machines[ix].is_off() && cluster.is_some_and(|row| row.wanted) {
             self.check_member_act(ix, "it is destroyed");
         }
         self.power_off(ix);

@@ -74,13 +74,13 @@ impl World {
         }
     }
 
-    /// Several disks lost at once look like a store that is away for a while, so the meltdown guard keeps what is left of
+    /// Several disks lost at once, with their machines or without, look like a store that is away for a while, so the meltdown guard keeps what is left of
     /// them. That they are lost is for a person to say, one machine after the other, through all other guards.
     fn operator_looks(&mut self) {
         let now = self.coordinator_now();
         let Some(core) = &mut self.coordinator.core else { return };
         let lost = |machine: &&Machine| {
-            machine.verdict == Verdict::AgentDown
+            matches!(machine.verdict, Verdict::AgentDown | Verdict::Missing)
                 && matches!(CoordinatorCore::hold_of(machine), Some(Hold::Meltdown { .. }))
         };
         let Some(machine) = core.machines().find(lost).map(|machine| machine.row.id.clone()) else { return };
