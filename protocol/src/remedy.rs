@@ -22,7 +22,7 @@ pub struct RemedySpec {
     pub name: String,
     /// When it is due: as soon as one of these holds. It has helped when none of them holds any more.
     pub when: Vec<Trigger>,
-    /// Units that are stopped before the first act, all at once, and held down until the last one. Afterwards they
+    /// Units that are all stopped, at once, before the first act, and held down until the last one. Afterwards they
     /// begin anew, as if they had never been started: a oneshot among them runs again.
     pub hold: Vec<String>,
     /// What is done, in this order. Each is idempotent, because an agent that was killed does its last one again. One
@@ -56,7 +56,8 @@ pub enum Trigger {
     Failing {
         /// Which.
         unit: String,
-        /// So many times in a row it fell or was restarted without being healthy for ten seconds in between ...
+        /// So many times in a row it fell by its own doing (not killed from outside) or was restarted, without being healthy
+        /// for ten seconds in between ...
         falls: u8,
         /// ... or it fell once and is not healthy for so many seconds.
         stuck_s: u16,
@@ -119,7 +120,7 @@ pub enum RemedyAct {
         /// The directories, which themselves stay as they are.
         below: Vec<String>,
     },
-    /// Rename a directory to `<directory>.broken-<n>`. One such copy is kept; an older one is removed first. Refused
+    /// Rename a directory to `<directory>.broken-<n>`. One such copy is kept; older ones are removed afterwards. Refused
     /// when the directory is a mount or something is mounted below it.
     MoveAside {
         /// Which.
@@ -182,7 +183,7 @@ pub struct LeaseSpec {
     pub lost_after_s: u16,
     /// Asks the one that gives the work out. Asked only while coordinator and neighbours are silent.
     pub probe: ProbeSpec,
-    /// Units that are stopped, all at once, and held down.
+    /// Units that are all stopped, at once, before anything is killed, and held down.
     pub units: Vec<String>,
     /// Control groups whose processes are then killed.
     pub cgroups: Vec<String>,
@@ -200,7 +201,7 @@ pub(crate) fn check(config: &NodeConfig) -> Result<(), String> {
     }
     let Some(lease) = &config.lease else { return Ok(()) };
     if lease.lost_after_s == 0 {
-        return Err("lease: it is lost at once".to_owned());
+        return Err("lease: it is lost at the first silence; give it at least 1 s".to_owned());
     }
     let checked = units_exist(&lease.units, config).and_then(|()| check_cgroups(&lease.cgroups));
     checked.map_err(|why| format!("lease: {why}"))
@@ -220,14 +221,14 @@ impl RemedySpec {
         for trigger in &self.when {
             match trigger {
                 Trigger::Failing { falls: 0, .. } | Trigger::GivenUp { times: 0, .. } => {
-                    return Err("it is due before anything happened".to_owned());
+                    return Err("it is due before anything has happened; count at least 1".to_owned());
                 }
                 Trigger::Failing { unit, .. } | Trigger::GivenUp { unit, .. } => {
                     units_exist(std::slice::from_ref(unit), config)?;
                 }
                 Trigger::DiskFull { percent, alarm_percent }
                 | Trigger::InodesFull { percent, alarm_percent } => {
-                    if *percent == 0 || *alarm_percent > 100 || alarm_percent < percent {
+                    if *percent == 0 || alarm_percent < percent || *alarm_percent > 100 {
                         return Err(format!("{percent} and {alarm_percent} are no percentages in order"));
                     }
                 }
@@ -242,8 +243,9 @@ impl RemedySpec {
 }
 
 impl RemedyAct {
-    /// Whether it takes something away that is not there again at once: what runs, what is mounted, what is on the disk.
-    /// The others only make room, or do what an operator does to a program that runs.
+    /// Whether it takes away what nobody gives back: state, processes, mounts, the running machine. Such an act must be on
+    /// record before it begins, because limits that were not written down do not hold. Acts that only make room, or run a
+    /// program of the config, do not wait for the record: a full disk is why there is none.
     #[must_use]
     pub fn destroys(&self) -> bool {
         match self {
@@ -260,11 +262,11 @@ impl RemedyAct {
 
     fn check(&self) -> Result<(), String> {
         match self {
-            Self::Run { done_when: Some(text), .. } if text.is_empty() => {
-                Err("any failure means that it was done before".to_owned())
-            }
-            Self::Run { command, argument, timeout_s, .. } => {
+            Self::Run { command, argument, done_when, timeout_s } => {
                 check_command(command)?;
+                if done_when.as_ref().is_some_and(String::is_empty) {
+                    return Err("any failure of a command counts as done".to_owned());
+                }
                 argument.iter().try_for_each(|argument| check_command(&argument.command))?;
                 check_timeout(*timeout_s)
             }

@@ -178,6 +178,14 @@ fn a_remedy_can_do_nothing_outside_of_its_limits() {
         |r| r.when = vec![Trigger::DiskFull { percent: 90, alarm_percent: 85 }],
         "90 and 85 are no percentages in order",
     );
+    check(
+        |r| r.when = vec![Trigger::InodesFull { percent: 90, alarm_percent: 101 }],
+        "90 and 101 are no percentages in order",
+    );
+    let unit = || "containerd.service".to_owned();
+    let early = "it is due before anything has happened; count at least 1";
+    check(|r| r.when = vec![Trigger::Failing { unit: unit(), falls: 0, stuck_s: 9 }], early);
+    check(|r| r.when = vec![Trigger::GivenUp { unit: unit(), times: 0, stuck_s: 9 }], early);
     for path in ["/", "/var/lib", "/var/lib/", "/etc/passwd", "/var/lib/../../etc"] {
         act(RemedyAct::MoveAside { directory: path.into() }, &place(path));
         act(RemedyAct::RemoveFiles { paths: vec![path.into()] }, &place(path));
@@ -198,6 +206,11 @@ fn a_remedy_can_do_nothing_outside_of_its_limits() {
     };
     act(run("sh", 1), "the program of a command must be an absolute path");
     act(run("/bin/sh", 901), "a command may take 1 s to 900 s, not 901 s");
+    let mut any = run("/bin/sh", 1);
+    if let RemedyAct::Run { done_when, .. } = &mut any {
+        *done_when = Some(String::new());
+    }
+    act(any, "any failure of a command counts as done");
     let mut config = samples::config();
     config.remedies.push(config.remedies[0].clone());
     let twice = "`containerd-state` is no name for a remedy, or not the only one".to_owned();
@@ -205,6 +218,9 @@ fn a_remedy_can_do_nothing_outside_of_its_limits() {
     config.remedies.truncate(1);
     config.lease.as_mut().unwrap().cgroups = vec!["/".into()];
     assert_eq!(config.check(), Err("lease: `/` is no control group below the root".to_owned()));
+    config.lease.as_mut().unwrap().lost_after_s = 0;
+    let silence = "lease: it is lost at the first silence; give it at least 1 s".to_owned();
+    assert_eq!(config.check(), Err(silence));
 }
 
 #[test]

@@ -413,7 +413,7 @@ fn command() -> impl Strategy<Value = Vec<String>> {
 
 fn act() -> impl Strategy<Value = RemedyAct> {
     let argument = (command(), text()).prop_map(|(command, pointer)| Argument { command, pointer });
-    let run = (command(), option::of(argument), option::of(text()), 1..=ACT_TIMEOUT_S_MAX);
+    let run = (command(), option::of(argument), option::of("[a-z ]{1,8}"), 1..=ACT_TIMEOUT_S_MAX);
     let tables = (command(), command(), command(), command());
     prop_oneof![
         run.prop_map(|(command, argument, done_when, timeout_s)| RemedyAct::Run {
@@ -454,7 +454,7 @@ fn remedy() -> impl Strategy<Value = RemedySpec> {
 }
 
 fn lease() -> impl Strategy<Value = LeaseSpec> {
-    (any::<u16>(), probe()).prop_map(|(lost_after_s, probe)| LeaseSpec {
+    (1..=u16::MAX, probe()).prop_map(|(lost_after_s, probe)| LeaseSpec {
         lost_after_s,
         probe,
         units: Vec::new(),
