@@ -1,6 +1,6 @@
 //! The agent's decision machine: events in, actions out.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use keelson_protocol::config::{NodeConfig, UnitKind};
@@ -118,7 +118,8 @@ pub struct AgentCore {
     in_flight: BTreeSet<StepKey>,
     failures: BTreeMap<StepKey, Failure>,
     dirty: Dirty,
-    persisting: u64,
+    /// What each write of the ledger that is under way puts on the disk, oldest first.
+    writes: VecDeque<Written>,
     /// The last refusal of a config, told once however often the config comes.
     refused: Option<String>,
     /// Why the ledger could not be written, told once however often it is tried.
@@ -135,6 +136,15 @@ struct Failure {
     retry_at: MonoTime,
     why: String,
     told_at: MonoTime,
+}
+
+/// How much a write of the ledger puts on the disk.
+#[derive(Debug, Clone, Copy)]
+struct Written {
+    /// Number of the last event.
+    events: u64,
+    /// How often progress of remedies had been noted.
+    remedies: u64,
 }
 
 /// Whether the ledger in memory differs from the one on disk.
@@ -194,7 +204,7 @@ impl AgentCore {
             in_flight: BTreeSet::new(),
             failures: BTreeMap::new(),
             dirty: Dirty::Clean,
-            persisting: 0,
+            writes: VecDeque::new(),
             refused: None,
             unwritten: None,
             out: Vec::new(),
@@ -297,17 +307,18 @@ impl AgentCore {
             return;
         }
         self.dirty = Dirty::Clean;
-        self.persisting = self.ledger.event_next - 1;
-        self.remedies.writing = self.remedies.noted;
+        self.writes.push_back(Written { events: self.ledger.event_next - 1, remedies: self.remedies.noted });
         self.out.insert(0, Action::Persist(self.ledger.encode()));
     }
 
+    /// Writes end in their order, so that the end of an older one says nothing of a newer one.
     fn persisted(&mut self, result: Result<(), String>) {
+        let Some(written) = self.writes.pop_front() else { return };
         match result {
             Ok(()) => {
                 self.unwritten = None;
-                self.journal.persisted(self.persisting);
-                self.remedies.written = self.remedies.writing;
+                self.journal.persisted(written.events);
+                self.remedies.written = written.remedies;
             }
             Err(why) => {
                 if tell_once(&mut self.unwritten, &why) {

@@ -39,9 +39,8 @@ const DAY: Duration = Duration::from_secs(86_400);
 #[derive(Debug, Default)]
 pub(crate) struct Remedies {
     runs: BTreeMap<String, RemedyRun>,
-    /// How often progress was noted in the ledger, how much of it is being written, and how much is on the disk.
+    /// How often progress was noted in the ledger, and how much of it is on the disk.
     pub(crate) noted: u64,
-    pub(crate) writing: u64,
     pub(crate) written: u64,
 }
 

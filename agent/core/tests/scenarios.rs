@@ -4,9 +4,10 @@
 
 mod support;
 
-use keelson_agent_core::LedgerFound;
-use keelson_protocol::Generation;
+use keelson_agent_core::{Action, Event, LedgerFound};
 use keelson_protocol::health::{EventKind, NodeState, UnitState};
+use keelson_protocol::message::{ToAgent, ToCoordinator};
+use keelson_protocol::{Generation, MonoTime, WallTime};
 use support::*;
 
 fn state_of(world: &World, unit: &str) -> UnitState {
@@ -467,4 +468,27 @@ fn a_certificate_that_is_old_when_it_comes_makes_no_storm() {
     assert!((4..=5).contains(&installs("kubelet")), "{}", installs("kubelet"));
     assert!((4..=5).contains(&installs("link")), "{}", installs("link"));
     assert_eq!(world.core.state(), NodeState::Ready);
+}
+
+/// What a disk takes long for waits in line: the end of one write says nothing of what a later one holds.
+#[test]
+fn the_end_of_an_older_write_acknowledges_nothing_newer() {
+    let mut core = world().core;
+    let mut handle =
+        |ms: u64, event| core.handle(MonoTime(ms), WallTime(1_700_000_000_000 + ms as i64), event);
+    let writes = |actions: Vec<Action>| actions.iter().any(|action| matches!(action, Action::Persist(_)));
+    let events = |actions: Vec<Action>| -> Vec<u64> {
+        let sent = actions.into_iter().filter_map(|action| match action {
+            Action::Send(ToCoordinator::Events(events)) => Some(events),
+            _ => None,
+        });
+        sent.flatten().map(|event| event.sequence).collect()
+    };
+    assert!(writes(handle(3_000, Event::Woke)));
+    let foreign =
+        keelson_protocol::config::NodeConfig { machine: "somebody-else".parse().unwrap(), ..worker(1) };
+    let _ = handle(3_100, Event::Message(Box::new(ToAgent::Config(Box::new(foreign)))));
+    assert!(writes(handle(5_000, Event::Woke)));
+    assert_eq!(events(handle(5_100, Event::Persisted(Ok(())))), [1]);
+    assert_eq!(events(handle(5_200, Event::Persisted(Ok(())))), [2]);
 }

@@ -454,13 +454,17 @@ impl CoordinatorCore {
     }
 
     pub(crate) fn running(&self, name: &ClusterName, kind: OperationKind) -> Option<&Operation> {
-        self.operations.values().find(|op| op.cluster == *name && op.kind == kind && !op.is_done())
+        self.open_operations(name).find(move |operation| operation.kind == kind)
+    }
+
+    /// Operations of a cluster that are not done.
+    pub(crate) fn open_operations(&self, name: &ClusterName) -> impl Iterator<Item = &Operation> {
+        self.operations.values().filter(move |operation| operation.cluster == *name && !operation.is_done())
     }
 
     fn end_running(&mut self, now: Now, name: &ClusterName, why: &str) {
-        let running: Vec<Operation> =
-            self.operations.values().filter(|op| op.cluster == *name && !op.is_done()).cloned().collect();
-        for operation in running {
+        let open: Vec<Operation> = self.open_operations(name).cloned().collect();
+        for operation in open {
             let state = OperationState::Failed { at: now.wall, why: why.to_owned() };
             self.save_operation(Operation { state, ..operation });
         }

@@ -16,6 +16,9 @@ pub const PLANS_MAX: usize = 256;
 pub const LIST_INTERVAL: Duration = Duration::from_secs(30);
 /// The same while some machine is silent: its power is evidence that is needed soon.
 pub const LIST_INTERVAL_SILENT: Duration = Duration::from_secs(1);
+/// A list may show what was so long before it was asked for: what it says of a machine that was switched on since then is
+/// not believed, because it would lose its power once more while it boots.
+pub const LIST_LAG_MAX: Duration = Duration::from_secs(5);
 /// How long after its start the coordinator calls no machine silent that it has not heard yet: 20,000 agents need half
 /// a minute to come back.
 pub const WARM_UP: Duration = Duration::from_secs(30);
@@ -27,7 +30,7 @@ pub const WARM_UP_MAX: Duration = Duration::from_secs(120);
 /// that welcomes 20,000 of them must not hold its own haste against them. As long as an agent waits for a welcome.
 pub const FIRST_HEARTBEAT_MAX: Duration = Duration::from_secs(10);
 /// A pause between two ticks that is longer than this means that the coordinator was held up and may have missed
-/// heartbeats: four ticks, and less than the limit of silence.
+/// heartbeats: eight ticks, and less than the limit of silence.
 pub const TICK_GAP_MAX: Duration = Duration::from_secs(2);
 /// A session whose heartbeats stopped for this long may be replaced by one of another boot of the same machine.
 pub const SECOND_HOLDER_AFTER: Duration = Duration::from_secs(3);

@@ -114,9 +114,13 @@ impl CoordinatorCore {
             let machine = wait.machine().map(|id| format!("{id}: ")).unwrap_or_default();
             format!("{machine}{wait}")
         });
-        for kind in [OperationKind::CreateCluster, OperationKind::ScaleCluster] {
-            let Some(operation) = self.running(name, kind).cloned() else { continue };
-            let state = match (&refused, kind) {
+        let open: Vec<Operation> = self
+            .open_operations(name)
+            .filter(|operation| operation.kind != OperationKind::DeleteCluster)
+            .cloned()
+            .collect();
+        for operation in open {
+            let state = match (&refused, operation.kind) {
                 _ if waits.is_empty() && planned => OperationState::Succeeded { at: now.wall },
                 (Some(why), OperationKind::ScaleCluster) => OperationState::Blocked { why: why.clone() },
                 (Some(why), _) => OperationState::Failed { at: now.wall, why: why.clone() },

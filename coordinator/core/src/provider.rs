@@ -12,7 +12,8 @@ use crate::effect::{
     CallId, Effect, HealthCheck, ProviderAnswer, ProviderCall, ProviderFailure, Remedy, SeenMachine,
 };
 use crate::limits::{
-    LIST_INTERVAL, LIST_INTERVAL_SILENT, PROVIDER_CALLS_MAX, PROVIDER_RETRY_MAX, PROVIDER_RETRY_MIN,
+    LIST_INTERVAL, LIST_INTERVAL_SILENT, LIST_LAG_MAX, PROVIDER_CALLS_MAX, PROVIDER_RETRY_MAX,
+    PROVIDER_RETRY_MIN,
 };
 use crate::state::{CallFor, CoordinatorCore, Exposure, Now};
 
@@ -177,8 +178,9 @@ impl CoordinatorCore {
                 machine.seen_on = Some(begun);
             }
         }
-        let settled =
-            self.machines.values().filter(|m| m.call.is_none() && m.on_since.is_none_or(|on| on < begun));
+        let settled = self.machines.values().filter(|machine| {
+            machine.call.is_none() && machine.on_since.is_none_or(|on| begun >= on.plus(LIST_LAG_MAX))
+        });
         let gone: Vec<(MachineId, bool)> = settled
             .filter(|machine| match machine.row.phase {
                 MachinePhase::Booting { .. } => by_id.get(&machine.row.id).is_none_or(|seen| !seen.on),

@@ -72,6 +72,23 @@ fn a_machine_without_power_is_known_at_once_its_pods_move_and_it_is_switched_on(
 }
 
 #[test]
+fn a_list_from_before_a_machine_was_switched_on_does_not_take_its_power_again() {
+    let mut world = ready("ha");
+    let off = |world: &World| world.reasons().iter().filter(|reason| **reason == "MachineOff").count();
+    world.machines.get_mut(&id("worker-2")).unwrap().power_off();
+    while !world.reasons().contains(&"MachinePoweredOn") {
+        world.run(1);
+    }
+    // What a list would say that lags behind.
+    world.machines.get_mut(&id("worker-2")).unwrap().power_off();
+    world.run(4);
+    assert_eq!(off(&world), 1, "{:?}", world.reasons());
+    // And that it stays off is believed.
+    world.run(6);
+    assert_eq!(off(&world), 2, "{:?}", world.reasons());
+}
+
+#[test]
 fn a_hung_machine_is_fenced_and_given_its_power_again() {
     let mut world = ready("ha");
     freeze(&mut world, "worker-2");

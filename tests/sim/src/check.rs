@@ -102,3 +102,9 @@ pub(crate) const WAITING_PER_MACHINE_MAX: usize = 512;
 pub(crate) const WAITING_BESIDE_MAX: usize = 10_000;
 /// Part of a cluster's nodes that may be drained at one time, in percent; at least one.
 pub(crate) const DRAINED_PERCENT_MAX: usize = 25;
+/// Part of a cluster's workers that may be without power for their repair at one time, in percent; at least one. Of the
+/// machines of the control plane it is one.
+pub(crate) const TAKEN_PERCENT_MAX: usize = 10;
+/// A machine that does not work so long after its power was taken is broken, and not what we keep from working, in
+/// milliseconds.
+pub(crate) const TAKEN_FOR_MS: u64 = 120_000;

@@ -25,7 +25,7 @@ use crate::trace::Decision;
 use crate::world::{Ix, SimEvent, World};
 
 /// How often time passes for the core, in milliseconds, as in the real shell.
-pub(crate) const TICK_MS: u64 = 500;
+pub(crate) const TICK_MS: u64 = 250;
 /// Life of a link certificate, and how much earlier than now certificates begin, in milliseconds, as in the real ones.
 const LINK_LIFE_MS: u64 = 24 * 3_600_000;
 const BACKDATED_MS: i64 = 5 * 60_000;
@@ -116,6 +116,7 @@ impl World {
         self.coordinator.enrolments.clear();
         self.coordinator.sessions.clear();
         self.coordinator.calls = [0; 3];
+        self.kubes.values_mut().for_each(crate::kube::FakeKube::coordinator_ended);
         self.note(Decision::Fault { machine: None, what: "the coordinator is dead".to_owned() });
         self.queue.push(self.now + down_ms.max(1), SimEvent::CoordinatorStarts);
         self.paths_changed();

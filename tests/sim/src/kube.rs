@@ -47,6 +47,9 @@ pub(crate) struct FakeKube {
     registered: BTreeMap<MachineId, Invocation>,
     /// Nodes whose drain was asked for and has not been carried out yet.
     asked: BTreeSet<MachineId>,
+    /// Nodes whose drain this coordinator's process has begun, as far as it knows: the answer may be lost, or the way to the
+    /// API server be cut.
+    begun: BTreeSet<MachineId>,
     next_uid: u64,
     random: Stream,
 }
@@ -57,6 +60,7 @@ impl FakeKube {
             nodes: BTreeMap::new(),
             registered: BTreeMap::new(),
             asked: BTreeSet::new(),
+            begun: BTreeSet::new(),
             next_uid: 0,
             random,
         }
@@ -106,12 +110,14 @@ impl FakeKube {
     /// A drain is asked for. How many other nodes are being drained at this moment, unless this one is already.
     pub(crate) fn drain_asked(&mut self, id: &MachineId) -> Option<usize> {
         let drained = |(id, node): &(&MachineId, &Node)| {
-            node.pods > 0 && (node.cordon == Cordon::Cordoned || self.asked.contains(*id))
+            let asked = self.asked.contains(*id) || self.begun.contains(*id);
+            node.pods > 0 && (node.cordon == Cordon::Cordoned || asked)
         };
         let others: Vec<&MachineId> = self.nodes.iter().filter(drained).map(|(id, _)| id).collect();
         let begins = !others.contains(&id) && self.nodes.get(id).is_some_and(|node| node.pods > 0);
         let others = others.len();
         self.asked.insert(id.clone());
+        self.begun.insert(id.clone());
         begins.then_some(others)
     }
 
@@ -123,6 +129,11 @@ impl FakeKube {
     /// Names of all nodes.
     pub(crate) fn names(&self) -> impl Iterator<Item = &MachineId> {
         self.nodes.keys()
+    }
+
+    /// The coordinator's process has ended: the next one knows only what it sees.
+    pub(crate) fn coordinator_ended(&mut self) {
+        self.begun.clear();
     }
 
     /// A drain that was asked for has come to the API server, or has not.
@@ -161,6 +172,7 @@ impl FakeKube {
             }
             KubeCall::DeleteNode { node } => {
                 self.nodes.remove(&node);
+                self.begun.remove(&node);
                 Ok(KubeAnswer::Done)
             }
         }

@@ -7,12 +7,13 @@ use std::net::Ipv4Addr;
 use keelson_agent_core::{
     Action, AgentCore, Event, Ledger, LedgerFound, Look, Me, Observation, PeerChannel, Seed, Start, Step,
 };
+use keelson_model::{BlueprintMachine, Role};
 use keelson_protocol::health::NodeState;
 use keelson_protocol::peer::{PeerAnswer, PeerSaid, PeerTarget};
 use keelson_protocol::remedy::RemedyAct;
 use keelson_protocol::{BootId, ClusterName, Generation, Incarnation, MachineId, MonoTime, SecretBytes};
 
-use crate::check::{Checker, FINE_AFTER_MS, WELL_AFTER_MS};
+use crate::check::{Checker, FINE_AFTER_MS, TAKEN_FOR_MS, TAKEN_PERCENT_MAX, WELL_AFTER_MS};
 use crate::clock::Clock;
 use crate::host::{Host, UnitNews};
 use crate::link::{Link, Stand};
@@ -222,6 +223,38 @@ impl World {
         if known && self.is_well(ix) && !self.has_left(ix) {
             self.violate(Checker::Repair, format!("{id} is fenced, and works"));
         }
+        self.check_taken(ix);
+    }
+
+    /// A machine's power is about to be taken for its repair: with it no more may be without at this moment than the budget
+    /// allows.
+    fn check_taken(&mut self, ix: Ix) {
+        let (id, incarnation) = (self.machines[ix].id.clone(), self.machines[ix].incarnation);
+        let Some(row) = self.store.clusters.get(&self.machines[ix].cluster) else { return };
+        let Some(planned) = row.blueprint.machines.get(&id) else { return };
+        if planned.incarnation != incarnation || planned.leaving || !row.wanted {
+            return;
+        }
+        let is_worker = |machine: &BlueprintMachine| machine.roles.iter().all(|role| *role == Role::Worker);
+        let alike: Vec<&MachineId> = row
+            .blueprint
+            .machines
+            .values()
+            .filter(|other| is_worker(other) == is_worker(planned))
+            .map(|other| &other.id)
+            .collect();
+        let most = if is_worker(planned) { (alike.len() * TAKEN_PERCENT_MAX / 100).max(1) } else { 1 };
+        let lately = |other: &MachineId| {
+            self.taken.get(other).is_some_and(|at| at + TAKEN_FOR_MS > self.now)
+                && !self.by_id.get(other).is_some_and(|ix| self.works(*ix))
+        };
+        let others: Vec<&MachineId> =
+            alike.into_iter().filter(|other| **other != id && lately(other)).collect();
+        if others.len() >= most {
+            let what = format!("{id} is fenced while {others:?} are without power, {most} may be at once");
+            self.violate(Checker::Disruption, what);
+        }
+        self.taken.insert(id, self.now);
     }
 
     /// Whether a machine leaves its cluster and has no pod any more: the next thing is that its power goes.

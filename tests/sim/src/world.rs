@@ -135,6 +135,8 @@ pub struct World {
     pub(crate) trace: Trace,
     pub(crate) violation: Option<Violation>,
     unowned: BTreeMap<Ix, u64>,
+    /// When machines lost their power to a repair, until they work again.
+    pub(crate) taken: BTreeMap<MachineId, u64>,
     pub(crate) messages: u64,
     pub(crate) tree: Tree,
     /// Draws for calls of the coordinator.
@@ -173,6 +175,7 @@ impl World {
             trace: Trace::default(),
             violation: None,
             unowned: BTreeMap::new(),
+            taken: BTreeMap::new(),
             messages: 0,
             random: tree.child("coordinator").stream(),
             tree,

@@ -60,7 +60,7 @@ fn containerd_config(node: &Node) -> String {
     let release = paths::release(&node.input.blueprint.release);
     let pause = node.input.release.images.get("pause").cloned().unwrap_or_default();
     let systemd_cgroup = node.input.traits.cgroup == CgroupVersion::V2;
-    let config = json!({
+    let mut config = json!({
         "version": 3,
         "root": "/var/lib/containerd",
         "state": "/run/containerd",
@@ -87,6 +87,10 @@ fn containerd_config(node: &Node) -> String {
             "io.containerd.internal.v1.opt": { "path": "/var/lib/containerd/opt" },
         },
     });
+    if node.input.traits.may_raise_limits {
+        // Without containerd no pod of the machine can be mended: of all programs the kernel takes it last.
+        config["oom_score"] = json!(-999);
+    }
     toml::to_string(&config).expect("this document has no null and no mixed array")
 }
 
