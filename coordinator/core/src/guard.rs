@@ -3,9 +3,9 @@
 
 use std::time::Duration;
 
-use keelson_model::{BlueprintMachine, Hold, RepairAction, Role, Scope, Verdict};
+use keelson_model::{BlueprintMachine, Hold, MachinePhase, RepairAction, Role, Scope, Verdict};
 use keelson_planner::Quorum;
-use keelson_protocol::{MachineId, WallTime};
+use keelson_protocol::{Generation, MachineId, WallTime};
 
 use crate::detect::Census;
 use crate::leave::has_begun;
@@ -218,11 +218,17 @@ pub(crate) fn cool_down(acts: usize) -> Duration {
     COOL_DOWN_MIN.saturating_mul(2_u32.saturating_pow(doublings)).min(COOL_DOWN_MAX)
 }
 
-/// Whether a machine that was repaired a moment ago does not work yet.
+/// Whether a machine that was repaired a moment ago does not work yet. Its time to come back counts from when it was given
+/// its power, or was to be made: its fence may have taken long.
 fn is_coming_back(now: Now, machine: &Machine) -> bool {
-    let tried = machine.row.incident.as_ref().is_some_and(|incident| incident.tried.is_some());
-    let lately = machine.row.acts.last().is_some_and(|act| now.wall.since(act.at) < DISRUPTED_MAX);
-    tried && lately && !machine.is_ready_with(keelson_protocol::Generation(0))
+    let Some(act) = machine.row.acts.last() else { return false };
+    let given = match machine.row.phase {
+        MachinePhase::Creating { since }
+        | MachinePhase::Booting { since }
+        | MachinePhase::Enrolled { since } => since,
+        _ => machine.row.token_made,
+    };
+    now.wall.since(act.at.max(given)) < DISRUPTED_MAX && !machine.is_ready_with(Generation(0))
 }
 
 /// Drops acts that count no more, and takes those of the future for acts of now: a clock that was ahead must not hold

@@ -257,6 +257,27 @@ fn the_next_machine_of_the_control_plane_waits_until_the_last_one_works() {
     world.core.check_repair(world.now(), &other).unwrap();
 }
 
+/// The time in which a machine has to come back does not run while its power could not be taken.
+#[test]
+fn a_machine_whose_fence_took_long_is_waited_for_as_any_other() {
+    let mut world = ready("ha");
+    refuse_fences(&mut world);
+    repair(&mut world, "master-1", RepairAction::Recreate, Override::None);
+    world.run(200);
+    world.refuse_fence = None;
+    let incarnation = |world: &World| world.core.machine(&id("master-1")).map(|m| m.row.incarnation);
+    let before = incarnation(&world);
+    while incarnation(&world) == before {
+        world.step();
+    }
+    let (machine, caller) = (id("master-2"), "somebody".to_owned());
+    let other = RepairRequest { machine, action: RepairAction::PowerCycle, over: Override::None, caller };
+    let held = world.core.check_repair(world.now(), &other).unwrap_err().to_string();
+    assert!(held.contains("demo-master-1 is being worked on"), "{held}");
+    world.run(60);
+    world.core.check_repair(world.now(), &other).unwrap();
+}
+
 #[test]
 fn a_typed_override_is_for_what_held_then_and_no_other_time() {
     let mut world = ready("ha");

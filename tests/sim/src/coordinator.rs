@@ -21,6 +21,7 @@ use crate::check::{Checker, DRAINED_PERCENT_MAX, EFFECTS_BESIDE_MAX, EFFECTS_PER
 use crate::clock::WALL_BASE_MS;
 use crate::host::chain_of;
 use crate::infrastructure;
+use crate::machine::Power;
 use crate::trace::Decision;
 use crate::world::{Ix, SimEvent, World};
 
@@ -305,9 +306,14 @@ impl World {
 
     pub(crate) fn provider_call(&mut self, life: u32, id: CallId, call: ProviderCall) {
         let (words, machine) = (infrastructure::words(&call), infrastructure::machine_of(&call));
-        if let ProviderCall::Fence { machine, .. } = &call {
-            self.check_fence(machine);
+        let fenced = match &call {
+            ProviderCall::Fence { machine, .. } => self.by_id.get(machine).copied(),
+            _ => None,
+        };
+        if let Some(ix) = fenced {
+            self.check_fence(ix);
         }
+        let runs = fenced.filter(|ix| self.machines[*ix].power == Power::On);
         let weather = if self.stormy { self.weather.clone() } else { crate::case::Weather::default() };
         let result = self.infrastructure.call(call, &weather, self.now);
         if let Some(call) = words {
@@ -319,6 +325,9 @@ impl World {
         }
         if let Some(machine) = machine {
             self.power_changed(&machine);
+        }
+        if let Some(ix) = runs.filter(|ix| self.machines[*ix].is_off()) {
+            self.check_taken(ix);
         }
         let at = self.now + self.random.between(1, 50);
         self.queue.push(at, SimEvent::Answer(life, Box::new(Input::Provider { id, result })));

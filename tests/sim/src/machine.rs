@@ -213,22 +213,20 @@ impl World {
     }
 
     /// A machine's power is about to be taken away.
-    pub(crate) fn check_fence(&mut self, id: &MachineId) {
-        let Some(ix) = self.by_id.get(id).copied() else { return };
+    pub(crate) fn check_fence(&mut self, ix: Ix) {
         if self.machines[ix].power != Power::On {
             return;
         }
         self.check_member_act(ix, "it is fenced");
         let known = self.machines[ix].well_since.is_some_and(|since| since + WELL_AFTER_MS <= self.now);
         if known && self.is_well(ix) && !self.has_left(ix) {
-            self.violate(Checker::Repair, format!("{id} is fenced, and works"));
+            let what = format!("{} is fenced, and works", self.machines[ix].id);
+            self.violate(Checker::Repair, what);
         }
-        self.check_taken(ix);
     }
 
-    /// A machine's power is about to be taken for its repair: with it no more may be without at this moment than the budget
-    /// allows.
-    fn check_taken(&mut self, ix: Ix) {
+    /// A machine's power was taken for its repair: with it no more may be without at this moment than the budget allows.
+    pub(crate) fn check_taken(&mut self, ix: Ix) {
         let (id, incarnation) = (self.machines[ix].id.clone(), self.machines[ix].incarnation);
         let Some(row) = self.store.clusters.get(&self.machines[ix].cluster) else { return };
         let Some(planned) = row.blueprint.machines.get(&id) else { return };
