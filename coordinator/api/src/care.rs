@@ -6,7 +6,7 @@
 use keelson_model::kubernetes::{PodLeft, PodWait};
 use keelson_model::{
     Act, DrainSpec, DrainThen, Evidence, FaultClass, HeartbeatSeen, Hold, Incident, LeaseSeen, LeaveStep,
-    ObservedMachine, PowerSeen, RepairAction, RepairPreview, Scope, Verdict, WaitingOn,
+    ObservedMachine, PowerSeen, RepairAction, RepairPreview, Verdict, WaitingOn,
 };
 use keelson_protocol::{ClusterName, MachineId, WallTime};
 
@@ -114,24 +114,13 @@ pub fn action_from_view(action: RepairActionView) -> RepairAction {
 
 /// A hold of a machine of `cluster` as clients see it.
 #[must_use]
-pub fn hold_view(hold: &Hold, cluster: &ClusterName) -> HoldView {
+pub fn hold_view(hold: &Hold, cluster: &ClusterName, machine: &MachineId) -> HoldView {
     HoldView {
         guard: hold.guard().to_owned(),
         text: hold.to_string(),
-        ends_when: hold_ends_when(hold, cluster),
+        ends_when: hold.ends_when(cluster, machine).into_owned(),
         until: hold.until().map(Into::into),
         needs_person: hold.needs_person(),
-    }
-}
-
-/// What ends a hold: as the model says it, with the name of the cluster in commands that need one.
-#[must_use]
-pub fn hold_ends_when(hold: &Hold, cluster: &ClusterName) -> String {
-    match hold {
-        Hold::Paused { scope: Scope::Cluster, .. } => {
-            format!("somebody runs `keelson repair resume --cluster {cluster}`")
-        }
-        _ => hold.ends_when().to_owned(),
     }
 }
 
@@ -215,7 +204,7 @@ pub fn not_well_view(cluster: &ClusterName, id: &MachineId, seen: &ObservedMachi
         text,
         incident: incident.map(incident_view),
         acting: seen.acting.map(action_view),
-        hold: seen.hold.as_ref().map(|hold| hold_view(hold, cluster)),
+        hold: seen.hold.as_ref().map(|hold| hold_view(hold, cluster, id)),
     })
 }
 
@@ -271,7 +260,7 @@ pub fn repair_view(preview: &RepairPreview, incident: Option<&Incident>) -> Repa
         begun: incident.is_some(),
         what: preview.what(),
         etcd_member: preview.etcd_member.clone(),
-        against: preview.against.as_ref().map(|hold| hold_view(hold, &preview.cluster)),
+        against: preview.against.as_ref().map(|hold| hold_view(hold, &preview.cluster, &preview.machine)),
         incident: incident.map(incident_view),
     }
 }
@@ -296,7 +285,7 @@ pub fn repair_options_view(
         let allowed = not_now.is_none();
         let (hold, why) = match not_now {
             None => (None, None),
-            Some(NotNow::Held(hold)) => (Some(hold_view(&hold, cluster)), None),
+            Some(NotNow::Held(hold)) => (Some(hold_view(&hold, cluster, machine)), None),
             Some(NotNow::Other(why)) => (None, Some(why)),
         };
         RepairOptionView { action: action_view(action), allowed, hold, why }
@@ -317,7 +306,7 @@ pub fn repair_held(machine: &MachineId, cluster: &ClusterName, wish: &RepairWish
         crate::Code::RepairHeld,
         format!("{action} of machine `{machine}` is held back: {hold}"),
     )
-    .because(format!("the hold ends when {}", hold_ends_when(hold, cluster)));
+    .because(format!("the hold ends when {}", hold.ends_when(cluster, machine)));
     if !hold.costs_cluster() {
         let again = format!("keelson machine repair {machine} --action {action} --override");
         return problem.remedy(format!("wait for that, or go on all the same: {again}"));

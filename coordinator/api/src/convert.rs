@@ -15,8 +15,8 @@ use keelson_protocol::{ClusterName, Generation, MachineId, ReleaseName, WallTime
 use sha2::{Digest, Sha256};
 
 use crate::care::{
-    act_view, action_view, evidence_view, fault_class_view, hold_ends_when, hold_view, incident_view,
-    leaving_view, not_well_view, verdict_view,
+    act_view, action_view, evidence_view, fault_class_view, hold_view, incident_view, leaving_view,
+    not_well_view, verdict_view,
 };
 use crate::catalogue::Code;
 use crate::problem::Problem;
@@ -354,7 +354,9 @@ pub fn machine_view(
             .map(evidence_view),
         incident: seen.and_then(|seen| seen.care.incident.as_ref()).map(incident_view),
         acting: seen.and_then(|seen| seen.acting).map(action_view),
-        hold: seen.and_then(|seen| seen.hold.as_ref()).map(|hold| hold_view(hold, &blueprint.cluster)),
+        hold: seen
+            .and_then(|seen| seen.hold.as_ref())
+            .map(|hold| hold_view(hold, &blueprint.cluster, &machine.id)),
         acts: seen.map_or_else(Vec::new, |seen| seen.care.acts.iter().map(act_view).collect()),
         fenced: seen.and_then(|seen| seen.care.fenced).map(Into::into),
         leaving: seen
@@ -436,10 +438,7 @@ pub fn waiting_view(
         machine: on.machine().map(ToString::to_string),
         text: on.to_string(),
         since: seen.and_then(|seen| waiting_since(on, seen)).unwrap_or(otherwise).into(),
-        ends_when: match on {
-            WaitingOn::Repair { hold: Some(hold), .. } => hold_ends_when(hold, cluster),
-            _ => on.ends_when().to_owned(),
-        },
+        ends_when: on.ends_when(cluster).into_owned(),
         needs_person: on.needs_person(),
     }
 }

@@ -280,13 +280,13 @@ impl CoordinatorCore {
         repair.hold.clone_from(&hold);
         if news && let Some(hold) = hold {
             let cluster = machine.row.cluster.clone();
-            self.touched.insert(cluster);
             let severity = match hold {
                 Hold::Meltdown { .. } | Hold::Retries { .. } | Hold::Impossible { .. } => Severity::Alarm,
                 Hold::CoolDown { .. } => Severity::Info,
                 _ => Severity::Warning,
             };
-            let outcome = format!("nothing is done until {}", hold.ends_when());
+            let outcome = format!("nothing is done until {}", hold.ends_when(&cluster, id));
+            self.touched.insert(cluster);
             self.note_repair(now, id, severity, "RepairHeld", &hold.to_string(), &outcome);
         }
     }

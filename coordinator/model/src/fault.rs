@@ -1,6 +1,7 @@
 //! What is known of a machine's health: the evidence, the judgement that follows from it, what is done, and what holds it
 //! back.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use keelson_protocol::{ClusterName, MachineId, WallTime};
@@ -428,12 +429,12 @@ impl Hold {
         matches!(self, Self::Paused { .. } | Self::Impossible { .. })
     }
 
-    /// What ends the hold, in words.
+    /// What ends the hold of a machine of `cluster`, in words; commands can be typed as they are.
     #[must_use]
-    pub fn ends_when(&self) -> &'static str {
-        match self {
+    pub fn ends_when(&self, cluster: &ClusterName, machine: &MachineId) -> Cow<'static, str> {
+        let words = match self {
             Self::Paused { scope: Scope::Cluster, .. } => {
-                "somebody runs `keelson repair resume --cluster NAME`"
+                return format!("somebody runs `keelson repair resume --cluster {cluster}`").into();
             }
             Self::Paused { .. } => "somebody runs `keelson repair resume`",
             Self::Evidence { .. } => "more is known of the machine; if nothing comes, look at it",
@@ -446,9 +447,11 @@ impl Hold {
             Self::Retries { .. } => "the time is over; look for the cause meanwhile",
             Self::Fence { .. } => "the infrastructure confirms that the machine has no power",
             Self::Impossible { .. } => {
-                "a person decides: `keelson machine repair ID --action recreate --override`"
+                let command = format!("keelson machine repair {machine} --action recreate --override");
+                return format!("a person decides: `{command}`").into();
             }
-        }
+        };
+        words.into()
     }
 }
 

@@ -1,8 +1,9 @@
 //! Why a cluster is not (yet) as its blueprint says, in typed reasons.
 
+use std::borrow::Cow;
 use std::fmt;
 
-use keelson_protocol::{MachineId, WallTime};
+use keelson_protocol::{ClusterName, MachineId, WallTime};
 use serde::{Deserialize, Serialize};
 
 use crate::blueprint::BlueprintDiff;
@@ -162,10 +163,10 @@ impl WaitingOn {
         self.needs_person() && !paused
     }
 
-    /// What ends the wait, in words.
+    /// What ends a wait of `cluster`, in words.
     #[must_use]
-    pub fn ends_when(&self) -> &'static str {
-        match self {
+    pub fn ends_when(&self, cluster: &ClusterName) -> Cow<'static, str> {
+        let words = match self {
             Self::ProviderCreate { .. } => "the provider reports the machine as running",
             Self::ProviderRetry { .. } => "the provider accepts the call",
             Self::ProviderRefused { .. } => {
@@ -181,13 +182,14 @@ impl WaitingOn {
             Self::EtcdJoin { .. } => "its member has caught up with the others and votes",
             Self::EtcdSize { .. } => "all members vote and work",
             Self::Leave { step, .. } => step.ends_when(),
-            Self::Repair { hold: Some(hold), .. } => hold.ends_when(),
+            Self::Repair { machine, hold: Some(hold), .. } => return hold.ends_when(cluster, machine),
             Self::Repair { hold: None, .. } => "the machine works again",
             Self::Unit { .. } => "the unit answers its health probe",
             Self::Off { .. } => "the provider reports the machine as running",
             Self::ProviderDelete { .. } => "the provider no longer lists the machine",
             Self::Endpoint { .. } => "the provider reports the address",
-        }
+        };
+        words.into()
     }
 }
 

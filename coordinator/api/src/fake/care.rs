@@ -178,7 +178,8 @@ impl State {
         let outcome = format!("{class} fault: {}", broken.verdict);
         self.note_ill(id, Severity::Warning, "FaultFound", &broken.evidence.to_string(), &outcome);
         if let Some(hold) = hold {
-            let outcome = format!("nothing is done until {}", hold.ends_when());
+            let cluster = self.ward.ill[id].cluster.clone();
+            let outcome = format!("nothing is done until {}", hold.ends_when(&cluster, id));
             self.note_ill(id, Severity::Warning, "RepairHeld", &hold.to_string(), &outcome);
         }
     }
