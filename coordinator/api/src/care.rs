@@ -139,6 +139,7 @@ pub fn leaving_view(step: Option<&LeaveStep>, seen: &ObservedMachine, drain: Dra
         since.filter(|_| drains && drain.then == DrainThen::Force).map(|since| since.plus(drain.timeout()));
     let state = seen.care.drain.as_ref().filter(|_| drains);
     let word = match step {
+        Some(LeaveStep::ApiServer) => "apiServer",
         Some(LeaveStep::Queued) => "queued",
         Some(LeaveStep::Draining { .. }) => "draining",
         Some(LeaveStep::Kubernetes { .. }) => "kubernetes",

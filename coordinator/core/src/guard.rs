@@ -114,16 +114,15 @@ impl CoordinatorCore {
 
     /// Whether a machine does not work because of something that we do, or did a moment ago.
     pub(crate) fn is_disrupted(&self, now: Now, planned: &BlueprintMachine) -> bool {
-        let (machine, cluster) = (self.machines.get(&planned.id), |name| self.clusters.get(name));
-        machine.is_some_and(|machine| {
-            machine.row.acting.is_some()
-                || machine.row.renew
-                || machine.row.incarnation != planned.incarnation
-                || planned.leaving
-                    && !machine.parting.removed
-                    && cluster(&machine.row.cluster).is_some_and(|c| has_begun(c, machine))
-                || is_coming_back(now, machine)
-        })
+        let Some(machine) = self.machines.get(&planned.id) else { return false };
+        let name = &machine.row.cluster;
+        // One that waits for a master to work is not what that master's repair may wait for.
+        let leaves = planned.leaving && !machine.parting.removed && !self.keeps_api(name, planned);
+        machine.row.acting.is_some()
+            || machine.row.renew
+            || machine.row.incarnation != planned.incarnation
+            || leaves && self.clusters.get(name).is_some_and(|cluster| has_begun(cluster, machine))
+            || is_coming_back(now, machine)
     }
 
     fn quorum_outlives(

@@ -7,7 +7,7 @@ use keelson_model::kubernetes::{Cordon, DrainForce, DrainState, KubeAnswer, Kube
 use keelson_model::{
     BlueprintMachine, DrainThen, FleetEvent, LeaveStep, MachinePhase, Role, Severity, Standing,
 };
-use keelson_protocol::{ClusterName, MachineId};
+use keelson_protocol::{ClusterName, Generation, MachineId};
 
 use crate::limits::DRAINS_AT_ONCE_PERCENT;
 use crate::state::{Cluster, CoordinatorCore, Machine, Now};
@@ -45,6 +45,9 @@ impl CoordinatorCore {
         // Nothing ever ran on it.
         let unborn = matches!(machine.row.phase, MachinePhase::Planned | MachinePhase::Refused { .. });
         if planned.is_node() && !machine.parting.removed && !unborn {
+            if self.keeps_api(name, planned) {
+                return Some(LeaveStep::ApiServer);
+            }
             let parting = &machine.parting;
             return Some(match (&parting.error, &parting.drain) {
                 (Some(failure), _) => LeaveStep::Kubernetes { why: failure.to_string() },
@@ -78,7 +81,8 @@ impl CoordinatorCore {
         if matches!(machine.row.phase, MachinePhase::Off { .. } | MachinePhase::Missing { .. }) {
             return machine.row.fenced.is_some().then_some(KubeCall::Evacuate { node });
         }
-        if !has_begun(cluster, machine) && !self.may_begin_drain(now, name) {
+        if !has_begun(cluster, machine) && (self.keeps_api(name, planned) || !self.may_begin_drain(now, name))
+        {
             return None;
         }
         let late = self.drain_is_late(now, machine);
@@ -103,7 +107,25 @@ impl CoordinatorCore {
         let member = planned.roles.contains(&Role::Etcd);
         let out = !member || self.standings(name).get(&planned.id) == Some(&Standing::Absent);
         let drained = self.machines.get(&planned.id).is_some_and(|machine| machine.parting.drained);
-        planned.leaving && planned.is_node() && drained && out
+        planned.leaving && planned.is_node() && drained && out && !self.keeps_api(name, planned)
+    }
+
+    /// Whether a master that leaves may be the last one that works: none of those that stay does.
+    pub(crate) fn keeps_api(&self, name: &ClusterName, planned: &BlueprintMachine) -> bool {
+        let Some(cluster) = self.clusters.get(name).filter(|cluster| cluster.row.wanted) else {
+            return false;
+        };
+        let is = |planned: &BlueprintMachine, what: fn(&Machine) -> bool| {
+            let machine = self.machines.get(&planned.id);
+            machine.is_some_and(|machine| machine.row.incarnation == planned.incarnation && what(machine))
+        };
+        planned.roles.contains(&Role::Master)
+            && is(planned, Machine::is_heard)
+            && !cluster
+                .row
+                .blueprint
+                .staying(Role::Master)
+                .any(|other| is(other, |machine| machine.is_ready_with(Generation(0))))
     }
 
     /// Whether the time for a machine's drain is over.
@@ -285,7 +307,10 @@ impl CoordinatorCore {
         let leaving: Vec<MachineId> = self
             .machines_of(name)
             .filter(|machine| machine.row.leaving_since.is_none())
-            .filter(|machine| self.planned(name, &machine.row.id).is_some_and(|planned| planned.leaving))
+            .filter(|machine| {
+                let planned = self.planned(name, &machine.row.id);
+                planned.is_some_and(|planned| planned.leaving && !self.keeps_api(name, planned))
+            })
             .map(|machine| machine.row.id.clone())
             .collect();
         for id in leaving {

@@ -143,6 +143,37 @@ fn a_machine_without_power_is_evacuated_and_not_drained() {
     assert_eq!(world.state("demo"), Some(ClusterState::Ready));
 }
 
+/// The master that stays hangs, and its power cannot be taken: the others are the only API servers.
+#[test]
+fn the_last_masters_that_work_stay_until_one_that_is_to_stay_works() {
+    let mut world = ready();
+    world.scale("demo", "master", 3);
+    world.run(120);
+    assert_eq!(world.state("demo"), Some(ClusterState::Ready));
+    for name in ["demo-master-2", "demo-master-3"] {
+        world.budgets.insert(name.to_owned());
+    }
+    world.scale("demo", "master", 1);
+    world.run(4);
+    world.refuse_fence = Some(keelson_coordinator_core::ProviderFailure {
+        remedy: keelson_coordinator_core::Remedy::Retry,
+        text: "the host does not answer".to_owned(),
+    });
+    world.machines.get_mut(&"demo-master-1".parse().unwrap()).unwrap().linked = false;
+    world.run(10);
+    world.budgets.clear();
+    world.run(300);
+    assert_eq!(pool(&world, "master").len(), 3);
+    let waits: Vec<String> =
+        world.core.waiting(&"demo".parse().unwrap(), world.now()).iter().map(ToString::to_string).collect();
+    let kept = "leaving: none of the masters that stay works, and it keeps the API server";
+    assert!(waits.iter().any(|wait| wait == kept), "{waits:?}");
+    world.refuse_fence = None;
+    world.run(300);
+    assert_eq!(pool(&world, "master"), ["demo-master-1"]);
+    assert_eq!(world.state("demo"), Some(ClusterState::Ready));
+}
+
 #[test]
 fn a_machine_that_hangs_on_its_way_out_is_fenced_and_not_waited_for() {
     let mut world = ready();

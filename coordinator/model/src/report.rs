@@ -274,6 +274,8 @@ impl fmt::Display for EtcdHold {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(tag = "step", rename_all = "camelCase", rename_all_fields = "camelCase")]
 pub enum LeaveStep {
+    /// None of the masters that stay works: it keeps the API server until one does.
+    ApiServer,
     /// Other nodes are drained first.
     Queued,
     /// Pods and volumes are left on it.
@@ -297,6 +299,7 @@ impl LeaveStep {
     #[must_use]
     pub fn ends_when(&self) -> &'static str {
         match self {
+            Self::ApiServer => "a master that stays works",
             Self::Queued => "other nodes are drained",
             Self::Draining { .. } => {
                 "its pods run elsewhere and its volumes are detached; at the end of its time they are deleted all the \
@@ -312,6 +315,9 @@ impl LeaveStep {
 impl fmt::Display for LeaveStep {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::ApiServer => {
+                f.write_str("none of the masters that stay works, and it keeps the API server")
+            }
             Self::Queued => f.write_str("its drain waits for that of others"),
             Self::Draining { left } => f.write_str(left),
             Self::Kubernetes { why } => f.write_str(why),

@@ -9,7 +9,7 @@ use keelson_coordinator_core::{
     PROVIDER_CALLS_MAX, ProviderCall, Row, SessionId, Settings,
 };
 use keelson_model::etcd::EtcdCall;
-use keelson_model::kubernetes::{DrainForce, KubeCall, KubeFailure};
+use keelson_model::kubernetes::{KubeCall, KubeFailure};
 use keelson_model::material::Authority;
 use keelson_model::{ClusterMaterial, Plan, Release, ReleaseCatalog};
 use keelson_planner::Place;
@@ -17,7 +17,7 @@ use keelson_protocol::config::Issuer;
 use keelson_protocol::message::{EnrolReply, EnrolRequest, ToAgent};
 use keelson_protocol::{ClusterName, Incarnation, MachineId, MonoTime, SecretBytes, WallTime};
 
-use crate::check::{Checker, DRAINED_PERCENT_MAX, EFFECTS_BESIDE_MAX, EFFECTS_PER_MACHINE_MAX};
+use crate::check::{Checker, EFFECTS_BESIDE_MAX, EFFECTS_PER_MACHINE_MAX};
 use crate::clock::WALL_BASE_MS;
 use crate::host::chain_of;
 use crate::infrastructure;
@@ -408,40 +408,6 @@ impl World {
         }
         self.kubes.insert(name.clone(), kube);
         result
-    }
-
-    /// Pods are only forced away when the time for the drain is over.
-    fn check_force(&mut self, name: &ClusterName, node: &MachineId, force: DrainForce) {
-        let leaving_since = self.store.machines.get(node).and_then(|row| row.leaving_since);
-        let timeout = self.store.clusters.get(name).map(|row| row.spec.drain.timeout());
-        let late = leaving_since
-            .zip(timeout)
-            .is_some_and(|(since, timeout)| self.coordinator_now().wall.since(since) >= timeout);
-        if force != DrainForce::Never && !late {
-            self.violate(
-                Checker::Disruption,
-                format!("pods are forced away from {node} before its time is over"),
-            );
-        }
-    }
-
-    /// A drain begins. Later the cluster may have become smaller, so it is judged by what was planned at this moment.
-    fn check_drain(&mut self, name: &ClusterName, call: &KubeCall) {
-        let KubeCall::Drain { node, force } = call else { return };
-        self.check_force(name, node, *force);
-        let planned = self
-            .store
-            .clusters
-            .get(name)
-            .map_or(0, |row| row.blueprint.machines.values().filter(|machine| machine.is_node()).count());
-        let most = (planned * DRAINED_PERCENT_MAX / 100).max(1);
-        let others = self.kubes.get_mut(name).and_then(|kube| kube.drain_asked(node));
-        if let Some(others) = others.filter(|others| others + 1 > most) {
-            let what = format!(
-                "the drain of {node} begins while {others} other nodes of {name} are drained, {most} may be at once"
-            );
-            self.violate(Checker::Disruption, what);
-        }
     }
 }
 

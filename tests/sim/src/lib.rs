@@ -15,6 +15,7 @@ mod case;
 mod check;
 mod clock;
 mod coordinator;
+mod disruption;
 mod draw;
 mod etcd;
 mod faults;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use keelson_agent_core::{Event, LinkNews, Seed, enrol_retry_delay};
 use keelson_coordinator_core::Input;
 use keelson_protocol::SecretBytes;
-use keelson_protocol::health::{CgroupVersion, DiskFact, Facts, Heartbeat};
+use keelson_protocol::health::{CgroupVersion, DiskFact, Facts, Heartbeat, NodeState};
 use keelson_protocol::message::{EnrolReply, EnrolRequest, ToAgent, ToCoordinator};
 use keelson_protocol::wire::{self, Message, VERSION_MAX, VERSION_MIN};
 
@@ -252,6 +252,9 @@ impl World {
     // From machine to coordinator.
 
     pub(crate) fn send_heartbeat(&mut self, ix: Ix, heartbeat: Heartbeat) {
+        if heartbeat.state == NodeState::Ready {
+            self.taken.remove(&self.machines[ix].id);
+        }
         let Stand::Up(session) = self.machines[ix].link.stand else { return };
         if !self.network.passes(self.end(ix), End::Coordinator) {
             return;

@@ -7,17 +7,17 @@ use std::net::Ipv4Addr;
 use keelson_agent_core::{
     Action, AgentCore, Event, Ledger, LedgerFound, Look, Me, Observation, PeerChannel, Seed, Start, Step,
 };
-use keelson_model::{BlueprintMachine, Role};
 use keelson_protocol::health::NodeState;
 use keelson_protocol::peer::{PeerAnswer, PeerSaid, PeerTarget};
 use keelson_protocol::remedy::RemedyAct;
 use keelson_protocol::{BootId, ClusterName, Generation, Incarnation, MachineId, MonoTime, SecretBytes};
 
-use crate::check::{Checker, FINE_AFTER_MS, TAKEN_FOR_MS, TAKEN_PERCENT_MAX, WELL_AFTER_MS};
+use crate::check::{Checker, FINE_AFTER_MS, WELL_AFTER_MS};
 use crate::clock::Clock;
 use crate::host::{Host, UnitNews};
 use crate::link::{Link, Stand};
 use crate::network::End;
+use crate::programs::{API_SERVER, ETCD};
 use crate::rng::Stream;
 use crate::trace::Decision;
 use crate::world::{Ix, SimEvent, World};
@@ -73,6 +73,9 @@ pub(crate) struct Machine {
     pub(crate) backlog: Vec<SimEvent>,
     /// Since when it works and is heard, as far as it was looked at.
     pub(crate) well_since: Option<u64>,
+    /// Since when its API server works, as far as it was looked at, and when it last did.
+    pub(crate) api_since: Option<u64>,
+    pub(crate) api_seen: Option<u64>,
     /// Since when it works, and itself or others can say so, as far as it was looked at.
     pub(crate) fine_since: Option<u64>,
     /// The agent is killed before so many more actions.
@@ -132,6 +135,8 @@ impl Machine {
             backlog: Vec::new(),
             well_since: None,
             fine_since: None,
+            api_since: None,
+            api_seen: None,
             dies_after: None,
             kept: None,
             latency_ms: net.between(1, 5),
@@ -179,6 +184,7 @@ impl World {
             let machine = &mut self.machines[ix];
             machine.well_since = well.then(|| machine.well_since.unwrap_or(self.now));
             let fine = well || self.voucher(ix).is_some();
+            self.sample_api(ix);
             let machine = &mut self.machines[ix];
             machine.fine_since = fine.then(|| machine.fine_since.unwrap_or(self.now));
         }
@@ -217,42 +223,12 @@ impl World {
         if self.machines[ix].power != Power::On {
             return;
         }
-        self.check_member_act(ix, "it is fenced");
+        self.check_act(ix, "it is fenced");
         let known = self.machines[ix].well_since.is_some_and(|since| since + WELL_AFTER_MS <= self.now);
         if known && self.is_well(ix) && !self.has_left(ix) {
             let what = format!("{} is fenced, and works", self.machines[ix].id);
             self.violate(Checker::Repair, what);
         }
-    }
-
-    /// A machine's power was taken for its repair: with it no more may be without at this moment than the budget allows.
-    pub(crate) fn check_taken(&mut self, ix: Ix) {
-        let (id, incarnation) = (self.machines[ix].id.clone(), self.machines[ix].incarnation);
-        let Some(row) = self.store.clusters.get(&self.machines[ix].cluster) else { return };
-        let Some(planned) = row.blueprint.machines.get(&id) else { return };
-        if planned.incarnation != incarnation || planned.leaving || !row.wanted {
-            return;
-        }
-        let is_worker = |machine: &BlueprintMachine| machine.roles.iter().all(|role| *role == Role::Worker);
-        let alike: Vec<&MachineId> = row
-            .blueprint
-            .machines
-            .values()
-            .filter(|other| is_worker(other) == is_worker(planned))
-            .map(|other| &other.id)
-            .collect();
-        let most = if is_worker(planned) { (alike.len() * TAKEN_PERCENT_MAX / 100).max(1) } else { 1 };
-        let lately = |other: &MachineId| {
-            self.taken.get(other).is_some_and(|at| at + TAKEN_FOR_MS > self.now)
-                && !self.by_id.get(other).is_some_and(|ix| self.works(*ix))
-        };
-        let others: Vec<&MachineId> =
-            alike.into_iter().filter(|other| **other != id && lately(other)).collect();
-        if others.len() >= most {
-            let what = format!("{id} is fenced while {others:?} are without power, {most} may be at once");
-            self.violate(Checker::Disruption, what);
-        }
-        self.taken.insert(id, self.now);
     }
 
     /// Whether a machine leaves its cluster and has no pod any more: the next thing is that its power goes.
@@ -522,7 +498,7 @@ impl World {
     /// Some infrastructures start a machine again that ends by itself, others leave it off.
     fn reboots_itself(&mut self, ix: Ix) {
         self.told(ix, "reboots itself");
-        self.check_member_act(ix, "it reboots itself");
+        self.check_act(ix, "it reboots itself");
         if self.machines[ix].random.chance(500) {
             self.reboot(ix);
         } else {
@@ -530,11 +506,13 @@ impl World {
         }
     }
 
-    /// A program of etcd that serves is taken away for a moment.
+    /// A program that serves is taken away for a moment.
     fn check_step(&mut self, ix: Ix, step: &Step) {
         let (Step::Restart { unit, .. } | Step::Stop { unit }) = step else { return };
-        if unit == "etcd.service" && self.machines[ix].host.serves(unit) {
-            self.check_member_act(ix, "its agent restarts it");
+        match unit.as_str() {
+            ETCD if self.machines[ix].host.serves(ETCD) => self.check_member_act(ix, "its agent restarts it"),
+            API_SERVER => self.check_api_act(ix, "its agent restarts it"),
+            _ => {}
         }
     }
 

@@ -71,7 +71,7 @@ impl World {
         self.check_member_lost(ix);
         let cluster = self.store.clusters.get(&self.machines[ix].cluster);
         if !self.machines[ix].is_off() && cluster.is_some_and(|row| row.wanted) {
-            self.check_member_act(ix, "it is destroyed");
+            self.check_act(ix, "it is destroyed");
         }
         self.power_off(ix);
         self.remove(ix);

@@ -28,8 +28,8 @@ const DNS_PORT: u16 = 53;
 /// Where programs say whether they live, whatever others do.
 const LIVE_PATH: &str = "/livez";
 
-const ETCD: &str = "etcd.service";
-const API_SERVER: &str = "kube-apiserver.service";
+pub(crate) const ETCD: &str = "etcd.service";
+pub(crate) const API_SERVER: &str = "kube-apiserver.service";
 const KUBELET: &str = "kubelet.service";
 /// `RestartSec` of our units, in milliseconds.
 const AGAIN_MS: u64 = 1_000;
@@ -236,7 +236,7 @@ impl World {
     // Kubernetes.
 
     /// Whether a machine's API server works.
-    fn api_serves(&self, ix: Ix) -> bool {
+    pub(crate) fn api_serves(&self, ix: Ix) -> bool {
         let machine = &self.machines[ix];
         machine.power == crate::machine::Power::On
             && machine.host.serves(API_SERVER)

@@ -1,0 +1,125 @@
+//! What our own acts keep from working at one time: drains, repairs side by side, and the last API server.
+
+use keelson_model::kubernetes::{DrainForce, KubeCall};
+use keelson_model::{BlueprintMachine, Role};
+use keelson_protocol::{ClusterName, MachineId};
+
+use crate::check::{
+    Checker, DRAINED_PERCENT_MAX, NOTICED_AFTER_MS, QUORUM_NOTICED_MS, TAKEN_FOR_MS, TAKEN_PERCENT_MAX,
+};
+use crate::world::{Ix, World};
+
+impl World {
+    /// All that a machine runs is about to be taken away for a while, by an act of ours.
+    pub(crate) fn check_act(&mut self, ix: Ix, act: &str) {
+        self.check_member_act(ix, act);
+        self.check_api_act(ix, act);
+    }
+
+    /// A machine's API server is about to be taken away for a while: another one must be left, if another one ever worked.
+    /// One that has just stopped may be taken for a working one, and one that has just begun for one that does not.
+    pub(crate) fn check_api_act(&mut self, ix: Ix, act: &str) {
+        let machine = &self.machines[ix];
+        let known = machine.api_since.is_some_and(|since| since + QUORUM_NOTICED_MS <= self.now);
+        let cluster = self.store.clusters.get(&machine.cluster).filter(|row| row.wanted);
+        let Some(row) = cluster.filter(|_| known && self.api_serves(ix)) else { return };
+        let stays = |other: &Ix| {
+            let other = &self.machines[*other];
+            row.blueprint.machines.get(&other.id).is_some_and(|planned| {
+                planned.incarnation == other.incarnation && !planned.leaving && other.api_seen.is_some()
+            })
+        };
+        let works = |other: &Ix| {
+            let lately =
+                self.machines[*other].api_seen.is_some_and(|seen| seen + NOTICED_AFTER_MS > self.now);
+            lately || self.api_serves(*other)
+        };
+        let mut others =
+            self.members.get(&machine.cluster).into_iter().flatten().filter(|other| **other != ix);
+        if others.clone().any(stays) && !others.any(works) {
+            let what = format!("{} has the last API server of {}: {act}", machine.id, machine.cluster);
+            self.violate(Checker::Disruption, what);
+        }
+    }
+
+    pub(crate) fn sample_api(&mut self, ix: Ix) {
+        let serves = self.api_serves(ix);
+        let (now, machine) = (self.now, &mut self.machines[ix]);
+        machine.api_since = serves.then(|| machine.api_since.unwrap_or(now));
+        machine.api_seen = if serves { Some(now) } else { machine.api_seen };
+    }
+
+    /// A machine's power was taken for its repair: with it no more may be without at this moment than the budget allows.
+    pub(crate) fn check_taken(&mut self, ix: Ix) {
+        let machine = &self.machines[ix];
+        let (id, name) = (machine.id.clone(), machine.cluster.clone());
+        let Some(row) = self.store.clusters.get(&name).filter(|row| row.wanted) else { return };
+        let planned = row.blueprint.machines.get(&id).filter(|planned| !planned.leaving);
+        let Some(planned) = planned.filter(|planned| planned.incarnation == machine.incarnation) else {
+            return;
+        };
+        let alike = |other: &&BlueprintMachine| is_worker(other) == is_worker(planned);
+        let most = match is_worker(planned) {
+            true => (row.blueprint.machines.values().filter(alike).count() * TAKEN_PERCENT_MAX / 100).max(1),
+            false => 1,
+        };
+        let others = self.taken_of(&name).filter(alike).filter(|other| other.id != id);
+        let others: Vec<String> = others.map(|other| other.id.to_string()).collect();
+        if others.len() >= most {
+            let what = format!(
+                "{id} is fenced while {} are without power, {most} may be at once",
+                others.join(" and ")
+            );
+            self.violate(Checker::Disruption, what);
+        }
+        self.taken.insert(id, self.now);
+    }
+
+    /// Machines of a cluster that have lost their power to a repair and do not work yet.
+    fn taken_of(&self, name: &ClusterName) -> impl Iterator<Item = &BlueprintMachine> {
+        let machines =
+            self.store.clusters.get(name).into_iter().flat_map(|row| row.blueprint.machines.values());
+        machines.filter(|planned| self.taken.get(&planned.id).is_some_and(|at| at + TAKEN_FOR_MS > self.now))
+    }
+
+    /// Pods are only forced away when the time for the drain is over.
+    fn check_force(&mut self, name: &ClusterName, node: &MachineId, force: DrainForce) {
+        let leaving_since = self.store.machines.get(node).and_then(|row| row.leaving_since);
+        let timeout = self.store.clusters.get(name).map(|row| row.spec.drain.timeout());
+        let late = leaving_since
+            .zip(timeout)
+            .is_some_and(|(since, timeout)| self.coordinator_now().wall.since(since) >= timeout);
+        if force != DrainForce::Never && !late {
+            self.violate(
+                Checker::Disruption,
+                format!("pods are forced away from {node} before its time is over"),
+            );
+        }
+    }
+
+    /// A drain begins. Later the cluster may have become smaller, so it is judged by what was planned at this moment.
+    pub(crate) fn check_drain(&mut self, name: &ClusterName, call: &KubeCall) {
+        let KubeCall::Drain { node, force } = call else { return };
+        self.check_force(name, node, *force);
+        let planned = self
+            .store
+            .clusters
+            .get(name)
+            .map_or(0, |row| row.blueprint.machines.values().filter(|machine| machine.is_node()).count());
+        let most = (planned * DRAINED_PERCENT_MAX / 100).max(1);
+        let Some(drained) = self.kubes.get_mut(name).and_then(|kube| kube.drain_asked(node)) else { return };
+        let taken = self.taken_of(name).filter(|other| other.is_node() && other.id != *node).count();
+        if drained + taken + 1 > most {
+            let what = format!(
+                "the drain of {node} begins while {drained} other nodes of {name} are drained and {taken} without power, \
+                 {most} may be at once"
+            );
+            self.violate(Checker::Disruption, what);
+        }
+    }
+}
+
+/// Whether a machine is nothing but a worker.
+fn is_worker(machine: &BlueprintMachine) -> bool {
+    machine.roles.iter().all(|role| *role == Role::Worker)
+}
