@@ -118,11 +118,18 @@ impl CoordinatorCore {
         let name = &machine.row.cluster;
         // One that waits for a master to work is not what that master's repair may wait for.
         let leaves = planned.leaving && !machine.parting.removed && !self.keeps_api(name, planned);
-        machine.row.acting.is_some()
-            || machine.row.renew
-            || machine.row.incarnation != planned.incarnation
-            || leaves && self.clusters.get(name).is_some_and(|cluster| has_begun(cluster, machine))
-            || is_coming_back(now, machine)
+        leaves && self.clusters.get(name).is_some_and(|cluster| has_begun(cluster, machine))
+            || self.is_repaired(now, planned)
+    }
+
+    /// Whether a machine is being repaired, or was a moment ago and does not work yet.
+    pub(crate) fn is_repaired(&self, now: Now, planned: &BlueprintMachine) -> bool {
+        self.machines.get(&planned.id).is_some_and(|machine| {
+            machine.row.acting.is_some()
+                || machine.row.renew
+                || machine.row.incarnation != planned.incarnation
+                || is_coming_back(now, machine)
+        })
     }
 
     fn quorum_outlives(

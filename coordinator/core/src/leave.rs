@@ -81,7 +81,8 @@ impl CoordinatorCore {
         if matches!(machine.row.phase, MachinePhase::Off { .. } | MachinePhase::Missing { .. }) {
             return machine.row.fenced.is_some().then_some(KubeCall::Evacuate { node });
         }
-        if !has_begun(cluster, machine) && (self.keeps_api(name, planned) || !self.may_begin_drain(now, name))
+        if !has_begun(cluster, machine)
+            && (self.keeps_api(name, planned) || !self.may_begin_drain(now, name, &planned.id))
         {
             return None;
         }
@@ -135,20 +136,18 @@ impl CoordinatorCore {
         cluster.is_some_and(|cluster| now.wall.since(since) >= cluster.row.spec.drain.timeout())
     }
 
-    /// Drains go on side by side as long as they, and repairs, leave most of the cluster alone. What an earlier process has begun is known
-    /// only once the nodes were looked at.
-    fn may_begin_drain(&self, now: Now, name: &ClusterName) -> bool {
+    /// Drains go on side by side as long as they, and repairs, leave most of the cluster alone. What an earlier process has
+    /// begun is known only once the nodes were looked at.
+    fn may_begin_drain(&self, now: Now, name: &ClusterName, id: &MachineId) -> bool {
         let Some(cluster) = self.clusters.get(name).filter(|cluster| cluster.kube.looked.is_some()) else {
             return false;
         };
         let nodes = cluster.row.blueprint.machines.values().filter(|machine| machine.is_node());
         let total = nodes.clone().count();
-        let out = nodes.filter(|planned| {
+        let out = nodes.filter(|planned| planned.id != *id).filter(|planned| {
             let draining = |m: &Machine| has_begun(cluster, m) && !m.parting.drained || m.kube_call.is_some();
-            match planned.leaving {
-                true => self.machines.get(&planned.id).is_some_and(draining),
-                false => self.is_disrupted(now, planned),
-            }
+            planned.leaving && self.machines.get(&planned.id).is_some_and(draining)
+                || self.is_repaired(now, planned)
         });
         out.count() < (total * DRAINS_AT_ONCE_PERCENT / 100).max(1)
     }

@@ -8,7 +8,7 @@ use common::{World, named};
 use keelson_coordinator_core::{
     ClusterState, EnrolId, Input, Override, PauseRequest, PauseScope, ProviderFailure, Remedy, RepairRequest,
 };
-use keelson_model::{MachinePhase, RepairAction, Verdict};
+use keelson_model::{FleetEvent, MachinePhase, RepairAction, Verdict};
 use keelson_protocol::message::EnrolRequest;
 use keelson_protocol::{Incarnation, MachineId, SecretBytes};
 
@@ -297,6 +297,24 @@ fn a_typed_override_is_for_what_held_then_and_no_other_time() {
     refuse_fences(&mut world);
     repair(&mut world, "etcd-1", RepairAction::Recreate, typed);
     assert!(world.core.machine(&id("etcd-1")).unwrap().row.forced);
+}
+
+#[test]
+fn a_machine_that_leaves_and_is_repaired_counts_against_other_drains() {
+    let mut world = ready("ha");
+    freeze(&mut world, "worker-3");
+    while world.fences.is_empty() || !powered(&world, "worker-3") {
+        world.step();
+    }
+    freeze(&mut world, "worker-3");
+    world.scale("demo", "worker", 1);
+    world.run(160);
+    let when = |name: &str, reason: &str| {
+        let is = |event: &&FleetEvent| event.machine == Some(id(name)) && event.reason == reason;
+        world.events.iter().find(is).unwrap_or_else(|| panic!("{reason} of {name}")).id
+    };
+    assert!(when("worker-3", "NodeRemoved") < when("worker-2", "NodeDraining"), "{:?}", world.reasons());
+    assert_eq!(world.state("demo"), Some(ClusterState::Ready), "{:?}", waits(&world));
 }
 
 #[test]
