@@ -183,11 +183,11 @@ impl CoordinatorCore {
             Verdict::GivenUp if lasts >= GIVEN_UP_AFTER => Some(harsher(machine, forgot)),
             Verdict::AgentDown if forgot || lasts >= AGENT_DOWN_AFTER => Some(harsher(machine, forgot)),
             Verdict::Missing | Verdict::GivenUp | Verdict::AgentDown => None,
-            // Nothing tells it from its zone, or from the coordinator's network: what costs a boot is tried, and no more.
-            Verdict::Hung if is_alone(machine) && harsher(machine, forgot) != RepairAction::PowerCycle => {
-                return Err(Hold::Evidence { verdict: Verdict::ZoneSilent });
-            }
-            Verdict::Hung => Some(harsher(machine, forgot)),
+            // Nothing tells it from its zone, or from the network to it: what costs a boot is tried, and no more.
+            Verdict::Hung => match (harsher(machine, forgot), alone(machine)) {
+                (action @ RepairAction::PowerCycle, _) | (action, None) => Some(action),
+                (_, Some(verdict)) => return Err(Hold::Evidence { verdict }),
+            },
             Verdict::CutOff | Verdict::ZoneSilent | Verdict::FleetSilent | Verdict::Undecided => {
                 return Err(Hold::Evidence { verdict });
             }
@@ -484,9 +484,13 @@ fn under_way(machine: &Machine) -> RepairAction {
     machine.row.acting.unwrap_or(RepairAction::Recreate)
 }
 
-/// Whether the fleet has no other machine in its zone.
-fn is_alone(machine: &Machine) -> bool {
-    machine.evidence.as_ref().is_none_or(|evidence| evidence.zone_others == 0)
+/// What the silence of a machine is called that has no other one in its zone, or no peer that could be asked.
+fn alone(machine: &Machine) -> Option<Verdict> {
+    match &machine.evidence {
+        Some(evidence) if evidence.zone_others == 0 => Some(Verdict::ZoneSilent),
+        Some(evidence) if evidence.peers.silent > 0 => None,
+        _ => Some(Verdict::Undecided),
+    }
 }
 
 /// The next rung within an incident: power, then a new shell around the disk, then a new machine; that at once where the

@@ -76,7 +76,7 @@ impl World {
     }
 
     /// Machines of a cluster that have lost their power to a repair and do not work yet.
-    fn taken_of(&self, name: &ClusterName) -> impl Iterator<Item = &BlueprintMachine> {
+    pub(crate) fn taken_of(&self, name: &ClusterName) -> impl Iterator<Item = &BlueprintMachine> {
         let machines =
             self.store.clusters.get(name).into_iter().flat_map(|row| row.blueprint.machines.values());
         machines.filter(|planned| self.taken.get(&planned.id).is_some_and(|at| at + TAKEN_FOR_MS > self.now))

@@ -78,12 +78,15 @@ impl World {
     /// them. That they are lost is for a person to say, one machine after the other, through all other guards.
     fn operator_looks(&mut self) {
         let now = self.coordinator_now();
-        let Some(core) = &mut self.coordinator.core else { return };
+        let Some(core) = &self.coordinator.core else { return };
         let lost = |machine: &&Machine| {
             matches!(machine.verdict, Verdict::AgentDown | Verdict::Missing)
                 && matches!(CoordinatorCore::hold_of(machine), Some(Hold::Meltdown { .. }))
         };
-        let Some(machine) = core.machines().find(lost).map(|machine| machine.row.id.clone()) else { return };
+        // The next one only when the last one works.
+        let free = |machine: &&Machine| self.taken_of(&machine.row.cluster).next().is_none();
+        let next = core.machines().filter(lost).find(free).map(|machine| machine.row.id.clone());
+        let (Some(machine), Some(core)) = (next, &mut self.coordinator.core) else { return };
         let (action, over, caller) = (RepairAction::Recreate, Override::Guards, "an operator".to_owned());
         let request = RepairRequest { machine, action, over, caller };
         let answer = core.repair_machine(now, &request);
