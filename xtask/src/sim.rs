@@ -36,7 +36,7 @@ pub(crate) fn hunt(seeds: u32) -> Result<()> {
 fn simulate(arguments: &[String]) -> Result<()> {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.current_dir(workspace_root()?);
-    // A debug build is thirty times slower, and a hunt is as good as the number of its seeds.
+    // A debug build is several times slower, and a hunt is as good as the number of its seeds.
     cargo.args(["run", "--release", "--locked", "--quiet", "--package", "keelson-sim", "--"]);
     let status = cargo.args(arguments).status().context("cargo cannot be started")?;
     ensure!(status.success(), "the simulator found something, or could not be run");

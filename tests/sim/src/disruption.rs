@@ -107,14 +107,14 @@ impl World {
             .get(name)
             .map_or(0, |row| row.blueprint.machines.values().filter(|machine| machine.is_node()).count());
         let most = (planned * DRAINED_PERCENT_MAX / 100).max(1);
-        let Some(drained) = self.kubes.get_mut(name).and_then(|kube| kube.drain_asked(node)) else { return };
+        let Some(mut out) = self.kubes.get_mut(name).and_then(|kube| kube.drain_asked(node)) else { return };
         let taken = self.taken_of(name).filter(|other| other.is_node() && other.id != *node);
-        let taken: Vec<String> = taken.map(|other| other.id.to_string()).collect();
-        if drained + taken.len() + 1 > most {
+        out.extend(taken.map(|other| other.id.clone()));
+        if out.len() + 1 > most {
+            let out: Vec<&str> = out.iter().map(MachineId::as_str).collect();
             let what = format!(
-                "the drain of {node} begins while {drained} other nodes of {name} are drained and [{}] are without power, \
-                 {most} may be at once",
-                taken.join(" ")
+                "the drain of {node} begins while {} are drained or without power, {most} may be at once",
+                out.join(" and ")
             );
             self.violate(Checker::Disruption, what);
         }

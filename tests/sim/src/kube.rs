@@ -107,15 +107,15 @@ impl FakeKube {
         self.nodes.get(id).is_none_or(in_service)
     }
 
-    /// A drain is asked for. How many other nodes are being drained at this moment, unless this one is already.
-    pub(crate) fn drain_asked(&mut self, id: &MachineId) -> Option<usize> {
+    /// A drain is asked for. Which other nodes are being drained at this moment, unless this one is already.
+    pub(crate) fn drain_asked(&mut self, id: &MachineId) -> Option<BTreeSet<MachineId>> {
         let drained = |(id, node): &(&MachineId, &Node)| {
             let asked = self.asked.contains(*id) || self.begun.contains(*id);
             node.pods > 0 && (node.cordon == Cordon::Cordoned || asked)
         };
-        let others: Vec<&MachineId> = self.nodes.iter().filter(drained).map(|(id, _)| id).collect();
-        let begins = !others.contains(&id) && self.nodes.get(id).is_some_and(|node| node.pods > 0);
-        let others = others.len();
+        let others: BTreeSet<MachineId> =
+            self.nodes.iter().filter(drained).map(|(id, _)| id.clone()).collect();
+        let begins = !others.contains(id) && self.nodes.get(id).is_some_and(|node| node.pods > 0);
         self.asked.insert(id.clone());
         self.begun.insert(id.clone());
         begins.then_some(others)

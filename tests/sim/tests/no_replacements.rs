@@ -20,7 +20,7 @@ const HOUR_MS: i64 = 60 * 60_000;
 /// Each kind of cluster: control plane with etcd apart and together, one master, and one machine that is all.
 const FLEET: [(&str, Option<u16>); 4] =
     [("ha", Some(3)), ("ha-stacked", Some(2)), ("small", Some(2)), ("tiny", None)];
-/// Machines of the full-size test, at least. A debug build is thirty times slower than a release build, which plays a
+/// Machines of the full-size test, at least. A debug build is several times slower than a release build, which plays a
 /// thousand: `cargo test --release -p keelson-sim --test no_replacements`.
 const MANY: u16 = if cfg!(debug_assertions) { 200 } else { 1_000 };
 
