@@ -17,7 +17,7 @@ use keelson_protocol::{ClusterName, MachineId};
 
 use crate::limits::{
     BOOT_GRACE, FLEET_JUDGED_MIN, HUNG_AFTER, HUNG_ALONE_AFTER, LEASE_STALE_AFTER, OTHER_KEY_ALONE_AFTER,
-    PEER_ANSWER_LIFE, PEERS_ASK_INTERVAL, PEERS_ASK_INTERVAL_LONG, RETURN_MAX, SUSPECT_AFTER,
+    PEER_ANSWER_LIFE, PEERS_ASK_INTERVAL, PEERS_ASK_INTERVAL_LONG, RETURN_MAX, SUSPECT_AFTER, UNBORN_AFTER,
 };
 use crate::state::{CoordinatorCore, Machine, Now};
 
@@ -37,12 +37,15 @@ pub(crate) struct Heard {
     pub(crate) may_follow: bool,
     /// Whether the cluster has no other machine that could be asked, and its API server does not answer either.
     pub(crate) alone_and_dark: bool,
+    /// Whether it was switched on long ago and never asked for its certificate.
+    pub(crate) unborn: bool,
 }
 
 /// The verdict on a machine.
 pub(crate) fn judge(evidence: &Evidence, heard: Heard) -> Verdict {
     let Some(silent_for) = heard.silent_for else {
         return match heard.state {
+            _ if heard.unborn => Verdict::Hung,
             Some(NodeState::Failed) => Verdict::GivenUp,
             Some(NodeState::Degraded) => Verdict::Repairing,
             _ => Verdict::Well,
@@ -122,6 +125,7 @@ impl CoordinatorCore {
                     || machine.repair.is_some()
                     || machine.row.acting.is_some()
                     || machine.row.renew
+                    || machine.row.incident.is_some()
                     || !self.seems_well(now, machine)
             })
             .map(|machine| machine.row.id.clone())
@@ -138,12 +142,15 @@ impl CoordinatorCore {
     /// Whether a machine is heard and says nothing bad: the quick answer for nearly all of them.
     fn seems_well(&self, now: Now, machine: &Machine) -> bool {
         let bad = |state| matches!(state, NodeState::Failed | NodeState::Degraded);
-        !matches!(
-            machine.row.phase,
-            MachinePhase::Enrolled { .. } | MachinePhase::Off { .. } | MachinePhase::Missing { .. }
-        ) || (matches!(machine.row.phase, MachinePhase::Enrolled { .. })
-            && self.silent_for(now, machine).is_none()
-            && !machine.heartbeat.is_some_and(|heartbeat| bad(heartbeat.state)))
+        match machine.row.phase {
+            MachinePhase::Off { .. } | MachinePhase::Missing { .. } => false,
+            MachinePhase::Booting { .. } => !is_unborn(now, machine),
+            MachinePhase::Enrolled { .. } => {
+                self.silent_for(now, machine).is_none()
+                    && !machine.heartbeat.is_some_and(|heartbeat| bad(heartbeat.state))
+            }
+            _ => true,
+        }
     }
 
     pub(crate) fn detect_machine(&mut self, now: Now, id: &MachineId, census: &Census) {
@@ -156,6 +163,7 @@ impl CoordinatorCore {
             forgot_for: self.forgot_itself(machine).map(|since| now.mono.since(since)),
             may_follow: self.may_follow(now, machine),
             alone_and_dark: self.is_alone_and_dark(machine),
+            unborn: is_unborn(now, machine),
         };
         let verdict = judge(&evidence, heard);
         self.gather(now, id, verdict);
@@ -345,7 +353,7 @@ impl CoordinatorCore {
         if before != verdict {
             let cluster = machine.row.cluster.clone();
             self.touched.insert(cluster);
-            self.verdict_changed(now, id, before, verdict);
+            self.verdict_changed(now, id, verdict);
         }
     }
 
@@ -354,6 +362,11 @@ impl CoordinatorCore {
     pub fn is_connected(machine: &Machine) -> bool {
         matches!(machine.link, LinkState::Connected { .. })
     }
+}
+
+/// A machine that was switched on long ago and whose agent never asked for a certificate.
+pub(crate) fn is_unborn(now: Now, machine: &Machine) -> bool {
+    matches!(machine.row.phase, MachinePhase::Booting { since } if now.wall.since(since) >= UNBORN_AFTER)
 }
 
 #[cfg(test)]
@@ -380,6 +393,7 @@ mod tests {
             forgot_for: None,
             may_follow: false,
             alone_and_dark: false,
+            unborn: false,
         };
         change(&mut evidence, &mut heard);
         assert_eq!(judge(&evidence, heard), expected, "{evidence}");

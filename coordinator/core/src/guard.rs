@@ -65,9 +65,37 @@ impl CoordinatorCore {
             return Ok(());
         }
         let Some(planned) = self.planned(&machine.row.cluster, id) else { return Ok(()) };
+        // A person may go against the others, so they must not hide that this one holds as well.
+        if asker == Asker::Person {
+            self.knows_who_works(now)?;
+            self.quorum_outlives(cluster, planned, action)?;
+        }
         self.no_meltdown(cluster, planned, census)?;
         self.nobody_else(now, cluster, planned)?;
+        if action == RepairAction::Recreate {
+            self.no_member_moves(cluster, planned)?;
+        }
         self.quorum_outlives(cluster, planned, action)
+    }
+
+    /// Just after its start nobody is heard, and all would seem broken.
+    fn knows_who_works(&self, now: Now) -> Result<(), Hold> {
+        if self.warm(now) {
+            return Ok(());
+        }
+        Err(Hold::Starting { until: now.wall.plus(self.returning_until.since(now.mono)) })
+    }
+
+    /// Whether an etcd cluster outlives `action`, whatever else holds.
+    pub(crate) fn quorum_allows(&self, id: &MachineId, action: RepairAction) -> Result<(), Hold> {
+        let cluster = self.machines.get(id).and_then(|machine| self.clusters.get(&machine.row.cluster));
+        let planned = cluster.and_then(|cluster| cluster.row.blueprint.machines.get(id));
+        match (cluster, planned) {
+            (Some(cluster), Some(planned)) if action.is_disruptive() => {
+                self.quorum_outlives(cluster, planned, action)
+            }
+            _ => Ok(()),
+        }
     }
 
     pub(crate) fn not_paused(&self, cluster: &Cluster) -> Result<(), Hold> {
@@ -141,11 +169,6 @@ impl CoordinatorCore {
         if !planned.roles.contains(&Role::Etcd) || self.holds_nothing(&planned.id) {
             return Ok(());
         }
-        if action == RepairAction::Recreate
-            && let Some(other) = self.member_on_its_way(cluster, planned)
-        {
-            return Err(Hold::Busy { machine: other.clone() });
-        }
         let quorum = self.quorum(cluster);
         match quorum.outlives_loss(&planned.id) {
             Ok(()) => Ok(()),
@@ -155,6 +178,16 @@ impl CoordinatorCore {
                 let (voters, working, needed) = (lost.voters, lost.working, lost.needed);
                 Err(Hold::Quorum { voters, working, needed })
             }
+        }
+    }
+
+    fn no_member_moves(&self, cluster: &Cluster, planned: &BlueprintMachine) -> Result<(), Hold> {
+        if !planned.roles.contains(&Role::Etcd) || self.holds_nothing(&planned.id) {
+            return Ok(());
+        }
+        match self.member_on_its_way(cluster, planned) {
+            Some(other) => Err(Hold::Busy { machine: other.clone() }),
+            None => Ok(()),
         }
     }
 

@@ -90,6 +90,8 @@ pub const OTHER_KEY_ALONE_AFTER: Duration = Duration::from_secs(15);
 pub const RENEWED_KEYS_MAX: usize = 4;
 /// How long a machine whose power was taken away may wait to be made anew while its plan cannot stand that.
 pub const RENEW_REFUSED_MAX: Duration = Duration::from_secs(60);
+/// The same where its etcd cluster does not say who its members are: it may be what the quorum lacks.
+pub const RENEW_UNKNOWN_MAX: Duration = Duration::from_secs(180);
 /// How long after the last repair a machine that does not work yet counts as disrupted by us: longer than one needs to
 /// boot, and no longer, so that one that is not mended does not hold up the others for ever.
 pub const DISRUPTED_MAX: Duration = Duration::from_secs(120);
@@ -101,6 +103,9 @@ pub const MISSING_AFTER: Duration = Duration::from_secs(6);
 pub const GIVEN_UP_AFTER: Duration = Duration::from_secs(60);
 /// How long an agent may be down on a machine that otherwise lives, before its power is taken.
 pub const AGENT_DOWN_AFTER: Duration = Duration::from_secs(300);
+/// How long the infrastructure may fail to give a machine its power before it is made anew around its disk: what it was
+/// built on may be broken, and its disk is whole.
+pub const POWERLESS_AFTER: Duration = Duration::from_secs(180);
 /// How long a machine may boot before it has asked for its certificate.
 pub const UNBORN_AFTER: Duration = Duration::from_secs(180);
 /// How long a machine must work before its incident is closed.

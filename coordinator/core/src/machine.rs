@@ -1,7 +1,7 @@
 //! From a planned machine to one that exists, and back.
 
 use keelson_model::{BlueprintMachine, FleetEvent, MachinePhase, RepairAction, Role, Severity};
-use keelson_protocol::{ClusterName, MachineId};
+use keelson_protocol::{ClusterName, Incarnation, MachineId};
 
 use crate::effect::ProviderCall;
 use crate::limits::EVACUATE_MAX;
@@ -82,7 +82,17 @@ impl CoordinatorCore {
     fn switch_on(&mut self, now: Now, planned: BlueprintMachine, cluster: ClusterName) {
         let id = planned.id.clone();
         let pending = self.evacuation_pending(now, &planned, &cluster);
+        let warm = self.warm(now);
         let Some(machine) = self.machines.get_mut(&id) else { return };
+        if machine.row.powering {
+            // It may have its power, and work. Asked for once more, power changes nothing; another shell needs a fence.
+            let incarnation = planned.incarnation;
+            match machine.row.acting {
+                Some(RepairAction::Rebuild) if !warm => return,
+                Some(RepairAction::Rebuild) => return self.call_fence(&id, cluster, incarnation),
+                _ => return self.call_power_on(&id, cluster, incarnation),
+            }
+        }
         // The list that has it as off may be old: only a fence is a proof, for pods and for a new machine around its disk.
         if machine.row.fenced.is_none() && (pending || needs_fence(machine)) {
             return self.call_fence(&id, cluster, planned.incarnation);
@@ -95,19 +105,22 @@ impl CoordinatorCore {
             return self.call_create(now, planned, cluster);
         }
         // From here on it may have power, whatever becomes of the answer.
-        machine.row.fenced = None;
-        let call = match machine.row.acting {
-            Some(RepairAction::Rebuild) => {
-                let token = self.token(&id, planned.incarnation);
-                ProviderCall::Rebuild { machine: Box::new(planned), cluster, token }
-            }
-            _ => ProviderCall::PowerOn { machine: id.clone(), cluster, incarnation: planned.incarnation },
-        };
-        let call = self.call(CallFor::PowerOn(id.clone()), call);
-        if let Some(machine) = self.machines.get_mut(&id) {
-            machine.call = call;
-            self.save_machine(&id);
+        (machine.row.fenced, machine.row.powering) = (None, true);
+        if machine.row.acting == Some(RepairAction::Rebuild) {
+            let token = self.token(&id, planned.incarnation);
+            let call = ProviderCall::Rebuild { machine: Box::new(planned), cluster, token };
+            let call = self.call(CallFor::PowerOn(id.clone()), call);
+            self.machines.get_mut(&id).into_iter().for_each(|machine| machine.call = call);
+        } else {
+            self.call_power_on(&id, cluster, planned.incarnation);
         }
+        self.save_machine(&id);
+    }
+
+    fn call_power_on(&mut self, id: &MachineId, cluster: ClusterName, incarnation: Incarnation) {
+        let call = ProviderCall::PowerOn { machine: id.clone(), cluster, incarnation };
+        let call = self.call(CallFor::PowerOn(id.clone()), call);
+        self.machines.get_mut(id).into_iter().for_each(|machine| machine.call = call);
     }
 
     /// Whether pods of a machine without power have still to be given up, so that they run elsewhere at once.

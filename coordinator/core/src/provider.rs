@@ -100,6 +100,11 @@ impl CoordinatorCore {
     fn create_failed(&mut self, now: Now, id: &MachineId, failure: ProviderFailure) {
         let Some(machine) = self.machines.get_mut(id) else { return };
         machine.call = None;
+        // It has spoken since: what was asked for has come about, and only the answer was lost.
+        if matches!(machine.row.phase, MachinePhase::Enrolled { .. }) {
+            (machine.attempts, machine.after) = (0, None);
+            return;
+        }
         machine.attempts += 1;
         let delay = retry_delay(machine.attempts);
         let (severity, reason, outcome) = match failure.remedy {

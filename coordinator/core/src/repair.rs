@@ -1,16 +1,16 @@
 //! Repair: the smallest thing that mends a machine, then the next one. What is under way is in the machine's row, so a
 //! coordinator that dies in the middle goes on where it was.
 
-use keelson_model::{FleetEvent, Hold, MachinePhase, RepairAction, Role, Severity, Verdict};
-use keelson_protocol::health::NodeState;
+use keelson_model::{FaultClass, FleetEvent, Hold, LeaseSeen, MachinePhase, RepairAction, Role, Severity, Verdict};
+use keelson_protocol::health::{NodeState, UnitHealth, UnitState};
 use keelson_protocol::{ClusterName, MachineId, WallTime};
 
-use crate::detect::Census;
+use crate::detect::{Census, is_unborn};
 use crate::effect::ProviderCall;
 use crate::guard::{Asker, prune};
 use crate::limits::{
-    ACTS_KEPT_MAX, AGENT_DOWN_AFTER, GIVEN_UP_AFTER, MENDED_AFTER, MISSING_AFTER, REPAIRING_AFTER,
-    UNBORN_AFTER,
+    ACTS_KEPT_MAX, AGENT_DOWN_AFTER, GIVEN_UP_AFTER, MENDED_AFTER, MISSING_AFTER, POWERLESS_AFTER,
+    REPAIRING_AFTER,
 };
 use crate::metrics::RepairOutcome;
 use crate::row::{Act, Asked, Incident};
@@ -29,7 +29,7 @@ pub(crate) struct Repair {
 
 impl CoordinatorCore {
     /// A verdict is another one than before.
-    pub(crate) fn verdict_changed(&mut self, now: Now, id: &MachineId, before: Verdict, verdict: Verdict) {
+    pub(crate) fn verdict_changed(&mut self, now: Now, id: &MachineId, verdict: Verdict) {
         let Some(machine) = self.machines.get_mut(id) else { return };
         let repair = machine.repair.get_or_insert_default();
         repair.since = Some(now.mono);
@@ -40,27 +40,28 @@ impl CoordinatorCore {
         // Its power was taken away by us.
         let ours = machine.row.acting.is_some() || machine.row.renew || machine.row.fenced.is_some();
         let Some(class) = verdict.class().filter(|_| !ours) else { return };
-        let evidence = machine.evidence.as_ref().map(ToString::to_string).unwrap_or_default();
+        let evidence = found(machine);
         let heard = self.machines.get(id).and_then(|machine| self.last_heard(machine));
-        if let Some(heard) = heard
-            && before.class().is_none()
+        if self.open_incident(now, id, verdict)
+            && let Some(heard) = heard
         {
             self.metrics.detected(class, now.mono.since(heard));
         }
-        self.open_incident(now, id, verdict);
         let outcome = format!("{class} fault: {verdict}");
         self.note_repair(now, id, Severity::Warning, "FaultFound", &evidence, &outcome);
     }
 
-    fn open_incident(&mut self, now: Now, id: &MachineId, verdict: Verdict) {
+    /// Whether it was not open yet.
+    fn open_incident(&mut self, now: Now, id: &MachineId, verdict: Verdict) -> bool {
         let number = match self.machines.get(id).map(|machine| &machine.row.incident) {
             Some(None) => self.take_number(crate::row::Counter::Incident),
-            _ => return,
+            _ => return false,
         };
         if let Some(machine) = self.machines.get_mut(id) {
             machine.row.incident = Some(Incident { number, opened: now.wall, verdict, tried: None });
             self.save_machine(id);
         }
+        true
     }
 
     /// Brings a machine's repair on: the next act of it, or the reason why there is none now.
@@ -85,6 +86,7 @@ impl CoordinatorCore {
         if self.repairs_for_long(now, machine) {
             let cause = "its agent has been mending it for a while";
             self.open_incident(now, id, Verdict::Repairing);
+            self.metrics.detected(FaultClass::Process, REPAIRING_AFTER);
             let outcome = format!("process fault: {}", Verdict::Repairing);
             return self.note_repair(now, id, Severity::Warning, "FaultFound", cause, &outcome);
         }
@@ -93,10 +95,10 @@ impl CoordinatorCore {
             Ok(Some(action)) => match self.allowed(now, id, action, Asker::Detector, census) {
                 Ok(()) => {
                     let why = match self.forgot_itself(machine) {
-                        Some(_) => "its disk has lost who it is: it asked to enrol again, with another key",
-                        None => "the evidence says so",
+                        Some(_) => "its disk has lost who it is: it asked to enrol again, with another key".to_owned(),
+                        None => format!("{}; {}", machine.verdict, found(machine)),
                     };
-                    return self.act(now, id, action, Asked::Nobody, why);
+                    return self.act(now, id, action, Asked::Nobody, &why);
                 }
                 Err(hold) => Some(hold),
             },
@@ -158,6 +160,10 @@ impl CoordinatorCore {
         let Some(machine) = self.machines.get_mut(id) else { return };
         let action = under_way(machine);
         (machine.row.acting, machine.row.renew, machine.row.forced) = (None, false, false);
+        // What was not done is no reason for something harsher, and was no try.
+        if machine.row.fenced.is_none() && machine.row.acts.last().is_some_and(|act| act.action == action) {
+            machine.row.acts.pop();
+        }
         machine.row.asked = Asked::Nobody;
         machine.attempts = 0;
         machine.after = None;
@@ -176,12 +182,18 @@ impl CoordinatorCore {
         let lasts = since.map(|since| now.mono.since(since)).unwrap_or_default();
         let (verdict, forgot) = (machine.verdict, self.forgot_itself(machine).is_some());
         Ok(match verdict {
-            Verdict::Well if self.is_unborn(now, machine) => Some(harsher(machine, forgot)),
             // Being switched on is the life of a machine, not a repair: `reconcile_machine` does it.
-            Verdict::Well | Verdict::Suspected | Verdict::Repairing | Verdict::Off => None,
+            Verdict::Off if lasts < POWERLESS_AFTER || tried(machine, RepairAction::Rebuild) => None,
+            Verdict::Off => Some(RepairAction::Rebuild),
+            Verdict::Well | Verdict::Suspected | Verdict::Repairing => None,
             Verdict::Missing if lasts >= MISSING_AFTER => Some(RepairAction::Recreate),
             Verdict::GivenUp if lasts >= GIVEN_UP_AFTER => Some(harsher(machine, forgot)),
+            // Its kubelet speaks for it, so that pods run that nobody has to move.
+            Verdict::AgentDown if !forgot && lasts >= AGENT_DOWN_AFTER && has_fresh_lease(machine) => {
+                return Err(Hold::Evidence { verdict });
+            }
             Verdict::AgentDown if forgot || lasts >= AGENT_DOWN_AFTER => Some(harsher(machine, forgot)),
+            Verdict::Hung if is_unborn(now, machine) => Some(harsher(machine, forgot)),
             Verdict::Missing | Verdict::GivenUp | Verdict::AgentDown => None,
             // Nothing tells it from its zone, or from the network to it: what costs a boot is tried, and no more.
             Verdict::Hung => match (harsher(machine, forgot), alone(machine)) {
@@ -202,11 +214,6 @@ impl CoordinatorCore {
             && since.is_some_and(|since| now.mono.since(since) >= REPAIRING_AFTER)
     }
 
-    /// A machine that was switched on long ago and whose agent never asked for a certificate.
-    fn is_unborn(&self, now: Now, machine: &Machine) -> bool {
-        matches!(machine.row.phase, MachinePhase::Booting { since } if now.wall.since(since) >= UNBORN_AFTER)
-    }
-
     /// All guards, and what the cluster itself can stand.
     pub(crate) fn allowed(
         &self,
@@ -216,18 +223,28 @@ impl CoordinatorCore {
         asker: Asker,
         census: &Census,
     ) -> Result<(), Hold> {
-        let cluster = self.machines.get(id).and_then(|machine| self.clusters.get(&machine.row.cluster));
-        if action == RepairAction::Recreate
-            && let Some(cluster) = cluster
-            && !self.holds_nothing(id)
-            && self.planned(&cluster.row.spec.name, id).is_some_and(|p| p.roles.contains(&Role::Etcd))
-            && cluster.row.blueprint.with_role(Role::Etcd).count() == 1
-        {
-            let why = "it holds the only copy of the cluster's state: making it anew would lose the cluster"
-                .to_owned();
-            return Err(Hold::Impossible { why });
+        if action == RepairAction::Recreate && self.is_only_copy(id) {
+            return Err(only_copy());
         }
         self.guard(now, id, action, asker, census)
+    }
+
+    /// What speaks against `action` that only the typed name of the cluster overrides, whatever else holds it.
+    pub(crate) fn costs_cluster(&self, id: &MachineId, action: RepairAction) -> Option<Hold> {
+        if action == RepairAction::Recreate && self.is_only_copy(id) {
+            return Some(only_copy());
+        }
+        self.quorum_allows(id, action).err()
+    }
+
+    /// Whether a machine's disk is the only one that holds its cluster's state.
+    fn is_only_copy(&self, id: &MachineId) -> bool {
+        let cluster = self.machines.get(id).and_then(|machine| self.clusters.get(&machine.row.cluster));
+        !self.holds_nothing(id)
+            && cluster.is_some_and(|cluster| {
+                let mut members = cluster.row.blueprint.with_role(Role::Etcd);
+                members.next().is_some_and(|member| member.id == *id) && members.next().is_none()
+            })
     }
 
     /// Whether a machine certainly holds nothing that its cluster could lose with it: its disk is blank, and the cluster
@@ -338,8 +355,8 @@ impl CoordinatorCore {
         let (asked, action) = (machine.row.asked, under_way(machine));
         let (cluster, incarnation) = (machine.row.cluster.clone(), machine.row.incarnation);
         // What was begun by what was known then, perhaps by an earlier process, needs that evidence still.
-        let still = self.warm(now) && machine.verdict.calls_for_repair();
-        if asked == Asked::Nobody && !still {
+        let still = asked != Asked::Nobody || machine.verdict.calls_for_repair();
+        if !self.warm(now) || !still {
             return;
         }
         if let Err(hold) = self.still_allowed(now, id, action, asked) {
@@ -358,7 +375,9 @@ impl CoordinatorCore {
         asked: Asked,
     ) -> Result<(), Hold> {
         let asker = match asked {
-            Asked::PersonDespiteGuards => return Ok(()),
+            Asked::PersonDespiteQuorum => return Ok(()),
+            // The world may be another one than that in which it was asked for.
+            Asked::PersonDespiteGuards => return self.costs_cluster(id, action).map_or(Ok(()), Err),
             Asked::Person => Asker::Person,
             Asked::Nobody => Asker::Detector,
         };
@@ -382,6 +401,7 @@ impl CoordinatorCore {
     pub(crate) fn machine_fenced(&mut self, now: Now, id: &MachineId) {
         let Some(machine) = self.machines.get_mut(id) else { return };
         machine.row.fenced = Some(now.wall);
+        machine.row.powering = false;
         if !matches!(machine.row.phase, MachinePhase::Missing { .. }) {
             machine.row.phase = MachinePhase::Off { since: now.wall };
         }
@@ -425,6 +445,7 @@ impl CoordinatorCore {
     pub(crate) fn acted(&mut self, now: Now, id: &MachineId) {
         let Some(machine) = self.machines.get_mut(id) else { return };
         machine.row.fenced = None;
+        machine.row.powering = false;
         machine.row.asked = Asked::Nobody;
         if let Some(action) = machine.row.acting.take() {
             self.save_machine(id);
@@ -474,6 +495,25 @@ impl CoordinatorCore {
     }
 }
 
+/// What a fault was found by: what an agent has given up, or the evidence.
+fn found(machine: &Machine) -> String {
+    let given_up = |unit: &UnitHealth| match &unit.state {
+        UnitState::GivenUp { why } => Some(format!("{}: {why}", unit.name)),
+        _ => None,
+    };
+    let units = machine.health.iter().flat_map(|health| &health.units);
+    let units: Vec<String> = units.filter_map(given_up).collect();
+    if machine.verdict == Verdict::GivenUp && !units.is_empty() {
+        return units.join("; ");
+    }
+    machine.evidence.as_ref().map(ToString::to_string).unwrap_or_default()
+}
+
+fn only_copy() -> Hold {
+    let why = "it holds the only copy of the cluster's state: making it anew would lose the cluster";
+    Hold::Impossible { why: why.to_owned() }
+}
+
 /// Whether the next thing to do to a machine is to take its power away for certain.
 pub(crate) fn needs_fence(machine: &Machine) -> bool {
     machine.row.renew || matches!(machine.row.acting, Some(RepairAction::PowerCycle | RepairAction::Rebuild))
@@ -496,20 +536,26 @@ fn alone(machine: &Machine) -> Option<Verdict> {
 /// The next rung within an incident: power, then a new shell around the disk, then a new machine; that at once where the
 /// disk is what is lost.
 fn harsher(machine: &Machine, forgot_itself: bool) -> RepairAction {
-    let opened = machine.row.incident.as_ref().map(|incident| incident.opened);
-    let tried = |action: RepairAction| {
-        let mut acts = machine.row.acts.iter();
-        acts.any(|act| act.action == action && opened.is_none_or(|opened| act.at >= opened))
-    };
     if forgot_itself {
         RepairAction::Recreate
-    } else if !tried(RepairAction::PowerCycle) {
+    } else if !tried(machine, RepairAction::PowerCycle) {
         RepairAction::PowerCycle
-    } else if !tried(RepairAction::Rebuild) {
+    } else if !tried(machine, RepairAction::Rebuild) {
         RepairAction::Rebuild
     } else {
         RepairAction::Recreate
     }
+}
+
+/// Whether this was done to a machine within its incident.
+fn tried(machine: &Machine, action: RepairAction) -> bool {
+    let opened = machine.row.incident.as_ref().map(|incident| incident.opened);
+    let mut acts = machine.row.acts.iter();
+    acts.any(|act| act.action == action && opened.is_none_or(|opened| act.at >= opened))
+}
+
+fn has_fresh_lease(machine: &Machine) -> bool {
+    machine.evidence.as_ref().is_some_and(|evidence| evidence.lease == LeaseSeen::Fresh)
 }
 
 /// A hold without its numbers: told again only when it is another one.

@@ -166,15 +166,19 @@ impl CoordinatorCore {
     pub fn repair_machine(&mut self, now: Now, request: &RepairRequest) -> Result<Vec<Effect>, CommandError> {
         let id = &request.machine;
         let against = self.preview_repair(now, request)?.against;
-        let (why, asked) = if request.over == Override::None {
-            (format!("{} asked for it", request.caller), Asked::Person)
-        } else {
-            (format!("{} asked for it, against the guards", request.caller), Asked::PersonDespiteGuards)
-        };
         // What a person has accepted is what held now, and nothing that may hold in weeks.
-        let costs =
-            request.action == RepairAction::Recreate && against.is_some_and(|hold| hold.costs_cluster());
-        if let Some(machine) = self.machines.get_mut(id).filter(|_| costs) {
+        let costs = against.as_ref().is_some_and(Hold::costs_cluster);
+        let asked = match &request.over {
+            Override::None => Asked::Person,
+            Override::Quorum { .. } if costs => Asked::PersonDespiteQuorum,
+            Override::Guards | Override::Quorum { .. } => Asked::PersonDespiteGuards,
+        };
+        let why = match against {
+            Some(hold) => format!("{} asked for it, although {hold}", request.caller),
+            None => format!("{} asked for it", request.caller),
+        };
+        let forced = costs && request.action == RepairAction::Recreate;
+        if let Some(machine) = self.machines.get_mut(id).filter(|_| forced) {
             machine.row.forced = true;
         }
         self.act(now, id, request.action, asked, &why);
@@ -214,7 +218,8 @@ impl CoordinatorCore {
         if let Some(hold) = &against {
             let goes_on = match &request.over {
                 Override::None => false,
-                Override::Guards => !hold.costs_cluster(),
+                // What it would cost is not known yet while the coordinator starts.
+                Override::Guards => !hold.costs_cluster() && !matches!(hold, Hold::Starting { .. }),
                 Override::Quorum { typed } => *typed == machine.row.cluster.as_str(),
             };
             if !goes_on {

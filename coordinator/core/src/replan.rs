@@ -8,7 +8,7 @@ use keelson_planner::{PlanInput, Planned, Wanted, lint, plan};
 use keelson_protocol::health::UnitState;
 use keelson_protocol::{ClusterName, Incarnation, MachineId};
 
-use crate::limits::RENEW_REFUSED_MAX;
+use crate::limits::{RENEW_REFUSED_MAX, RENEW_UNKNOWN_MAX};
 use crate::row::{Counter, Row};
 use crate::state::{CoordinatorCore, Machine, Now};
 
@@ -56,7 +56,9 @@ impl CoordinatorCore {
     fn give_back(&mut self, now: Now, name: &ClusterName, id: &MachineId) {
         let known = self.clusters.get(name).is_some_and(|cluster| cluster.etcd.members.is_some());
         let fenced = self.machines.get(id).and_then(|machine| machine.row.fenced);
-        if known && fenced.is_some_and(|since| now.wall.since(since) >= RENEW_REFUSED_MAX) {
+        // Where nothing can be known its power may be what is missing for that.
+        let patience = if known { RENEW_REFUSED_MAX } else { RENEW_UNKNOWN_MAX };
+        if fenced.is_some_and(|since| now.wall.since(since) >= patience) {
             self.call_off(now, id, "its cluster cannot stand that it is made anew now");
         }
     }

@@ -75,6 +75,9 @@ pub struct MachineRow {
     /// Since when it is proven to have no power, until it is given power again.
     #[serde(default)]
     pub fenced: Option<WallTime>,
+    /// Whether the infrastructure was asked to give it its power back since then, and has not answered yet.
+    #[serde(default)]
+    pub powering: bool,
 }
 
 impl MachineRow {
@@ -99,6 +102,7 @@ impl MachineRow {
             renew: false,
             forced: false,
             fenced: None,
+            powering: false,
         }
     }
 }
@@ -111,8 +115,10 @@ pub enum Asked {
     Nobody,
     /// A person, within the guards.
     Person,
-    /// A person, against the guards that held.
+    /// A person, against all guards but that of the quorum.
     PersonDespiteGuards,
+    /// A person who has typed that the loss of the quorum is understood.
+    PersonDespiteQuorum,
 }
 
 /// A config that a machine was sent.

@@ -4,59 +4,14 @@
 
 mod common;
 
-use common::{World, named};
+use common::demo::*;
+use common::World;
 use keelson_coordinator_core::{
-    ClusterState, EnrolId, Input, Override, PauseRequest, PauseScope, ProviderFailure, Remedy, RepairRequest,
+    ClusterState, EnrolId, Input, Override, PauseRequest, PauseScope, RepairRequest,
 };
 use keelson_model::{FleetEvent, MachinePhase, RepairAction, Verdict};
 use keelson_protocol::message::EnrolRequest;
-use keelson_protocol::{Incarnation, MachineId, SecretBytes};
-
-fn id(name: &str) -> MachineId {
-    format!("demo-{name}").parse().unwrap()
-}
-
-fn ready(plan: &str) -> World {
-    let mut world = World::new();
-    world.create(&named("demo", plan));
-    world.run(140);
-    assert_eq!(world.state("demo"), Some(ClusterState::Ready));
-    world.events.clear();
-    world.fences.clear();
-    world
-}
-
-fn freeze(world: &mut World, name: &str) {
-    world.machines.get_mut(&id(name)).unwrap().linked = false;
-}
-
-fn thaw(world: &mut World, name: &str) {
-    world.machines.get_mut(&id(name)).unwrap().linked = true;
-}
-
-fn incarnation(world: &World, name: &str) -> Incarnation {
-    world.core.machine(&id(name)).unwrap().row.incarnation
-}
-
-fn waits(world: &World) -> Vec<String> {
-    world.core.waiting(&"demo".parse().unwrap(), world.now()).iter().map(ToString::to_string).collect()
-}
-
-/// The infrastructure sets no fence for now.
-fn refuse_fences(world: &mut World) {
-    let text = "the host does not answer".to_owned();
-    world.refuse_fence = Some(ProviderFailure { remedy: Remedy::Retry, text });
-}
-
-fn repair(world: &mut World, name: &str, action: RepairAction, over: Override) {
-    let request = RepairRequest { machine: id(name), action, over, caller: "somebody".to_owned() };
-    let effects = world.core.repair_machine(world.now(), &request).unwrap();
-    world.carry_out(effects);
-}
-
-fn powered(world: &World, name: &str) -> bool {
-    world.machines[&id(name)].on
-}
+use keelson_protocol::SecretBytes;
 
 #[test]
 fn a_fence_that_comes_late_is_not_set_when_much_has_broken_meanwhile() {
@@ -95,6 +50,8 @@ fn a_pause_holds_what_was_decided_and_not_done() {
     world.carry_out(effects);
     world.run(120);
     assert_eq!(world.state("demo"), Some(ClusterState::Ready), "{:?}", waits(&world));
+    // What was not done is no reason for more.
+    assert_eq!(acts(&world, "worker-2"), [RepairAction::PowerCycle]);
 }
 
 #[test]

@@ -333,6 +333,11 @@ pub enum Hold {
         /// Since when.
         since: WallTime,
     },
+    /// The coordinator has started, and does not know yet who works.
+    Starting {
+        /// When it does.
+        until: WallTime,
+    },
     /// The verdict does not allow it.
     Evidence {
         /// The verdict.
@@ -389,14 +394,25 @@ pub enum Hold {
 
 impl Hold {
     /// Names of all guards, as [`Self::guard`] gives them.
-    pub const GUARDS: [&str; 9] =
-        ["paused", "evidence", "meltdown", "quorum", "busy", "coolDown", "retries", "fence", "impossible"];
+    pub const GUARDS: [&str; 10] = [
+        "paused",
+        "starting",
+        "evidence",
+        "meltdown",
+        "quorum",
+        "busy",
+        "coolDown",
+        "retries",
+        "fence",
+        "impossible",
+    ];
 
     /// The guard that holds, in one word; the same as in its JSON.
     #[must_use]
     pub fn guard(&self) -> &'static str {
         match self {
             Self::Paused { .. } => "paused",
+            Self::Starting { .. } => "starting",
             Self::Evidence { .. } => "evidence",
             Self::Meltdown { .. } => "meltdown",
             Self::Quorum { .. } => "quorum",
@@ -412,7 +428,7 @@ impl Hold {
     #[must_use]
     pub fn until(&self) -> Option<WallTime> {
         match self {
-            Self::CoolDown { until } | Self::Retries { until, .. } => Some(*until),
+            Self::Starting { until } | Self::CoolDown { until } | Self::Retries { until, .. } => Some(*until),
             _ => None,
         }
     }
@@ -437,6 +453,7 @@ impl Hold {
                 return format!("somebody runs `keelson repair resume --cluster {cluster}`").into();
             }
             Self::Paused { .. } => "somebody runs `keelson repair resume`",
+            Self::Starting { .. } => "the machines that come back have come back",
             Self::Evidence { .. } => "more is known of the machine; if nothing comes, look at it",
             Self::Meltdown { .. } => {
                 "fewer machines are broken; look for the common cause: network, host, storage, a bad change"
@@ -459,6 +476,9 @@ impl fmt::Display for Hold {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Paused { scope, .. } => write!(f, "repair of the {scope} is paused"),
+            Self::Starting { .. } => {
+                f.write_str("the coordinator has just started, and does not know yet who works")
+            }
             Self::Evidence { verdict } => write!(f, "nothing is done on this evidence: {verdict}"),
             Self::Meltdown { scope, broken, total, allowed } => write!(
                 f,
@@ -565,6 +585,7 @@ mod tests {
     fn a_hold_has_the_name_that_its_json_has() {
         let holds = [
             Hold::Paused { scope: Scope::Fleet, since: WallTime(1) },
+            Hold::Starting { until: WallTime(1) },
             Hold::Evidence { verdict: Verdict::CutOff },
             Hold::Meltdown { scope: Scope::Zone, broken: 2, total: 4, allowed: 1 },
             Hold::Quorum { voters: 3, working: 1, needed: 2 },

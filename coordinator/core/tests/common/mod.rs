@@ -3,6 +3,8 @@
 #![allow(dead_code, reason = "each test file uses its own part of this one")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 
+pub(crate) mod demo;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use keelson_coordinator_core::{
@@ -41,6 +43,8 @@ pub(crate) struct FakeMachine {
     /// Whether its heartbeats get through.
     pub(crate) linked: bool,
     pub(crate) boot: BootId,
+    /// Until when it boots.
+    boots_until: u64,
     pub(crate) enrolled: bool,
     pub(crate) session: Option<SessionId>,
     pub(crate) generation: Option<Generation>,
@@ -81,6 +85,18 @@ pub(crate) struct World {
     pub(crate) fences: Vec<MachineId>,
     /// What the provider says to fences, when it does not set them.
     pub(crate) refuse_fence: Option<ProviderFailure>,
+    /// What it says to being asked to switch a machine on, when it does not.
+    pub(crate) refuse_power: Option<ProviderFailure>,
+    /// Whether it switches machines on and nobody hears that it did.
+    pub(crate) lose_power_answers: bool,
+    /// What agents say of their machines that are not ready.
+    pub(crate) says: BTreeMap<MachineId, NodeState>,
+    /// How long machines boot before they speak.
+    pub(crate) boot_ms: u64,
+    /// Whether the provider's answers are on their way.
+    pub(crate) answers_late: bool,
+    /// Machines that never speak after their first boot.
+    pub(crate) stillborn: BTreeSet<MachineId>,
     /// Failures for the next creates.
     pub(crate) refuse: VecDeque<ProviderFailure>,
     /// Answers that are lost, though the call took effect.
@@ -96,6 +112,10 @@ pub(crate) struct World {
     pub(crate) peers_answer: bool,
     /// Machines that are cut off from the coordinator alone.
     pub(crate) cut_off: BTreeSet<MachineId>,
+    /// Of these, whose agents do not answer peers either.
+    pub(crate) refused: BTreeSet<MachineId>,
+    /// Whether etcd answers nothing.
+    pub(crate) etcd_silent: bool,
     probed: VecDeque<(SessionId, ToCoordinator)>,
     /// Nodes of each cluster, and how many pods each runs.
     pub(crate) nodes: BTreeMap<ClusterName, BTreeMap<String, (NodeSeen, usize)>>,
@@ -132,6 +152,12 @@ impl World {
             sent: Vec::new(),
             fences: Vec::new(),
             refuse_fence: None,
+            refuse_power: None,
+            lose_power_answers: false,
+            says: BTreeMap::new(),
+            boot_ms: 0,
+            answers_late: false,
+            stillborn: BTreeSet::new(),
             refuse: VecDeque::new(),
             lose_answers: 0,
             die_before: None,
@@ -141,6 +167,8 @@ impl World {
             etcd_answers: VecDeque::new(),
             peers_answer: true,
             cut_off: BTreeSet::new(),
+            refused: BTreeSet::new(),
+            etcd_silent: false,
             probed: VecDeque::new(),
             nodes: BTreeMap::new(),
             budgets: BTreeSet::new(),
@@ -202,7 +230,9 @@ impl World {
     pub(crate) fn step(&mut self) {
         self.ms += 500;
         self.input(Input::Tick);
-        while let Some((id, result)) = self.answers.pop_front() {
+        while !self.answers_late
+            && let Some((id, result)) = self.answers.pop_front()
+        {
             self.input(Input::Provider { id, result });
         }
         while let Some((id, result)) = self.etcd_answers.pop_front() {
@@ -324,12 +354,17 @@ impl World {
             ProviderCall::PowerOn { machine, .. } => {
                 let boot = BootId(self.next_boot);
                 self.next_boot += 1;
-                match self.machines.get_mut(&machine) {
-                    Some(fake) => {
-                        (fake.on, fake.linked, fake.boot, fake.sequence) = (true, true, boot, 0);
-                        Ok(ProviderAnswer::Created)
+                let unknown = self.lose_power_answers.then(unknown);
+                match (self.machines.get_mut(&machine), self.refuse_power.clone()) {
+                    (_, Some(failure)) => Err(failure),
+                    (Some(fake), None) => {
+                        if !fake.on {
+                            (fake.on, fake.linked, fake.boot, fake.sequence) = (true, true, boot, 0);
+                            fake.boots_until = self.ms + self.boot_ms;
+                        }
+                        unknown.map_or(Ok(ProviderAnswer::Created), Err)
                     }
-                    None => Err(ProviderFailure { remedy: Remedy::Retry, text: "not there".to_owned() }),
+                    (None, None) => Err(ProviderFailure { remedy: Remedy::Retry, text: "not there".to_owned() }),
                 }
             }
             ProviderCall::List => Ok(ProviderAnswer::Machines(self.list())),
@@ -344,8 +379,7 @@ impl World {
         };
         let lost = self.lose_answers > 0;
         self.lose_answers = self.lose_answers.saturating_sub(1);
-        let unknown = ProviderFailure { remedy: Remedy::Retry, text: "timed out".to_owned() };
-        self.answers.push_back((id, if lost { Err(unknown) } else { answer }));
+        self.answers.push_back((id, if lost { Err(unknown()) } else { answer }));
     }
 
     /// What Kubernetes does: machines with a config register, one pod goes with each pass of a drain.
@@ -421,6 +455,9 @@ impl World {
 
     /// What etcd does: the founding members are those of the first seat, whoever joins starts as a learner.
     fn etcd(&mut self, cluster: &ClusterName, call: EtcdCall) -> Result<EtcdAnswer, String> {
+        if self.etcd_silent {
+            return Err("there is no leader".to_owned());
+        }
         let blueprint = self.core.cluster(cluster).unwrap().row.blueprint.clone();
         let members = self.members.entry(cluster.clone()).or_insert_with(|| {
             let founding = blueprint.with_role(Role::Etcd).filter(|machine| {
@@ -482,8 +519,9 @@ impl World {
             incarnation,
             token: token.clone(),
             on: true,
-            linked: true,
+            linked: !self.stillborn.remove(&id),
             boot,
+            boots_until: self.ms + self.boot_ms,
             enrolled: false,
             session: None,
             generation: None,
@@ -512,7 +550,7 @@ impl World {
     /// What a machine's agent does in half a second: enrol, connect, or send a heartbeat.
     fn agent(&mut self, id: &MachineId) {
         let Some(machine) = self.machines.get(id).cloned() else { return };
-        if !machine.on || !machine.linked {
+        if !machine.on || !machine.linked || self.ms < machine.boots_until {
             return;
         }
         if !machine.enrolled {
@@ -521,7 +559,10 @@ impl World {
         let Some(session) = machine.session else { return self.connect(id) };
         let machine = self.machines.get_mut(id).unwrap();
         machine.sequence += 1;
-        let state = if machine.generation.is_some() { NodeState::Ready } else { NodeState::Idle };
+        let state = match machine.generation {
+            Some(_) => self.says.get(id).copied().unwrap_or(NodeState::Ready),
+            None => NodeState::Idle,
+        };
         let heartbeat = Heartbeat {
             sequence: machine.sequence,
             boot: machine.boot,
@@ -559,7 +600,7 @@ impl World {
             let reached =
                 |fake: &&FakeMachine| fake.on && (fake.linked || self.cut_off.contains(&target.machine));
             let said = match self.machines.get(&target.machine).filter(reached) {
-                Some(fake) if fake.enrolled => PeerSaid::Answered { round_trip_us: 300 },
+                Some(fake) if fake.enrolled && !self.refused.contains(&target.machine) => PeerSaid::Answered { round_trip_us: 300 },
                 Some(_) => PeerSaid::Refused,
                 None => PeerSaid::Silent,
             };
@@ -616,6 +657,11 @@ fn node(id: &MachineId) -> NodeSeen {
         kubelet: None,
         created: String::new(),
     }
+}
+
+/// What is said of a call whose answer was lost.
+fn unknown() -> ProviderFailure {
+    ProviderFailure { remedy: Remedy::Retry, text: "timed out".to_owned() }
 }
 
 impl Disk {

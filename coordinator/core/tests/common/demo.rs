@@ -1,0 +1,82 @@
+//! A cluster named `demo`, what happens to its machines, and what people ask for.
+
+use keelson_coordinator_core::{
+    ClusterState, CommandError, Machine, Override, ProviderFailure, Remedy, RepairRequest,
+};
+use keelson_model::{RepairAction, Verdict};
+use keelson_protocol::{Incarnation, MachineId};
+
+use super::{World, named};
+
+/// The machine of the cluster with this name.
+pub(crate) fn id(name: &str) -> MachineId {
+    format!("demo-{name}").parse().unwrap()
+}
+
+/// A ready cluster of `plan`, and a coordinator that has been up for long.
+pub(crate) fn ready(plan: &str) -> World {
+    let mut world = World::new();
+    world.create(&named("demo", plan));
+    world.run(250);
+    assert_eq!(world.state("demo"), Some(ClusterState::Ready));
+    world.events.clear();
+    world.fences.clear();
+    world
+}
+
+pub(crate) fn freeze(world: &mut World, name: &str) {
+    if let Some(machine) = world.machines.get_mut(&id(name)) {
+        machine.linked = false;
+    }
+}
+
+pub(crate) fn thaw(world: &mut World, name: &str) {
+    world.machines.get_mut(&id(name)).unwrap().linked = true;
+}
+
+/// The infrastructure sets no fence for now.
+pub(crate) fn refuse_fences(world: &mut World) {
+    let text = "the host does not answer".to_owned();
+    world.refuse_fence = Some(ProviderFailure { remedy: Remedy::Retry, text });
+}
+
+pub(crate) fn request(name: &str, action: RepairAction, over: Override) -> RepairRequest {
+    RepairRequest { machine: id(name), action, over, caller: "somebody".to_owned() }
+}
+
+/// A person asks for a repair, and is not refused.
+pub(crate) fn repair(world: &mut World, name: &str, action: RepairAction, over: Override) {
+    let effects = world.core.repair_machine(world.now(), &request(name, action, over)).unwrap();
+    world.carry_out(effects);
+}
+
+/// Why a person's repair would be refused.
+pub(crate) fn refusal(world: &World, name: &str, action: RepairAction, over: Override) -> CommandError {
+    world.core.check_repair(world.now(), &request(name, action, over)).unwrap_err()
+}
+
+pub(crate) fn machine<'a>(world: &'a World, name: &str) -> &'a Machine {
+    world.core.machine(&id(name)).unwrap()
+}
+
+pub(crate) fn verdict(world: &World, name: &str) -> Verdict {
+    machine(world, name).verdict
+}
+
+pub(crate) fn incarnation(world: &World, name: &str) -> Incarnation {
+    machine(world, name).row.incarnation
+}
+
+pub(crate) fn powered(world: &World, name: &str) -> bool {
+    world.machines[&id(name)].on
+}
+
+/// What was done to a machine within the hour.
+pub(crate) fn acts(world: &World, name: &str) -> Vec<RepairAction> {
+    machine(world, name).row.acts.iter().map(|act| act.action).collect()
+}
+
+/// What the cluster waits for.
+pub(crate) fn waits(world: &World) -> Vec<String> {
+    world.core.waiting(&"demo".parse().unwrap(), world.now()).iter().map(ToString::to_string).collect()
+}

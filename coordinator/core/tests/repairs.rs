@@ -1,0 +1,244 @@
+//! Repairs from beginning to end: across coordinators, lost answers, and what people ask for.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
+
+mod common;
+
+use common::World;
+use common::demo::*;
+use keelson_coordinator_core::{ClusterState, Override, ProviderFailure, Remedy};
+use keelson_model::{FaultClass, MachinePhase, RepairAction, Verdict};
+use keelson_protocol::health::NodeState;
+
+/// Steps of half a second in which a new coordinator lets its fleet come back.
+const WARM: u32 = 70;
+
+fn fences(world: &World) -> Vec<String> {
+    world.fences.iter().map(ToString::to_string).collect()
+}
+
+fn told(world: &World, reason: &str) -> bool {
+    world.events.iter().any(|event| event.reason == reason)
+}
+
+/// Steps until `name` has lost its power to a fence.
+fn until_fenced(world: &mut World, name: &str) {
+    for _ in 0..200 {
+        if world.fences.contains(&id(name)) {
+            return;
+        }
+        world.step();
+    }
+    panic!("{name} was not fenced: {:?}", waits(world));
+}
+
+/// Steps until `name` has its power back. That it has, the coordinator hears in the next step.
+fn until_powered(world: &mut World, name: &str) {
+    for _ in 0..200 {
+        if powered(world, name) {
+            return;
+        }
+        world.step();
+    }
+    panic!("{name} has no power: {:?}", waits(world));
+}
+
+#[test]
+fn an_override_names_the_quorum_also_behind_other_guards() {
+    let mut world = ready("ha");
+    refuse_fences(&mut world);
+    freeze(&mut world, "etcd-1");
+    world.run(40);
+    assert_eq!(machine(&world, "etcd-1").row.acting, Some(RepairAction::PowerCycle));
+    for action in [RepairAction::PowerCycle, RepairAction::Recreate] {
+        for over in [Override::None, Override::Guards] {
+            let refused = refusal(&world, "etcd-2", action, over).to_string();
+            assert!(refused.contains("only 1 of 3 etcd members would work"), "{refused}");
+        }
+    }
+}
+
+#[test]
+fn an_override_is_for_the_quorum_that_there_was() {
+    let mut world = ready("ha");
+    refuse_fences(&mut world);
+    repair(&mut world, "etcd-1", RepairAction::PowerCycle, Override::Guards);
+    world.run(4);
+    freeze(&mut world, "etcd-2");
+    world.run(8);
+    world.fences.clear();
+    world.refuse_fence = None;
+    world.run(40);
+    assert!(told(&world, "RepairCalledOff"), "{:?}", world.reasons());
+    assert!(!world.fences.contains(&id("etcd-1")), "{:?}", fences(&world));
+    world.run(160);
+    assert_eq!(world.state("demo"), Some(ClusterState::Ready), "{:?}", waits(&world));
+}
+
+#[test]
+fn what_a_person_goes_against_is_in_the_record() {
+    let mut world = ready("ha");
+    for name in ["worker-2", "master-2", "etcd-2"] {
+        freeze(&mut world, name);
+    }
+    world.run(40);
+    repair(&mut world, "worker-2", RepairAction::PowerCycle, Override::Guards);
+    let begun = world.events.iter().find(|event| event.reason == "RepairBegun").unwrap();
+    assert!(begun.cause.contains("somebody asked for it, although 3 of"), "{}", begun.cause);
+}
+
+#[test]
+fn an_incident_ends_though_the_coordinator_was_started_again_meanwhile() {
+    let mut world = ready("ha");
+    freeze(&mut world, "worker-2");
+    until_fenced(&mut world, "worker-2");
+    until_powered(&mut world, "worker-2");
+    world.run(2);
+    assert!(machine(&world, "worker-2").row.incident.is_some());
+    world.restart();
+    world.run(WARM + 30);
+    assert_eq!(machine(&world, "worker-2").row.incident, None);
+    assert!(told(&world, "FaultMended"), "{:?}", world.reasons());
+}
+
+#[test]
+fn the_incident_of_a_machine_that_is_made_anew_ends() {
+    let mut world = ready("ha");
+    repair(&mut world, "worker-2", RepairAction::Recreate, Override::None);
+    world.run(120);
+    assert_eq!(machine(&world, "worker-2").row.incident, None, "{:?}", world.reasons());
+}
+
+#[test]
+fn a_coordinator_that_died_while_it_gave_power_takes_it_from_nobody() {
+    let mut world = ready("ha");
+    world.boot_ms = 3_000;
+    freeze(&mut world, "worker-2");
+    until_fenced(&mut world, "worker-2");
+    until_powered(&mut world, "worker-2");
+    world.restart();
+    world.run(WARM + 60);
+    assert_eq!(fences(&world), ["demo-worker-2"], "{:?}", world.reasons());
+    assert_eq!(world.state("demo"), Some(ClusterState::Ready), "{:?}", waits(&world));
+}
+
+#[test]
+fn a_machine_that_boots_slowly_keeps_its_power_though_nobody_heard_that_it_has_it() {
+    let mut world = ready("ha");
+    (world.lose_power_answers, world.boot_ms) = (true, 15_000);
+    freeze(&mut world, "worker-2");
+    until_fenced(&mut world, "worker-2");
+    world.run(60);
+    assert_eq!(fences(&world), ["demo-worker-2"], "{:?}", world.reasons());
+    assert_eq!(world.state("demo"), Some(ClusterState::Ready), "{:?}", waits(&world));
+}
+
+#[test]
+fn what_a_person_has_asked_for_outlives_the_coordinator() {
+    let mut world = ready("ha");
+    refuse_fences(&mut world);
+    repair(&mut world, "worker-2", RepairAction::PowerCycle, Override::None);
+    world.run(4);
+    world.restart();
+    world.fences.clear();
+    world.run(10);
+    let refused = refusal(&world, "worker-1", RepairAction::PowerCycle, Override::Guards).to_string();
+    assert!(refused.contains("the coordinator has just started"), "{refused}");
+    world.refuse_fence = None;
+    world.run(WARM + 60);
+    assert!(!told(&world, "RepairCalledOff"), "{:?}", world.reasons());
+    assert_eq!(fences(&world), ["demo-worker-2"]);
+}
+
+#[test]
+fn a_new_machine_that_never_speaks_is_found_and_tried_again() {
+    let mut world = ready("ha");
+    world.stillborn.insert(id("worker-4"));
+    world.scale("demo", "worker", 4);
+    world.run(300);
+    assert!(matches!(machine(&world, "worker-4").row.phase, MachinePhase::Booting { .. }));
+    assert_eq!(fences(&world), [] as [&str; 0]);
+    world.run(150);
+    assert!(told(&world, "FaultFound"), "{:?}", world.reasons());
+    assert_eq!(fences(&world), ["demo-worker-4"]);
+    assert_eq!(world.state("demo"), Some(ClusterState::Ready), "{:?}", waits(&world));
+}
+
+#[test]
+fn an_answer_that_comes_after_the_machine_has_spoken_says_nothing() {
+    let mut world = ready("ha");
+    (world.lose_answers, world.answers_late) = (1, true);
+    world.scale("demo", "worker", 4);
+    world.run(6);
+    world.answers_late = false;
+    for _ in 0..20 {
+        world.step();
+        let phase = world.core.machine(&id("worker-4")).map(|machine| machine.row.phase.clone());
+        assert!(!matches!(phase, Some(MachinePhase::Retrying { .. })), "{:?}", world.reasons());
+    }
+    assert_eq!(world.state("demo"), Some(ClusterState::Ready), "{:?}", waits(&world));
+}
+
+#[test]
+fn an_agent_that_is_down_on_a_node_that_works_is_left_to_a_person() {
+    let mut world = ready("ha");
+    freeze(&mut world, "worker-2");
+    world.cut_off.insert(id("worker-2"));
+    world.refused.insert(id("worker-2"));
+    world.run(1_200);
+    assert_eq!(verdict(&world, "worker-2"), Verdict::AgentDown);
+    assert_eq!(fences(&world), [] as [&str; 0], "{:?}", world.reasons());
+    assert!(told(&world, "RepairHeld"), "{:?}", world.reasons());
+    // Its kubelet falls silent as well.
+    world.cut_off.remove(&id("worker-2"));
+    world.run(300);
+    assert_eq!(fences(&world), ["demo-worker-2"], "{:?}", waits(&world));
+}
+
+#[test]
+fn a_machine_that_gets_no_power_is_made_anew_around_its_disk() {
+    let mut world = ready("ha");
+    let text = "its host is broken".to_owned();
+    world.refuse_power = Some(ProviderFailure { remedy: Remedy::Retry, text });
+    world.machines.get_mut(&id("worker-2")).unwrap().power_off();
+    world.run(300);
+    assert!(!powered(&world, "worker-2") && acts(&world, "worker-2").is_empty());
+    world.run(160);
+    assert_eq!(acts(&world, "worker-2"), [RepairAction::Rebuild]);
+    assert_eq!(world.state("demo"), Some(ClusterState::Ready), "{:?}", waits(&world));
+}
+
+#[test]
+fn a_member_that_cannot_be_made_anew_gets_its_power_back_though_etcd_is_silent() {
+    let mut world = ready("ha");
+    world.etcd_silent = true;
+    refuse_fences(&mut world);
+    repair(&mut world, "etcd-1", RepairAction::Recreate, Override::None);
+    // A new coordinator does not know the members.
+    world.restart();
+    world.refuse_fence = None;
+    world.fences.clear();
+    until_fenced(&mut world, "etcd-1");
+    world.run(300);
+    assert!(!powered(&world, "etcd-1"), "{:?}", waits(&world));
+    world.run(160);
+    assert!(powered(&world, "etcd-1"), "{:?}", waits(&world));
+    world.etcd_silent = false;
+    world.run(200);
+    assert_eq!(world.state("demo"), Some(ClusterState::Ready), "{:?}", waits(&world));
+}
+
+#[test]
+fn what_programs_cost_is_counted_by_class() {
+    let mut world = ready("ha");
+    world.says.insert(id("worker-2"), NodeState::Degraded);
+    world.run(4);
+    world.says.insert(id("worker-2"), NodeState::Failed);
+    world.run(4);
+    assert_eq!(verdict(&world, "worker-2"), Verdict::GivenUp);
+    assert_eq!(world.core.metrics().detections[&FaultClass::Process].count, 1);
+    freeze(&mut world, "worker-1");
+    world.run(60);
+    assert_eq!(world.core.metrics().detections[&FaultClass::Os].count, 1);
+    assert_eq!(world.core.metrics().mended[&FaultClass::Os].count, 1);
+}
