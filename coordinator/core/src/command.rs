@@ -388,7 +388,8 @@ impl CoordinatorCore {
     /// Cancels an operation at its next safe point.
     ///
     /// # Errors
-    /// [`CommandError::NoOperation`] or [`CommandError::NotCancellable`].
+    /// [`CommandError::NoOperation`], [`CommandError::NotCancellable`] or [`CommandError::Protected`]; nothing is changed
+    /// then.
     pub fn cancel_operation(
         &mut self,
         now: Now,
@@ -400,8 +401,16 @@ impl CoordinatorCore {
         if operation.is_done() {
             return Err(refuse("it has ended"));
         }
+        let name = operation.cluster.clone();
         match operation.kind {
-            OperationKind::CreateCluster => {}
+            OperationKind::CreateCluster => {
+                let stood = self.clusters.get(&name).and_then(|cluster| cluster.row.first_ready);
+                if stood.is_some() {
+                    return Err(refuse(
+                        "the cluster has been ready, and cancelling would remove it; to remove it, delete it",
+                    ));
+                }
+            }
             OperationKind::DeleteCluster => {
                 return Err(refuse("machines that were removed do not come back; create the cluster again"));
             }
@@ -409,8 +418,8 @@ impl CoordinatorCore {
                 return Err(refuse("scale the pool to the size that it shall have instead"));
             }
         }
-        let name = operation.cluster.clone();
         // A create that is cancelled leaves nothing behind: what was made so far is removed.
+        self.preview_delete(&name)?;
         let left = "what was made so far is being removed".to_owned();
         let cancelled =
             Operation { state: OperationState::Cancelled { at: now.wall, left }, ..operation.clone() };

@@ -39,7 +39,7 @@ impl CoordinatorCore {
     }
 
     /// Accepts a request for another size of a pool. A newer one takes the place of one for the same pool that is under
-    /// way.
+    /// way; one for the same size leads to the operation that is under way.
     ///
     /// # Errors
     /// [`CommandError`] says what is wrong with the request; nothing is changed then.
@@ -47,6 +47,11 @@ impl CoordinatorCore {
         let preview = self.preview_scale(request)?;
         let spec = self.scaled_spec(request)?;
         let name = &request.cluster;
+        if let Some(operation) = self.scale_under_way(request).cloned() {
+            self.retry_refused(name);
+            self.reconcile(now);
+            return Ok(Accepted { operation, preview, effects: self.take_effects() });
+        }
         let before = spec_count(self, name, &request.pool);
         if let Some(cluster) = self.clusters.get_mut(name) {
             cluster.row.spec = spec;
@@ -60,6 +65,23 @@ impl CoordinatorCore {
         self.plan_soon(name);
         self.reconcile(now);
         Ok(Accepted { operation, preview, effects: self.take_effects() })
+    }
+
+    /// The operation that is under way for just what is asked for: asking again is no other wish.
+    #[must_use]
+    pub fn scale_under_way(&self, request: &ScalePool) -> Option<&Operation> {
+        let cluster = self.clusters.get(&request.cluster)?;
+        let same = cluster.row.spec.pools.get(&request.pool) == Some(&request.count)
+            && request.drain.is_none_or(|drain| drain == cluster.row.spec.drain);
+        self.scales_of(&request.cluster, &request.pool).find(|_| same)
+    }
+
+    /// Open operations that give a pool another size.
+    fn scales_of(&self, name: &ClusterName, pool: &PoolName) -> impl Iterator<Item = &Operation> {
+        let begin = detail_begin(pool);
+        self.open_operations(name)
+            .filter(|operation| operation.kind == OperationKind::ScaleCluster)
+            .filter(move |operation| operation.detail.as_ref().is_some_and(|detail| detail.starts_with(&begin)))
     }
 
     fn cluster_of(&self, name: &ClusterName) -> Result<&crate::state::Cluster, CommandError> {
@@ -84,16 +106,8 @@ impl CoordinatorCore {
 
     /// Another pool's size is another wish, and perhaps another person's: both hold.
     fn end_older_scales(&mut self, now: Now, newest: &Operation, pool: &PoolName) {
-        let begin = detail_begin(pool);
-        let of_pool = |op: &&Operation| op.detail.as_ref().is_some_and(|detail| detail.starts_with(&begin));
-        let older: Vec<Operation> = self
-            .operations
-            .values()
-            .filter(|op| op.cluster == newest.cluster && op.kind == OperationKind::ScaleCluster)
-            .filter(|op| op.id != newest.id && !op.is_done())
-            .filter(of_pool)
-            .cloned()
-            .collect();
+        let open = self.scales_of(&newest.cluster, pool).filter(|operation| operation.id != newest.id);
+        let older: Vec<Operation> = open.cloned().collect();
         for operation in older {
             let left = format!("{} asked for another size", newest.id);
             let state = OperationState::Cancelled { at: now.wall, left };

@@ -134,6 +134,35 @@ fn a_cancelled_create_leaves_nothing_and_a_delete_cannot_be_cancelled() {
     assert!(matches!(refused, Err(CommandError::NotCancellable { .. })), "{refused:?}");
 }
 
+/// Who cancels the repeated create of a cluster that people use wants to stop waiting.
+#[test]
+fn a_create_of_a_cluster_that_has_been_ready_cannot_be_cancelled() {
+    let mut world = World::new();
+    world.create(&small("demo"));
+    world.run(40);
+    let text = "the quota is used up".to_owned();
+    world.refuse.push_back(ProviderFailure { remedy: Remedy::Person, text });
+    world.scale("demo", "worker", 3);
+    world.run(4);
+    let spec = world.core.cluster(&"demo".parse().unwrap()).unwrap().row.spec.clone();
+    let again = world.create(&spec).operation.id;
+    let refused = world.core.cancel_operation(world.now(), &again).unwrap_err();
+    assert!(matches!(refused, CommandError::NotCancellable { .. }), "{refused}");
+    world.run(40);
+    assert_eq!(world.state("demo"), Some(ClusterState::Ready));
+}
+
+#[test]
+fn a_protected_create_is_not_cancelled_by_half() {
+    let mut world = World::new();
+    let spec = ClusterSpec { deletion_protection: true, ..small("demo") };
+    let operation = world.create(&spec).operation.id;
+    world.run(2);
+    let refused = world.core.cancel_operation(world.now(), &operation).unwrap_err();
+    assert!(matches!(refused, CommandError::Protected { .. }), "{refused}");
+    assert!(!world.core.operation(&operation).unwrap().is_done());
+}
+
 #[test]
 fn names_are_taken_once_and_the_same_key_gives_the_same_operation() {
     let mut world = World::new();

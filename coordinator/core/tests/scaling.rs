@@ -240,6 +240,28 @@ fn the_newest_size_wins() {
 }
 
 #[test]
+fn asking_for_the_same_size_again_leads_to_the_operation_under_way() {
+    let mut world = ready();
+    let request = ScalePool {
+        cluster: "demo".parse().unwrap(),
+        pool: PoolName("worker".to_owned()),
+        count: 5,
+        drain: None,
+    };
+    let first = world.core.scale_pool(world.now(), &request).unwrap();
+    world.carry_out(first.effects);
+    let second = world.core.scale_pool(world.now(), &request).unwrap();
+    assert_eq!(second.operation.id, first.operation.id);
+    world.carry_out(second.effects);
+    world.run(CONVERGED);
+    let operation = world.core.operation(&first.operation.id).unwrap();
+    assert!(matches!(operation.state, OperationState::Succeeded { .. }), "{operation:?}");
+    // Asked for once more when it is reached, it is another operation, which ends at once.
+    let third = world.core.scale_pool(world.now(), &request).unwrap();
+    assert_ne!(third.operation.id, first.operation.id);
+}
+
+#[test]
 fn another_pools_size_cancels_nothing() {
     let mut world = ready();
     world.scale("demo", "worker", 5);

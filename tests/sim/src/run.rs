@@ -98,7 +98,7 @@ fn converge(world: &mut World, within_ms: u64) {
     let mut since: Option<(u64, BTreeMap<ClusterName, Generation>)> = None;
     while world.violation().is_none() {
         world.run_until(world.now() + LOOK_EVERY_MS);
-        match world.unsettled() {
+        match world.unsettled().or_else(|| world.incident_open()) {
             None => {
                 let plans = world.generations();
                 match &since {
@@ -112,7 +112,8 @@ fn converge(world: &mut World, within_ms: u64) {
             Some(_) => since = None,
         }
         if world.now() >= end {
-            let why = world.unsettled().unwrap_or_else(|| "it does not stay as it is".to_owned());
+            let why = world.unsettled().or_else(|| world.incident_open());
+            let why = why.unwrap_or_else(|| "it does not stay as it is".to_owned());
             world.violate(Checker::Liveness, why);
         }
     }
@@ -167,6 +168,12 @@ impl World {
             return Some(format!("{} runs: {}", operation.id, operation.what()));
         }
         self.provider_differs().or_else(|| self.etcd_differs()).or_else(|| self.nodes_differ())
+    }
+
+    /// A fault that nobody sees any more, and that is not told to be mended.
+    fn incident_open(&self) -> Option<String> {
+        let open = self.core()?.machines().find(|machine| machine.row.incident.is_some())?;
+        Some(format!("the incident of {} is open", open.row.id))
     }
 
     /// Whether a cluster has another size than was asked for last, and why.
