@@ -140,6 +140,7 @@ pub fn leaving_view(step: Option<&LeaveStep>, seen: &ObservedMachine, drain: Dra
     let state = seen.care.drain.as_ref().filter(|_| drains);
     let word = match step {
         Some(LeaveStep::ApiServer) => "apiServer",
+        Some(LeaveStep::Workers) => "workers",
         Some(LeaveStep::Queued) => "queued",
         Some(LeaveStep::Draining { .. }) => "draining",
         Some(LeaveStep::Kubernetes { .. }) => "kubernetes",

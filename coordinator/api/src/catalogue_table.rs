@@ -393,4 +393,8 @@ catalogue! {
         "Something is wrong with the machine. It is being mended, or a guard holds the repair back until it is safe; the text says which.",
         "Read why with `keelson why MACHINE`. A hold ends by itself unless it says that a person must act.",
         "keelson why MACHINE";
+    WaitPlan, "KEEL-4017", 0, Blocked, "not all that was asked for can be planned",
+        "Something ran out since it was asked for, for example the addresses of the network. What can be planned is done all the same.",
+        "Make room: remove what is not needed, or ask for less.",
+        "keelson why CLUSTER";
 }

@@ -420,6 +420,7 @@ pub fn waiting_code(on: &WaitingOn) -> Code {
         WaitingOn::Off { .. } => Code::WaitOff,
         WaitingOn::ProviderDelete { .. } => Code::WaitProviderDelete,
         WaitingOn::Endpoint { .. } => Code::WaitEndpoint,
+        WaitingOn::Plan { .. } => Code::WaitPlan,
     }
 }
 

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use keelson_model::{
-    Blueprint, BlueprintDiff, ClusterMaterial, ClusterSpec, DrainSpec, FleetEvent, Hold, MachinePhase,
-    Operation, OperationId, OperationKind, OperationState, RepairAction, Severity, SpecError,
+    Blueprint, BlueprintDiff, Change, ClusterMaterial, ClusterSpec, DrainSpec, FleetEvent, Hold,
+    MachinePhase, Operation, OperationId, OperationKind, OperationState, RepairAction, Severity, SpecError,
 };
 use keelson_planner::Wanted;
 use keelson_protocol::{ClusterName, MachineId};
@@ -183,6 +183,18 @@ pub struct Preview {
     pub blueprint: Blueprint,
     /// What differs from the one in force.
     pub diff: BlueprintDiff,
+}
+
+impl Preview {
+    /// Of a change of what stands. Machines that are on their way out already do not go because of it.
+    pub(crate) fn of_change(blueprint: Blueprint, before: &Blueprint) -> Self {
+        let mut diff = blueprint.diff(Some(before));
+        let leaves = |change: &Change| {
+            before.machines.values().any(|machine| machine.leaving && machine.id.as_str() == change.object)
+        };
+        diff.changes.retain(|change| change.effect != keelson_model::Effect::Delete || !leaves(change));
+        Self { blueprint, diff }
+    }
 }
 
 impl CoordinatorCore {

@@ -99,10 +99,12 @@ impl CoordinatorCore {
                 RefusalCode::TokenUsed,
                 "the token was used with another key: somebody else enrolled as this machine, or it lost its key; re-create it",
             ),
-            None if now.wall.since(row.token_made) > TOKEN_LIFE => refuse(
-                RefusalCode::TokenExpired,
-                "the token has expired: the machine took too long to boot; re-create it",
-            ),
+            None if matches!(row.phase, MachinePhase::Booting { since } if now.wall.since(since) > TOKEN_LIFE) => {
+                refuse(
+                    RefusalCode::TokenExpired,
+                    "the token has expired: the machine took too long to boot; re-create it",
+                )
+            }
             _ => Ok(key_hash),
         }
     }

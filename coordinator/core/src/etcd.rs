@@ -81,6 +81,7 @@ impl CoordinatorCore {
             members: cluster.etcd.members.as_deref()?,
             leader: cluster.etcd.leader,
             working: self.working(&cluster.row.blueprint),
+            heard: self.heard(&cluster.row.blueprint),
         })
     }
 

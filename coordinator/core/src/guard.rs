@@ -69,6 +69,7 @@ impl CoordinatorCore {
         if asker == Asker::Person {
             self.knows_who_works(now)?;
             self.quorum_outlives(cluster, planned, action)?;
+            self.another_master(cluster, planned)?;
         }
         self.no_meltdown(cluster, planned, census)?;
         self.nobody_else(now, cluster, planned)?;
@@ -181,6 +182,19 @@ impl CoordinatorCore {
         }
     }
 
+    /// Whether an API server is left where there is more than one. One that does not work is no loss.
+    fn another_master(&self, cluster: &Cluster, planned: &BlueprintMachine) -> Result<(), Hold> {
+        let works = |planned: &BlueprintMachine| {
+            let machine = self.machines.get(&planned.id);
+            machine.is_some_and(|machine| {
+                machine.row.incarnation == planned.incarnation && machine.is_ready_with(Generation(0))
+            })
+        };
+        let others = || cluster.row.blueprint.with_role(Role::Master).filter(|other| other.id != planned.id);
+        let last = planned.roles.contains(&Role::Master) && works(planned) && !others().any(works);
+        if last && others().next().is_some() { Err(Hold::ApiServer) } else { Ok(()) }
+    }
+
     fn no_member_moves(&self, cluster: &Cluster, planned: &BlueprintMachine) -> Result<(), Hold> {
         if !planned.roles.contains(&Role::Etcd) || self.holds_nothing(&planned.id) {
             return Ok(());
@@ -206,7 +220,7 @@ impl CoordinatorCore {
         let quorum = self.quorum(cluster);
         let moves = |other: &&BlueprintMachine| match other.leaving {
             true => quorum.outlives_loss(&other.id).is_ok(),
-            false => !votes(other),
+            false => !votes(other) && standings.get(&other.id) != Some(&keelson_model::Standing::Absent),
         };
         others.find(moves).map(|other| &other.id)
     }

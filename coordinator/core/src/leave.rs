@@ -2,12 +2,13 @@
 //! and the etcd member removed; then the machine is let go.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use keelson_model::kubernetes::{Cordon, DrainForce, DrainState, KubeAnswer, KubeCall, KubeFailure, PodWait};
 use keelson_model::{
     BlueprintMachine, DrainThen, FleetEvent, LeaveStep, MachinePhase, Role, Severity, Standing,
 };
-use keelson_protocol::{ClusterName, Generation, MachineId};
+use keelson_protocol::{ClusterName, Generation, MachineId, MonoTime};
 
 use crate::limits::DRAINS_AT_ONCE_PERCENT;
 use crate::state::{Cluster, CoordinatorCore, Machine, Now};
@@ -31,6 +32,15 @@ pub struct Parting {
     told: String,
     /// Pods that were deleted against their disruption budgets, and told.
     forced: BTreeSet<String>,
+    /// When this process first saw its drain go on, and how long that had been so by then. Wall clocks jump.
+    begun: Option<(MonoTime, Duration)>,
+}
+
+impl Parting {
+    /// How long a drain has been going on.
+    fn drains_for(&self, now: Now) -> Duration {
+        self.begun.map_or(Duration::ZERO, |(seen, before)| before + now.mono.since(seen))
+    }
 }
 
 impl CoordinatorCore {
@@ -42,8 +52,7 @@ impl CoordinatorCore {
     /// What a leaving machine waits for; `None` when it may go.
     pub(crate) fn leave_step(&self, name: &ClusterName, planned: &BlueprintMachine) -> Option<LeaveStep> {
         let machine = self.machines.get(&planned.id)?;
-        // Nothing ever ran on it.
-        let unborn = matches!(machine.row.phase, MachinePhase::Planned | MachinePhase::Refused { .. });
+        let unborn = machine.is_unmade();
         if planned.is_node() && !machine.parting.removed && !unborn {
             if self.keeps_api(name, planned) {
                 return Some(LeaveStep::ApiServer);
@@ -52,13 +61,15 @@ impl CoordinatorCore {
             return Some(match (&parting.error, &parting.drain) {
                 (Some(failure), _) => LeaveStep::Kubernetes { why: failure.to_string() },
                 _ if parting.drained => LeaveStep::Node,
+                (None, None) if self.lacks_workers(name, planned) => LeaveStep::Workers,
                 (None, None) => LeaveStep::Queued,
                 (None, Some(state)) => LeaveStep::Draining { left: state.to_string() },
             });
         }
-        let member = planned.roles.contains(&Role::Etcd) && !unborn;
-        (member && self.standings(name).get(&planned.id) != Some(&Standing::Absent))
-            .then_some(LeaveStep::EtcdMember)
+        // One that was never made may be a member that was added and did not start.
+        let standing = self.standings(name).get(&planned.id).copied();
+        let member = standing.map_or(!unborn, |standing| standing != Standing::Absent);
+        (planned.roles.contains(&Role::Etcd) && member).then_some(LeaveStep::EtcdMember)
     }
 
     /// What is to be asked of Kubernetes next, for a node that leaves.
@@ -82,7 +93,9 @@ impl CoordinatorCore {
             return machine.row.fenced.is_some().then_some(KubeCall::Evacuate { node });
         }
         if !has_begun(cluster, machine)
-            && (self.keeps_api(name, planned) || !self.may_begin_drain(now, name, &planned.id))
+            && (self.keeps_api(name, planned)
+                || self.lacks_workers(name, planned)
+                || !self.may_begin_drain(now, name, &planned.id))
         {
             return None;
         }
@@ -129,11 +142,38 @@ impl CoordinatorCore {
                 .any(|other| is(other, |machine| machine.is_ready_with(Generation(0))))
     }
 
+    /// Whether the pods of a worker that leaves would have nowhere to go: most of the workers that stay do not work, or
+    /// are still to come.
+    fn lacks_workers(&self, name: &ClusterName, planned: &BlueprintMachine) -> bool {
+        let Some(cluster) = self.clusters.get(name).filter(|_| planned.roles.contains(&Role::Worker)) else {
+            return false;
+        };
+        let works = |planned: &&BlueprintMachine| {
+            let machine = self.machines.get(&planned.id);
+            machine.is_some_and(|machine| {
+                machine.row.incarnation == planned.incarnation && machine.is_ready_with(Generation(0))
+            })
+        };
+        let staying = || cluster.row.blueprint.staying(Role::Worker);
+        staying().filter(works).count() * 2 < staying().count()
+    }
+
     /// Whether the time for a machine's drain is over.
     pub(crate) fn drain_is_late(&self, now: Now, machine: &Machine) -> bool {
-        let since = machine.row.leaving_since.unwrap_or(now.wall);
         let cluster = self.clusters.get(&machine.row.cluster);
-        cluster.is_some_and(|cluster| now.wall.since(since) >= cluster.row.spec.drain.timeout())
+        cluster.is_some_and(|cluster| machine.parting.drains_for(now) >= cluster.row.spec.drain.timeout())
+    }
+
+    /// A pass of a drain was made. Its time counts from the first one, and outlives the coordinator: those that wait for
+    /// the drains of others have theirs before them.
+    fn note_drain(&mut self, now: Now, id: &MachineId) {
+        let Some(machine) = self.machines.get_mut(id) else { return };
+        let first = machine.row.leaving_since.is_none();
+        let since = *machine.row.leaving_since.get_or_insert(now.wall);
+        machine.parting.begun.get_or_insert((now.mono, now.wall.since(since)));
+        if first {
+            self.save_machine(id);
+        }
     }
 
     /// Drains go on side by side as long as they, and repairs, leave most of the cluster alone. What an earlier process has
@@ -161,10 +201,12 @@ impl CoordinatorCore {
         result: Result<KubeAnswer, KubeFailure>,
     ) {
         let Some(id) = crate::nodes::node_of(call).cloned() else { return };
-        let Some(machine) = self.machines.get_mut(&id) else { return };
-        let leaving = machine.row.leaving_since.is_some();
+        let leaving = self.planned(name, &id).is_some_and(|planned| planned.leaving);
         if !leaving && let KubeCall::Evacuate { .. } = call {
             return self.evacuated(now, name, &id, result);
+        }
+        if let (KubeCall::Drain { .. }, Ok(_)) = (call, &result) {
+            self.note_drain(now, &id);
         }
         let Some(machine) = self.machines.get_mut(&id) else { return };
         let parting = &mut machine.parting;
@@ -293,30 +335,11 @@ impl CoordinatorCore {
 
     fn deadline_text(&self, now: Now, name: &ClusterName, id: &MachineId) -> String {
         let Some(cluster) = self.clusters.get(name) else { return String::new() };
-        let since = self.machines.get(id).and_then(|machine| machine.row.leaving_since).unwrap_or(now.wall);
-        let left = cluster.row.spec.drain.timeout().saturating_sub(now.wall.since(since)).as_secs();
+        let spent = self.machines.get(id).map(|machine| machine.parting.drains_for(now)).unwrap_or_default();
+        let left = cluster.row.spec.drain.timeout().saturating_sub(spent).as_secs();
         match cluster.row.spec.drain.then {
             DrainThen::Force => format!("asked again; in {left} s they are deleted all the same"),
             DrainThen::Wait => "asked again until it is allowed".to_owned(),
-        }
-    }
-
-    /// Writes down since when machines leave, so that the time limit of a drain outlives the coordinator.
-    pub(crate) fn note_leaving(&mut self, now: Now, name: &ClusterName) {
-        let leaving: Vec<MachineId> = self
-            .machines_of(name)
-            .filter(|machine| machine.row.leaving_since.is_none())
-            .filter(|machine| {
-                let planned = self.planned(name, &machine.row.id);
-                planned.is_some_and(|planned| planned.leaving && !self.keeps_api(name, planned))
-            })
-            .map(|machine| machine.row.id.clone())
-            .collect();
-        for id in leaving {
-            if let Some(machine) = self.machines.get_mut(&id) {
-                machine.row.leaving_since = Some(now.wall);
-                self.save_machine(&id);
-            }
         }
     }
 }

@@ -2,13 +2,16 @@
 
 use std::time::Duration;
 
-/// Life of an enrolment token: a machine that has not asked for its certificate an hour after it was made never booted
-/// well, and its token should not lie around.
+/// Life of an enrolment token: a machine that has not asked for its certificate an hour after it was switched on never
+/// booted well, and its token should not lie around.
 pub const TOKEN_LIFE: Duration = Duration::from_secs(3600);
 /// First delay before the provider is asked again.
 pub const PROVIDER_RETRY_MIN: Duration = Duration::from_secs(1);
 /// Longest delay before the provider is asked again: an operator who freed a quota should not wait longer.
 pub const PROVIDER_RETRY_MAX: Duration = Duration::from_secs(30);
+/// How long after the provider has refused for good it is asked again: a quota is raised, a disk made free, and nobody
+/// tells us.
+pub const REFUSED_RETRY: Duration = Duration::from_secs(120);
 /// Most plans that users make: some for each team; all are read with every list.
 pub const PLANS_MAX: usize = 256;
 /// How often the provider's list is compared with the blueprints: finds machines that nobody names, and machines that

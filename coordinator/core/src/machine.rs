@@ -46,11 +46,18 @@ impl CoordinatorCore {
             self.planned(&cluster, id).filter(|planned| planned.incarnation == machine.row.incarnation);
         let planned = planned.cloned();
         match (&machine.row.phase, planned) {
+            // It is let go with the next plan, unless a lost call has made it.
+            (_, Some(planned)) if planned.leaving && machine.is_unmade() => {}
+            (MachinePhase::Refused { .. }, Some(planned)) if !needs_fence(machine) => {
+                self.call_create(now, planned, cluster);
+            }
             (
                 MachinePhase::Refused { .. } | MachinePhase::Booting { .. } | MachinePhase::Enrolled { .. },
                 Some(planned),
             ) if machine.row.fenced.is_none() && self.is_done(&cluster, &planned) => {
-                self.call_fence(id, cluster, planned.incarnation);
+                if !self.is_exposing(&cluster) {
+                    self.call_fence(id, cluster, planned.incarnation);
+                }
             }
             (
                 MachinePhase::Refused { .. } | MachinePhase::Booting { .. } | MachinePhase::Enrolled { .. },
@@ -181,7 +188,10 @@ impl CoordinatorCore {
         // A machine that was off keeps that word until it is on: the operator asks why, not what we do about it.
         let keeps = matches!(
             machine.row.phase,
-            MachinePhase::Creating { .. } | MachinePhase::Off { .. } | MachinePhase::Retrying { .. }
+            MachinePhase::Creating { .. }
+                | MachinePhase::Off { .. }
+                | MachinePhase::Retrying { .. }
+                | MachinePhase::Refused { .. }
         );
         if !keeps {
             machine.row.phase = MachinePhase::Creating { since: now.wall };

@@ -246,8 +246,7 @@ impl CoordinatorCore {
                 "machine {machine} of cluster {holder} has a name that it needs"
             )));
         }
-        let diff = blueprint.diff(Some(parent));
-        Ok(Preview { blueprint, diff })
+        Ok(Preview::of_change(blueprint, parent))
     }
 
     /// A machine of another cluster that has one of these names, and whose it is.

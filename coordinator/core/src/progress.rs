@@ -32,12 +32,13 @@ impl CoordinatorCore {
     pub fn waiting(&self, name: &ClusterName, now: Now) -> Vec<WaitingOn> {
         let Some(cluster) = self.clusters.get(name) else { return Vec::new() };
         let mut waits = waiting(&cluster.row.blueprint, &self.observed(name, now));
-        let error = cluster.exposures.values().find_map(|exposure| exposure.error.clone());
-        for wait in &mut waits {
-            if let WaitingOn::Endpoint { why } = wait {
-                *why = error.clone();
-            }
+        let why = cluster.exposures.values().find_map(|exposure| exposure.error.clone());
+        let endpoint = |wait: &WaitingOn| matches!(wait, WaitingOn::Endpoint { .. });
+        if why.is_some() || waits.iter().any(endpoint) {
+            waits.retain(|wait| !endpoint(wait));
+            waits.push(WaitingOn::Endpoint { why });
         }
+        waits.extend(cluster.lacking.clone().map(|why| WaitingOn::Plan { why }));
         waits
     }
 
@@ -291,6 +292,7 @@ fn reason(wait: &WaitingOn) -> &'static str {
         WaitingOn::Silent { .. } => "Silent",
         WaitingOn::Off { .. } => "Off",
         WaitingOn::ProviderDelete { .. } => "ProviderDelete",
+        WaitingOn::Plan { .. } => "Plan",
         WaitingOn::Endpoint { .. } => "Endpoint",
     }
 }

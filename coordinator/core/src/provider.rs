@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use keelson_model::{FleetEvent, MachinePhase, Role, Severity};
+use keelson_model::{BlueprintMachine, FleetEvent, MachinePhase, Role, Severity};
 use keelson_planner::node::{API_PORT, API_READY_PATH};
 use keelson_protocol::{ClusterName, MachineId};
 
@@ -13,7 +13,7 @@ use crate::effect::{
 };
 use crate::limits::{
     LIST_INTERVAL, LIST_INTERVAL_SILENT, LIST_LAG_MAX, PROVIDER_CALLS_MAX, PROVIDER_RETRY_MAX,
-    PROVIDER_RETRY_MIN,
+    PROVIDER_RETRY_MIN, REFUSED_RETRY,
 };
 use crate::state::{CallFor, CoordinatorCore, Exposure, Now};
 
@@ -119,9 +119,16 @@ impl CoordinatorCore {
                 }
                 (Severity::Warning, "ProviderRetry", format!("asked again in {} s", delay.as_secs()))
             }
+            // Somebody may have removed the cause, and should not have to say so.
             Remedy::Person => {
-                machine.row.phase = MachinePhase::Refused { why: failure.text.clone() };
-                (Severity::Alarm, "ProviderRefused", "a person must act".to_owned())
+                machine.after = Some(now.mono.plus(REFUSED_RETRY));
+                let phase = MachinePhase::Refused { why: failure.text.clone() };
+                if machine.row.phase == phase {
+                    return;
+                }
+                machine.row.phase = phase;
+                let outcome = format!("a person must act; asked again every {} s", REFUSED_RETRY.as_secs());
+                (Severity::Alarm, "ProviderRefused", outcome)
             }
         };
         let cluster = machine.row.cluster.clone();
@@ -295,9 +302,10 @@ impl CoordinatorCore {
 
     /// Asks for the exposures that blueprints name and that are not there.
     pub(crate) fn reconcile_exposures(&mut self, now: Now, name: &ClusterName) {
+        let wanted = self.wanted_exposures(name);
         let Some(cluster) = self.clusters.get_mut(name) else { return };
         if cluster.row.wanted {
-            cluster.want_exposures();
+            cluster.want_exposures(wanted);
             return self.call_exposures(now, name);
         }
         let due = cluster.unexpose_after.is_none_or(|after| after <= now.mono);
@@ -311,12 +319,39 @@ impl CoordinatorCore {
         }
     }
 
+    /// What a blueprint exposes. API servers say for themselves whether they work; of users' services nothing is known but
+    /// the port.
+    fn wanted_exposures(&self, name: &ClusterName) -> Vec<(String, Vec<SocketAddr>, HealthCheck)> {
+        let Some(blueprint) = self.clusters.get(name).map(|cluster| &cluster.row.blueprint) else {
+            return Vec::new();
+        };
+        // A machine that leaves serves until it has nothing more to do: those that stay may be few, new, or broken.
+        let addresses = |role: Role, port: u16| -> Vec<SocketAddr> {
+            let serves = |machine: &&BlueprintMachine| !machine.leaving || !self.is_done(name, machine);
+            let machines = blueprint.with_role(role).filter(serves);
+            machines.map(|machine| (machine.address, port).into()).collect()
+        };
+        let ready = HealthCheck::Https { path: API_READY_PATH.to_owned() };
+        let mut wanted = vec![(API_EXPOSURE.to_owned(), addresses(Role::Master, API_PORT), ready)];
+        for expose in &blueprint.expose {
+            let targets = addresses(Role::Worker, expose.node_port);
+            wanted.push((expose.name.clone(), targets, HealthCheck::Tcp));
+        }
+        wanted
+    }
+
+    /// Whether the provider is being told where a cluster's services lead.
+    pub(crate) fn is_exposing(&self, name: &ClusterName) -> bool {
+        let exposures = self.clusters.get(name).into_iter().flat_map(|cluster| cluster.exposures.values());
+        exposures.into_iter().any(|exposure| exposure.call.is_some())
+    }
+
     fn call_exposures(&mut self, now: Now, name: &ClusterName) {
         let Some(cluster) = self.clusters.get(name) else { return };
         let due: Vec<(String, Exposure)> = cluster
             .exposures
             .iter()
-            .filter(|(_, exposure)| exposure.address.is_none() && exposure.call.is_none())
+            .filter(|(_, exposure)| !exposure.set && exposure.call.is_none())
             .filter(|(_, exposure)| exposure.after.is_none_or(|after| after <= now.mono))
             .map(|(service, exposure)| (service.clone(), exposure.clone()))
             .collect();
@@ -345,6 +380,7 @@ impl CoordinatorCore {
         match result {
             Ok(ProviderAnswer::Exposed(address)) => {
                 exposure.address = Some(address);
+                exposure.set = true;
                 exposure.error = None;
                 exposure.attempts = 0;
             }
@@ -366,33 +402,14 @@ impl CoordinatorCore {
 }
 
 impl crate::state::Cluster {
-    /// Brings the list of exposures in line with the blueprint; what changed is asked for again. API servers say for
-    /// themselves whether they work; of users' services nothing is known but the port.
-    fn want_exposures(&mut self) {
-        let blueprint = &self.row.blueprint;
-        let addresses = |role: Role, port: u16| -> Vec<SocketAddr> {
-            blueprint.staying(role).map(|machine| (machine.address, port).into()).collect()
-        };
-        let ready = HealthCheck::Https { path: API_READY_PATH.to_owned() };
-        let mut wanted = vec![(API_EXPOSURE.to_owned(), addresses(Role::Master, API_PORT), ready)];
-        for expose in &blueprint.expose {
-            let targets = addresses(Role::Worker, expose.node_port);
-            wanted.push((expose.name.clone(), targets, HealthCheck::Tcp));
-        }
+    /// Takes over the list of exposures; what changed is asked for again. Where users reach it stays the same meanwhile.
+    fn want_exposures(&mut self, wanted: Vec<(String, Vec<SocketAddr>, HealthCheck)>) {
         self.exposures.retain(|name, _| wanted.iter().any(|(other, ..)| other == name));
         for (name, targets, check) in wanted {
-            let same = |exposure: &Exposure| exposure.targets == targets && exposure.check == check;
-            if !self.exposures.get(&name).is_some_and(same) {
-                let exposure = Exposure {
-                    targets,
-                    check,
-                    address: None,
-                    error: None,
-                    call: None,
-                    attempts: 0,
-                    after: None,
-                };
-                self.exposures.insert(name, exposure);
+            let before = self.exposures.get(&name);
+            if !before.is_some_and(|before| before.targets == targets && before.check == check) {
+                let address = before.and_then(|before| before.address);
+                self.exposures.insert(name, Exposure::new(targets, check, address));
             }
         }
     }

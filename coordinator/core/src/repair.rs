@@ -1,7 +1,9 @@
 //! Repair: the smallest thing that mends a machine, then the next one. What is under way is in the machine's row, so a
 //! coordinator that dies in the middle goes on where it was.
 
-use keelson_model::{FaultClass, FleetEvent, Hold, LeaseSeen, MachinePhase, RepairAction, Role, Severity, Verdict};
+use keelson_model::{
+    FaultClass, FleetEvent, Hold, LeaseSeen, MachinePhase, RepairAction, Role, Severity, Verdict,
+};
 use keelson_protocol::health::{NodeState, UnitHealth, UnitState};
 use keelson_protocol::{ClusterName, MachineId, WallTime};
 
@@ -95,7 +97,8 @@ impl CoordinatorCore {
             Ok(Some(action)) => match self.allowed(now, id, action, Asker::Detector, census) {
                 Ok(()) => {
                     let why = match self.forgot_itself(machine) {
-                        Some(_) => "its disk has lost who it is: it asked to enrol again, with another key".to_owned(),
+                        Some(_) => "its disk has lost who it is: it asked to enrol again, with another key"
+                            .to_owned(),
                         None => format!("{}; {}", machine.verdict, found(machine)),
                     };
                     return self.act(now, id, action, Asked::Nobody, &why);
@@ -418,7 +421,9 @@ impl CoordinatorCore {
         self.touch(id);
         self.save_machine(id);
         self.renew_soon(id);
-        let leaves = self.machines.get(id).is_some_and(|machine| machine.row.leaving_since.is_some());
+        let machine = self.machines.get(id);
+        let planned = machine.and_then(|machine| self.planned(&machine.row.cluster, id));
+        let leaves = planned.is_some_and(|planned| planned.leaving);
         let cause = if leaves { "it leaves the cluster" } else { "a repair needs it" };
         let outcome = "the infrastructure confirms that it has no power";
         self.note_repair(now, id, Severity::Info, "MachineFenced", cause, outcome);

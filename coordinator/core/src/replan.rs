@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
 use keelson_model::{Blueprint, ClusterSpec, FleetEvent, MachinePhase, Plan, Progress, Role, Severity};
-use keelson_planner::{PlanInput, Planned, Wanted, lint, plan};
+use keelson_planner::{Finding, PlanInput, Planned, Wanted, lint, plan};
 use keelson_protocol::health::UnitState;
 use keelson_protocol::{ClusterName, Incarnation, MachineId};
 
@@ -24,15 +24,28 @@ impl CoordinatorCore {
         let wanted = if cluster.row.wanted { Wanted::Present } else { Wanted::Absent };
         let planned = self.plan_cluster(&cluster.row.spec, wanted, Some(&cluster.row.blueprint));
         match planned {
-            Ok(planned) => self.take_plan(now, name, planned),
+            Ok(planned) => {
+                let lacking = planned.lacking.as_ref().map(ToString::to_string);
+                self.take_plan(now, name, planned);
+                self.lacks(now, name, lacking);
+            }
             Err(why) => {
                 if let Some(cluster) = self.clusters.get_mut(name) {
                     cluster.plan_due = false;
                 }
-                let event = self.event(now, Severity::Warning, "PlanImpossible");
-                let outcome = "the blueprint in force stays".to_owned();
-                self.note(FleetEvent { cluster: Some(name.clone()), cause: why, outcome, ..event });
+                self.lacks(now, name, Some(why));
             }
+        }
+    }
+
+    /// The spec cannot be planned in full for this reason, or can be again. Told once.
+    fn lacks(&mut self, now: Now, name: &ClusterName, why: Option<String>) {
+        let Some(cluster) = self.clusters.get_mut(name) else { return };
+        let before = std::mem::replace(&mut cluster.lacking, why.clone());
+        if let Some(why) = why.filter(|why| before.as_ref() != Some(why)) {
+            let event = self.event(now, Severity::Warning, "PlanImpossible");
+            let outcome = "what can be planned is; the rest waits".to_owned();
+            self.note(FleetEvent { cluster: Some(name.clone()), cause: why, outcome, ..event });
         }
     }
 
@@ -42,8 +55,8 @@ impl CoordinatorCore {
         let Some(cluster) = self.clusters.get_mut(name) else { return };
         // More is to come when something is on its way out or in, or could not be done yet.
         let joins = planned.blueprint.machines.values().any(|machine| machine.leaving);
-        cluster.plan_due =
-            joins || planned.held.is_some() || planned.blueprint != cluster.row.blueprint || renews;
+        cluster.plan_due = joins || renews || planned.held.is_some() || planned.lacking.is_some();
+        cluster.plan_due |= planned.blueprint != cluster.row.blueprint;
         cluster.held = planned.held;
         self.set_blueprint(name, planned.blueprint);
         for id in refused {
@@ -102,6 +115,9 @@ impl CoordinatorCore {
         for _ in 0..PLAN_STEPS_MAX {
             let step =
                 self.plan_with(plan, spec, Wanted::Present, Some(&last), &Progress::all_well(&last))?;
+            if let Some(lacking) = step.lacking {
+                return Err(lacking.to_string());
+            }
             if step.blueprint == last {
                 return Ok(last);
             }
@@ -149,6 +165,9 @@ impl CoordinatorCore {
         let findings = lint(&planned.blueprint, parent, &self.settings.place, taken);
         match findings.first() {
             None => Ok(planned),
+            Some(finding @ Finding::ZoneMajority { .. }) => Err(format!(
+                "{finding}, whose loss would cost the state: let the plan's etcd pools use more zones"
+            )),
             Some(finding) => Err(format!("the plan breaks a rule of its own, please report this: {finding}")),
         }
     }
@@ -193,6 +212,15 @@ impl CoordinatorCore {
             })
         };
         blueprint.machines.values().filter(works).map(|machine| machine.id.clone()).collect()
+    }
+
+    /// Machines of a blueprint that are heard.
+    pub(crate) fn heard(&self, blueprint: &Blueprint) -> BTreeSet<MachineId> {
+        let heard = |planned: &&keelson_model::BlueprintMachine| {
+            let machine = self.machines.get(&planned.id).filter(|m| m.row.incarnation == planned.incarnation);
+            machine.is_some_and(Machine::is_heard)
+        };
+        blueprint.machines.values().filter(heard).map(|machine| machine.id.clone()).collect()
     }
 
     /// Makes `blueprint` the plan in force, when it is another one.

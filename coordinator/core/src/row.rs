@@ -51,7 +51,7 @@ pub struct MachineRow {
     /// The newest config that it was sent.
     #[serde(default)]
     pub sent: Option<SentConfig>,
-    /// Since when it is on its way out.
+    /// Since when it is drained on its way out.
     #[serde(default)]
     pub leaving_since: Option<WallTime>,
     /// The fault that is being mended.

@@ -34,8 +34,7 @@ impl CoordinatorCore {
             let why = format!("machine {machine} of cluster {holder} has a name that pool {pool} needs");
             return Err(CommandError::Invalid { why });
         }
-        let diff = blueprint.diff(Some(parent));
-        Ok(Preview { blueprint, diff })
+        Ok(Preview::of_change(blueprint, parent))
     }
 
     /// Accepts a request for another size of a pool. A newer one takes the place of one for the same pool that is under
@@ -79,9 +78,9 @@ impl CoordinatorCore {
     /// Open operations that give a pool another size.
     fn scales_of(&self, name: &ClusterName, pool: &PoolName) -> impl Iterator<Item = &Operation> {
         let begin = detail_begin(pool);
-        self.open_operations(name)
-            .filter(|operation| operation.kind == OperationKind::ScaleCluster)
-            .filter(move |operation| operation.detail.as_ref().is_some_and(|detail| detail.starts_with(&begin)))
+        self.open_operations(name).filter(|operation| operation.kind == OperationKind::ScaleCluster).filter(
+            move |operation| operation.detail.as_ref().is_some_and(|detail| detail.starts_with(&begin)),
+        )
     }
 
     fn cluster_of(&self, name: &ClusterName) -> Result<&crate::state::Cluster, CommandError> {

@@ -339,16 +339,15 @@ impl CoordinatorCore {
 
     /// Clusters with something that may be due: a call to repeat, or a machine on its way.
     fn touch_unsettled(&mut self) {
-        let on_its_way = |machine: &&crate::state::Machine| {
-            !matches!(machine.row.phase, MachinePhase::Enrolled { .. } | MachinePhase::Refused { .. })
-        };
+        let on_its_way =
+            |machine: &&crate::state::Machine| !matches!(machine.row.phase, MachinePhase::Enrolled { .. });
         let machines = self.machines.values().filter(on_its_way).map(|machine| machine.row.cluster.clone());
         let mut touched: Vec<ClusterName> = machines.collect();
         let clusters = self.clusters.values().filter(|cluster| {
             !cluster.row.wanted
                 || cluster.busy
                 || cluster.exposures.is_empty()
-                || cluster.exposures.values().any(|e| e.address.is_none())
+                || cluster.exposures.values().any(|e| !e.set)
         });
         touched.extend(clusters.map(|cluster| cluster.row.spec.name.clone()));
         self.touched.extend(touched);

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use keelson_model::etcd::EtcdCall;
 use keelson_model::{
-    Care, ClusterMaterial, EtcdHold, Evidence, FleetEvent, LeaveStep, LinkState, Observed, ObservedMachine,
-    Operation, OperationId, Plan, PlanName, ReleaseCatalog, RepairAction, Severity, Verdict,
+    Care, ClusterMaterial, EtcdHold, Evidence, FleetEvent, LeaveStep, LinkState, MachinePhase, Observed,
+    ObservedMachine, Operation, OperationId, Plan, PlanName, ReleaseCatalog, RepairAction, Severity, Verdict,
 };
 use keelson_planner::{Addresses, Place};
 use keelson_protocol::config::NodeConfig;
@@ -73,6 +73,8 @@ pub struct Cluster {
     pub kube: KubeWatch,
     /// Why its etcd does not yet get the size that the spec wants.
     pub held: Option<EtcdHold>,
+    /// Why the spec cannot be planned in full.
+    pub lacking: Option<String>,
     /// Whether the blueprint in force may not be the last step on the way to the spec.
     pub(crate) plan_due: bool,
     /// Whether something of it is on its way and has to be looked at again without being told.
@@ -86,13 +88,21 @@ pub struct Exposure {
     pub targets: Vec<SocketAddr>,
     /// How the provider shall see that a target works.
     pub check: HealthCheck,
-    /// Where users reach it, once the provider said so for these targets.
+    /// Where users reach it, once the provider has said so.
     pub address: Option<SocketAddr>,
+    /// Whether the provider has confirmed these targets.
+    pub set: bool,
     /// What the provider said last.
     pub error: Option<String>,
     pub(crate) call: Option<CallId>,
     pub(crate) attempts: u32,
     pub(crate) after: Option<MonoTime>,
+}
+
+impl Exposure {
+    pub(crate) fn new(targets: Vec<SocketAddr>, check: HealthCheck, address: Option<SocketAddr>) -> Self {
+        Self { targets, check, address, set: false, error: None, call: None, attempts: 0, after: None }
+    }
 }
 
 /// A machine in memory.
@@ -188,6 +198,14 @@ impl Machine {
             services: None,
             other_key: None,
         }
+    }
+
+    /// Whether nothing ever ran on it, and it is not being made at this moment.
+    pub(crate) fn is_unmade(&self) -> bool {
+        let asked_for =
+            matches!(self.row.phase, MachinePhase::Creating { .. } | MachinePhase::Retrying { .. });
+        let unmade = asked_for && self.call.is_none() && self.row.enrolled_key.is_none();
+        unmade || matches!(self.row.phase, MachinePhase::Planned | MachinePhase::Refused { .. })
     }
 
     /// Whether a session stands and its heartbeats come.
@@ -393,9 +411,9 @@ impl CoordinatorCore {
             self.reconcile_etcd(now, &name);
             self.reconcile_configs(&name);
             self.reconcile_nodes(now, &name);
-            self.reconcile_machines(now, &name);
-            self.note_leaving(now, &name);
+            // Nobody is led to a machine whose power is about to go.
             self.reconcile_exposures(now, &name);
+            self.reconcile_machines(now, &name);
             self.reconcile_progress(now, &name);
             self.note_busy(&name);
         }
@@ -671,6 +689,7 @@ impl Cluster {
             etcd: EtcdWatch::default(),
             kube: KubeWatch::default(),
             held: None,
+            lacking: None,
             plan_due: true,
             busy: true,
         }

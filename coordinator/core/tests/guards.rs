@@ -4,14 +4,14 @@
 
 mod common;
 
-use common::demo::*;
 use common::World;
+use common::demo::*;
 use keelson_coordinator_core::{
     ClusterState, EnrolId, Input, Override, PauseRequest, PauseScope, RepairRequest,
 };
 use keelson_model::{FleetEvent, MachinePhase, RepairAction, Verdict};
-use keelson_protocol::message::EnrolRequest;
 use keelson_protocol::SecretBytes;
+use keelson_protocol::message::EnrolRequest;
 
 #[test]
 fn a_fence_that_comes_late_is_not_set_when_much_has_broken_meanwhile() {

@@ -59,6 +59,19 @@ fn an_override_names_the_quorum_also_behind_other_guards() {
 }
 
 #[test]
+fn the_last_master_that_works_keeps_its_power() {
+    let mut world = ready("ha");
+    for name in ["master-2", "master-3"] {
+        freeze(&mut world, name);
+        world.cut_off.insert(id(name));
+    }
+    world.run(20);
+    let refused = refusal(&world, "master-1", RepairAction::PowerCycle, Override::None).to_string();
+    assert!(refused.contains("the cluster would have no API server meanwhile"), "{refused}");
+    repair(&mut world, "master-1", RepairAction::PowerCycle, Override::Guards);
+}
+
+#[test]
 fn an_override_is_for_the_quorum_that_there_was() {
     let mut world = ready("ha");
     refuse_fences(&mut world);

@@ -4,6 +4,7 @@
 
 mod common;
 
+use common::demo::pool;
 use common::{World, small};
 use keelson_coordinator_core::{ClusterState, CommandError, ScalePool};
 use keelson_model::{DrainSpec, DrainThen, OperationState, PoolName, Severity};
@@ -17,12 +18,6 @@ fn ready() -> World {
     world.run(20);
     assert_eq!(world.state("demo"), Some(ClusterState::Ready));
     world
-}
-
-/// Names of the machines of a role's pool.
-fn pool(world: &World, pool: &str) -> Vec<String> {
-    let machines = world.machines.keys().map(ToString::to_string);
-    machines.filter(|id| id.starts_with(&format!("demo-{pool}-"))).collect()
 }
 
 #[test]

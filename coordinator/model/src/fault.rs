@@ -363,6 +363,8 @@ pub enum Hold {
         /// And must work.
         needed: usize,
     },
+    /// No other master works, so that the cluster would have no API server meanwhile.
+    ApiServer,
     /// Another machine of the cluster is being worked on.
     Busy {
         /// Which.
@@ -394,12 +396,13 @@ pub enum Hold {
 
 impl Hold {
     /// Names of all guards, as [`Self::guard`] gives them.
-    pub const GUARDS: [&str; 10] = [
+    pub const GUARDS: [&str; 11] = [
         "paused",
         "starting",
         "evidence",
         "meltdown",
         "quorum",
+        "apiServer",
         "busy",
         "coolDown",
         "retries",
@@ -416,6 +419,7 @@ impl Hold {
             Self::Evidence { .. } => "evidence",
             Self::Meltdown { .. } => "meltdown",
             Self::Quorum { .. } => "quorum",
+            Self::ApiServer => "apiServer",
             Self::Busy { .. } => "busy",
             Self::CoolDown { .. } => "coolDown",
             Self::Retries { .. } => "retries",
@@ -459,6 +463,7 @@ impl Hold {
                 "fewer machines are broken; look for the common cause: network, host, storage, a bad change"
             }
             Self::Quorum { .. } => "other etcd members work again",
+            Self::ApiServer => "another master works",
             Self::Busy { .. } => "the other machine is ready",
             Self::CoolDown { .. } => "the time is over",
             Self::Retries { .. } => "the time is over; look for the cause meanwhile",
@@ -487,6 +492,9 @@ impl fmt::Display for Hold {
             ),
             Self::Quorum { voters, working, needed } => {
                 write!(f, "only {working} of {voters} etcd members would work, and {needed} must")
+            }
+            Self::ApiServer => {
+                f.write_str("no other master works, and the cluster would have no API server meanwhile")
             }
             Self::Busy { machine } => write!(f, "{machine} is being worked on, one machine at a time"),
             Self::CoolDown { .. } => f.write_str("what the last repair brought is waited for"),
@@ -589,6 +597,7 @@ mod tests {
             Hold::Evidence { verdict: Verdict::CutOff },
             Hold::Meltdown { scope: Scope::Zone, broken: 2, total: 4, allowed: 1 },
             Hold::Quorum { voters: 3, working: 1, needed: 2 },
+            Hold::ApiServer,
             Hold::Busy { machine: "demo-etcd-1".parse().unwrap() },
             Hold::CoolDown { until: WallTime(1) },
             Hold::Retries { acts: 6, until: WallTime(1) },

@@ -115,6 +115,11 @@ pub enum WaitingOn {
         /// Why the last try failed.
         why: Option<String>,
     },
+    /// The spec cannot be planned in full.
+    Plan {
+        /// Why.
+        why: String,
+    },
     /// The provider has not yet made the API server reachable from outside.
     Endpoint {
         /// What it said.
@@ -142,7 +147,7 @@ impl WaitingOn {
             | Self::Off { machine }
             | Self::ProviderDelete { machine, .. } => Some(machine),
             Self::EtcdSize { hold } => Some(hold.machine()),
-            Self::Endpoint { .. } => None,
+            Self::Plan { .. } | Self::Endpoint { .. } => None,
         }
     }
 
@@ -170,7 +175,8 @@ impl WaitingOn {
             Self::ProviderCreate { .. } => "the provider reports the machine as running",
             Self::ProviderRetry { .. } => "the provider accepts the call",
             Self::ProviderRefused { .. } => {
-                "a person removes the cause; then run `keelson cluster create` again"
+                "a person removes the cause; the provider is asked again every two minutes, and at once when the size \
+                 is asked for again"
             }
             Self::Boot { .. } => "its agent asks for a certificate",
             Self::Connect { .. } => "its agent connects",
@@ -187,6 +193,7 @@ impl WaitingOn {
             Self::Unit { .. } => "the unit answers its health probe",
             Self::Off { .. } => "the provider reports the machine as running",
             Self::ProviderDelete { .. } => "the provider no longer lists the machine",
+            Self::Plan { .. } => "there is room, or less is asked for",
             Self::Endpoint { .. } => "the provider reports the address",
         };
         words.into()
@@ -223,6 +230,7 @@ impl fmt::Display for WaitingOn {
             Self::ProviderDelete { why: Some(why), .. } => {
                 write!(f, "the provider could not remove it and is asked again: {why}")
             }
+            Self::Plan { why } => write!(f, "not all that was asked for can be planned: {why}"),
             Self::Endpoint { why: None } => f.write_str("the API server's outside address"),
             Self::Endpoint { why: Some(why) } => write!(f, "the API server's outside address: {why}"),
         }
@@ -276,6 +284,8 @@ impl fmt::Display for EtcdHold {
 pub enum LeaveStep {
     /// None of the masters that stay works: it keeps the API server until one does.
     ApiServer,
+    /// Most of the workers that stay do not work yet, and its pods would have nowhere to go.
+    Workers,
     /// Other nodes are drained first.
     Queued,
     /// Pods and volumes are left on it.
@@ -300,6 +310,7 @@ impl LeaveStep {
     pub fn ends_when(&self) -> &'static str {
         match self {
             Self::ApiServer => "a master that stays works",
+            Self::Workers => "half of the workers that stay work",
             Self::Queued => "other nodes are drained",
             Self::Draining { .. } => {
                 "its pods run elsewhere and its volumes are detached; at the end of its time they are deleted all the \
@@ -317,6 +328,9 @@ impl fmt::Display for LeaveStep {
         match self {
             Self::ApiServer => {
                 f.write_str("none of the masters that stay works, and it keeps the API server")
+            }
+            Self::Workers => {
+                f.write_str("most of the workers that stay do not work yet, and its pods need a place to go")
             }
             Self::Queued => f.write_str("its drain waits for that of others"),
             Self::Draining { left } => f.write_str(left),

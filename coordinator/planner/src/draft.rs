@@ -26,6 +26,7 @@ pub(crate) struct Draft<'a> {
     /// Why no etcd member may change now; empty when one may.
     etcd_busy: Vec<EtcdHold>,
     held: Option<EtcdHold>,
+    lacking: Option<PlanError>,
 }
 
 impl<'a> Draft<'a> {
@@ -39,9 +40,15 @@ impl<'a> Draft<'a> {
             pod_parts: machines.values().filter_map(|machine| machine.pods).collect(),
             etcd_busy: input.parent.map(|parent| etcd_holds(input, parent)).unwrap_or_default(),
             held: None,
+            lacking: None,
             machines,
             input,
         }
+    }
+
+    /// Not all that the spec wants can be planned.
+    pub(crate) fn lack(&mut self, error: PlanError) {
+        self.lacking = Some(error);
     }
 
     pub(crate) fn remove_all(&mut self) {
@@ -84,7 +91,10 @@ impl<'a> Draft<'a> {
         let moves = |hold: &&EtcdHold| match hold {
             EtcdHold::Unready { .. } => false,
             EtcdHold::Leaving { machine } => machine != id && quorum.outlives_loss(machine).is_ok(),
-            EtcdHold::Joining { machine } => machine != id,
+            // One that is not even added yet takes no part, and may never come.
+            EtcdHold::Joining { machine } => {
+                machine != id && progress.etcd.get(machine) != Some(&Standing::Absent)
+            }
         };
         let other = self.etcd_busy.iter().find(moves).cloned();
         let outlived = quorum.outlives_loss(id).is_ok();
@@ -144,8 +154,11 @@ impl<'a> Draft<'a> {
 
     /// Whether a member of the etcd cluster may come, or `going` may go; when not, that is what the spec waits for.
     fn may_change_etcd(&mut self, going: Option<&MachineId>) -> bool {
-        let concerns_going =
-            |hold: &EtcdHold| matches!(hold, EtcdHold::Unready { machine } if Some(machine) == going);
+        // Whatever is wrong with it ends when it goes.
+        let concerns_going = |hold: &EtcdHold| match hold {
+            EtcdHold::Unready { machine } | EtcdHold::Joining { machine } => Some(machine) == going,
+            EtcdHold::Leaving { .. } => false,
+        };
         self.held = self.etcd_busy.iter().find(|hold| !concerns_going(hold)).cloned();
         self.held.is_none()
     }
@@ -195,12 +208,17 @@ impl<'a> Draft<'a> {
         Ok(id)
     }
 
-    /// The zone with the fewest machines of the pool, then of the cluster, then the first in the list.
+    /// The zone with the fewest members of etcd, for one that is one; then with the fewest machines of the pool, then of
+    /// the cluster, then the first in the list.
     fn emptiest_zone(&self, pool: &PoolPlan) -> Result<String, PlanError> {
         let zones = &self.input.place.zones;
         let load = |zone: &&String| {
+            let here = || self.machines.values().filter(|machine| machine.zone == **zone);
+            let member = |machine: &&BlueprintMachine| {
+                pool.roles.contains(&Role::Etcd) && machine.roles.contains(&Role::Etcd) && !machine.leaving
+            };
             let of_pool = self.staying(&pool.name).filter(|machine| machine.zone == **zone).count();
-            (of_pool, self.machines.values().filter(|machine| machine.zone == **zone).count())
+            (here().filter(member).count(), of_pool, here().count())
         };
         let allowed = |zone: &&String| pool.zones.is_empty() || pool.zones.contains(zone);
         let none = || PlanError::NoZone { pool: pool.name.clone(), known: zones.join(", ") };
@@ -306,7 +324,7 @@ impl<'a> Draft<'a> {
             Some(parent) if same_content(parent, &draft) => parent.clone(),
             _ => draft,
         };
-        Planned { blueprint, held: self.held }
+        Planned { blueprint, held: self.held, lacking: self.lacking }
     }
 }
 

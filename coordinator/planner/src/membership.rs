@@ -22,6 +22,8 @@ pub struct MemberView<'a> {
     pub leader: Option<MemberId>,
     /// Machines whose members work.
     pub working: BTreeSet<MachineId>,
+    /// Machines whose agents are heard: a member is added when its machine is there to start it.
+    pub heard: BTreeSet<MachineId>,
 }
 
 /// What a machine is in the etcd cluster. A member with its address and another name belonged to a machine before it.
@@ -64,8 +66,11 @@ pub fn next_member_call(view: &MemberView) -> Option<EtcdCall> {
         let stale = owner(learner).is_some_and(|machine| !seat_fits(machine, view.members));
         return stale.then_some(EtcdCall::Remove { member: learner.id });
     }
-    let missing =
-        machines().find(|machine| !machine.leaving && standing(machine, view.members) == Standing::Absent)?;
+    let missing = machines().find(|machine| {
+        !machine.leaving
+            && view.heard.contains(&machine.id)
+            && standing(machine, view.members) == Standing::Absent
+    })?;
     let fits = seat_fits(missing, view.members);
     (fits && view.quorum().holds()).then_some(EtcdCall::AddLearner { address: missing.address })
 }

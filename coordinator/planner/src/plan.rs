@@ -107,6 +107,8 @@ pub struct Planned {
     pub blueprint: Blueprint,
     /// Why the etcd cluster does not yet get the size that the spec wants; `None` when it has it.
     pub held: Option<EtcdHold>,
+    /// What machines lack that the spec wants and that cannot be planned; `None` when all are.
+    pub lacking: Option<PlanError>,
 }
 
 /// Makes the blueprint that follows `input.parent`: the next step on the way to the spec. When nothing changes it is the
@@ -126,7 +128,13 @@ pub fn plan(input: &PlanInput) -> Result<Planned, PlanError> {
             draft.remove_released();
             draft.renew();
             draft.retire_surplus();
-            draft.add_missing()?;
+            // What cannot be added keeps nothing else from being mended. Of a new cluster it is all or nothing.
+            match draft.add_missing() {
+                Err(error) if input.parent.is_some_and(|parent| !parent.machines.is_empty()) => {
+                    draft.lack(error);
+                }
+                added => added?,
+            }
             draft.take_seats();
         }
     }

@@ -3,6 +3,7 @@
 
 use std::fmt;
 
+use keelson_model::RepairAction;
 use keelson_protocol::{ClusterName, MachineId};
 use serde::{Deserialize, Serialize};
 
@@ -205,6 +206,15 @@ pub enum Fault {
         /// For how long, in milliseconds.
         for_ms: u64,
     },
+    /// A person has a machine repaired, whether it needs that or not.
+    RepairByHand {
+        /// Which machine.
+        target: Target,
+        /// What is asked for.
+        action: RepairAction,
+        /// Whether against all guards but that of the quorum.
+        over: bool,
+    },
 }
 
 /// Kinds of faults, so that a seed can draw which exist at all.
@@ -228,12 +238,13 @@ pub enum FaultKind {
     BudgetsHold,
     HeartbeatsLost,
     ProviderListsNothing,
+    RepairByHand,
 }
 
 impl FaultKind {
     /// Kinds that seeds draw from. A list that leaves out what is there is an error of the provider that no seed draws:
     /// beside a machine that is dead too, nobody could tell it from the truth.
-    pub const DRAWN: [Self; 16] = [
+    pub const DRAWN: [Self; 17] = [
         Self::PowerLoss,
         Self::Reboot,
         Self::Freeze,
@@ -250,6 +261,7 @@ impl FaultKind {
         Self::ProviderOut,
         Self::BudgetsHold,
         Self::HeartbeatsLost,
+        Self::RepairByHand,
     ];
 }
 
@@ -274,6 +286,7 @@ impl Fault {
             Self::ProviderOut { .. } => FaultKind::ProviderOut,
             Self::BudgetsHold { .. } => FaultKind::BudgetsHold,
             Self::HeartbeatsLost { .. } => FaultKind::HeartbeatsLost,
+            Self::RepairByHand { .. } => FaultKind::RepairByHand,
             Self::ProviderListsNothing { .. } => FaultKind::ProviderListsNothing,
         }
     }
@@ -303,6 +316,10 @@ impl fmt::Display for Fault {
             Self::ProviderOut { for_ms } => write!(f, "provider is out {}", seconds(for_ms)),
             Self::ProviderListsNothing { for_ms } => write!(f, "provider lists nothing {}", seconds(for_ms)),
             Self::BudgetsHold { for_ms } => write!(f, "budgets let no pod go {}", seconds(for_ms)),
+            Self::RepairByHand { action, over, .. } => {
+                let over = if *over { ", against the guards" } else { "" };
+                write!(f, "a person asks for {action}{over}")
+            }
             Self::HeartbeatsLost { permille, for_ms } => {
                 write!(f, "{permille} of 1000 heartbeats are lost {}", seconds(for_ms))
             }

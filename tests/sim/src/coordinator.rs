@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use keelson_agent_core::Validity;
 use keelson_coordinator_core::{
-    CallId, CoordinatorCore, ETCD_CALLS_MAX, Effect, EnrolId, Input, KUBE_CALLS_MAX, MachineRow, Now,
+    Asked, CallId, CoordinatorCore, ETCD_CALLS_MAX, Effect, EnrolId, Input, KUBE_CALLS_MAX, MachineRow, Now,
     PROVIDER_CALLS_MAX, ProviderCall, Row, SessionId, Settings,
 };
 use keelson_model::etcd::EtcdCall;
@@ -247,7 +247,8 @@ impl World {
     fn check_begun(&mut self, row: &Row) {
         let Row::Machine(row) = row else { return };
         let acts = |row: &MachineRow| row.acting.is_some() || row.renew;
-        if acts(row) && !self.store.machines.get(&row.id).is_some_and(acts) {
+        let by_hand = row.asked != Asked::Nobody;
+        if acts(row) && !by_hand && !self.store.machines.get(&row.id).is_some_and(acts) {
             self.check_repair(&row.id);
         }
     }

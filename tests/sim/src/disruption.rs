@@ -1,5 +1,6 @@
 //! What our own acts keep from working at one time: drains, repairs side by side, and the last API server.
 
+use keelson_coordinator_core::Asked;
 use keelson_model::kubernetes::{DrainForce, KubeCall};
 use keelson_model::{BlueprintMachine, Role};
 use keelson_protocol::{ClusterName, MachineId};
@@ -58,6 +59,10 @@ impl World {
         let Some(planned) = planned.filter(|planned| planned.incarnation == machine.incarnation) else {
             return;
         };
+        if matches!(self.asked_of(&id), Asked::PersonDespiteGuards | Asked::PersonDespiteQuorum) {
+            self.taken.insert(id, self.now);
+            return;
+        }
         let alike = |other: &&BlueprintMachine| is_worker(other) == is_worker(planned);
         let most = match is_worker(planned) {
             true => (row.blueprint.machines.values().filter(alike).count() * TAKEN_PERCENT_MAX / 100).max(1),
@@ -84,11 +89,10 @@ impl World {
 
     /// Pods are only forced away when the time for the drain is over.
     fn check_force(&mut self, name: &ClusterName, node: &MachineId, force: DrainForce) {
-        let leaving_since = self.store.machines.get(node).and_then(|row| row.leaving_since);
-        let timeout = self.store.clusters.get(name).map(|row| row.spec.drain.timeout());
-        let late = leaving_since
-            .zip(timeout)
-            .is_some_and(|(since, timeout)| self.coordinator_now().wall.since(since) >= timeout);
+        let timeout = self.store.clusters.get(name).map(|row| row.spec.drain.timeout()).unwrap_or_default();
+        let Some(incarnation) = self.store.machines.get(node).map(|row| row.incarnation) else { return };
+        let begun = *self.drains.entry((node.clone(), incarnation)).or_insert(self.now);
+        let late = u128::from(self.now - begun) >= timeout.as_millis();
         if force != DrainForce::Never && !late {
             self.violate(
                 Checker::Disruption,

@@ -1,6 +1,7 @@
 //! What a seed stands for: a fleet, what its users ask for, and what goes wrong. Swarm style: each seed draws first which
 //! kinds of faults exist at all and how often, so that some runs have much of few kinds and others little of many.
 
+use keelson_model::RepairAction;
 use keelson_protocol::ClusterName;
 
 use crate::case::{Case, Fault, FaultKind, Side, Target, Timed, Way, Weather, Wish};
@@ -125,6 +126,10 @@ fn fault(kind: FaultKind, random: &mut Stream) -> Fault {
         FaultKind::ProviderOut => Fault::ProviderOut { for_ms },
         FaultKind::ProviderListsNothing => Fault::ProviderListsNothing { for_ms },
         FaultKind::BudgetsHold => Fault::BudgetsHold { for_ms },
+        FaultKind::RepairByHand => {
+            let action = *random.pick(&RepairAction::ALL).unwrap_or(&RepairAction::PowerCycle);
+            Fault::RepairByHand { target, action, over: random.chance(500) }
+        }
         FaultKind::HeartbeatsLost => {
             let some = u32::try_from(random.between(100, 999)).unwrap_or(999);
             let permille = if random.chance(500) { 1_000 } else { some };

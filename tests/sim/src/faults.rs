@@ -1,6 +1,6 @@
 //! Faults strike, and end.
 
-use keelson_coordinator_core::Input;
+use keelson_coordinator_core::{Input, Override};
 use keelson_providers::MachineState;
 
 use crate::case::{Fault, Side, Target};
@@ -40,6 +40,13 @@ impl World {
                 if let Some(ix) = self.target(target).filter(|ix| self.machines[*ix].power == Power::On) {
                     self.fault_on(ix, fault);
                     self.happens_to(ix, fault);
+                }
+            }
+            Fault::RepairByHand { target, action, over } => {
+                if let Some(ix) = self.target(target) {
+                    self.fault_on(ix, fault);
+                    let over = if *over { Override::Guards } else { Override::None };
+                    self.asks_for_repair(self.machines[ix].id.clone(), *action, over);
                 }
             }
             Fault::Partition { side, way, for_ms } => {

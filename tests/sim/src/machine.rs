@@ -7,6 +7,7 @@ use std::net::Ipv4Addr;
 use keelson_agent_core::{
     Action, AgentCore, Event, Ledger, LedgerFound, Look, Me, Observation, PeerChannel, Seed, Start, Step,
 };
+use keelson_coordinator_core::Asked;
 use keelson_protocol::health::NodeState;
 use keelson_protocol::peer::{PeerAnswer, PeerSaid, PeerTarget};
 use keelson_protocol::remedy::RemedyAct;
@@ -223,7 +224,13 @@ impl World {
         if self.machines[ix].power != Power::On {
             return;
         }
-        self.check_act(ix, "it is fenced");
+        let act = "it is fenced";
+        match self.asked_of(&self.machines[ix].id) {
+            Asked::Nobody => self.check_act(ix, act),
+            // Whoever asks knows what they ask for, and goes against what they were told. Of the quorum nobody was.
+            Asked::Person => return self.check_act(ix, act),
+            Asked::PersonDespiteGuards | Asked::PersonDespiteQuorum => return self.check_member_act(ix, act),
+        }
         let known = self.machines[ix].well_since.is_some_and(|since| since + WELL_AFTER_MS <= self.now);
         if known && self.is_well(ix) && !self.has_left(ix) {
             let what = format!("{} is fenced, and works", self.machines[ix].id);

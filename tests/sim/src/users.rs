@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 
 use keelson_coordinator_core::{
-    Accepted, CommandError, CoordinatorCore, CreateCluster, Machine, Override, RepairRequest, ScalePool,
+    Accepted, Asked, CommandError, CoordinatorCore, CreateCluster, Machine, Override, RepairRequest,
+    ScalePool,
 };
 use keelson_model::{ClusterSpec, Hold, PlanName, PoolName, RepairAction, Verdict};
-use keelson_protocol::ClusterName;
+use keelson_protocol::{ClusterName, MachineId};
 
 use crate::case::Wish;
 use crate::coordinator::material;
@@ -77,7 +78,6 @@ impl World {
     /// Several disks lost at once, with their machines or without, look like a store that is away for a while, so the meltdown guard keeps what is left of
     /// them. That they are lost is for a person to say, one machine after the other, through all other guards.
     fn operator_looks(&mut self) {
-        let now = self.coordinator_now();
         let Some(core) = &self.coordinator.core else { return };
         let lost = |machine: &&Machine| {
             matches!(machine.verdict, Verdict::AgentDown | Verdict::Missing)
@@ -86,13 +86,26 @@ impl World {
         // The next one only when the last one works.
         let free = |machine: &&Machine| self.taken_of(&machine.row.cluster).next().is_none();
         let next = core.machines().filter(lost).find(free).map(|machine| machine.row.id.clone());
-        let (Some(machine), Some(core)) = (next, &mut self.coordinator.core) else { return };
-        let (action, over, caller) = (RepairAction::Recreate, Override::Guards, "an operator".to_owned());
-        let request = RepairRequest { machine, action, over, caller };
+        if let Some(machine) = next {
+            self.asks_for_repair(machine, RepairAction::Recreate, Override::Guards);
+        }
+    }
+
+    /// A person asks for the repair of a machine.
+    pub(crate) fn asks_for_repair(&mut self, machine: MachineId, action: RepairAction, over: Override) {
+        let now = self.coordinator_now();
+        let Some(core) = &mut self.coordinator.core else { return };
+        let request = RepairRequest { machine, action, over, caller: "an operator".to_owned() };
         let answer = core.repair_machine(now, &request);
         let said = answer.as_ref().err().map_or_else(|| "done".to_owned(), ToString::to_string);
-        self.note(Decision::User(format!("{}: recreate, against the guards: {said}", request.machine)));
+        let over = if request.over == Override::None { "" } else { ", against the guards" };
+        self.note(Decision::User(format!("{}: {action}{over}: {said}", request.machine)));
         self.carry_out(answer.unwrap_or_default());
+    }
+
+    /// Who asked for what is being done to a machine.
+    pub(crate) fn asked_of(&self, id: &MachineId) -> Asked {
+        self.store.machines.get(id).map_or(Asked::Nobody, |row| row.asked)
     }
 
     /// Asks for whatever of a user's wish is not in the coordinator's books.

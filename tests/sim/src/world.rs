@@ -13,7 +13,7 @@ use keelson_model::etcd::EtcdCall;
 use keelson_model::kubernetes::KubeCall;
 use keelson_protocol::health::Heartbeat;
 use keelson_protocol::message::{EnrolReply, EnrolRequest, ToAgent, ToCoordinator};
-use keelson_protocol::{ClusterName, MachineId};
+use keelson_protocol::{ClusterName, Incarnation, MachineId};
 
 use crate::case::{Case, Fault, Timed, Weather, Wish};
 use crate::check::{
@@ -137,6 +137,8 @@ pub struct World {
     unowned: BTreeMap<Ix, u64>,
     /// When machines lost their power to a repair, until they work again.
     pub(crate) taken: BTreeMap<MachineId, u64>,
+    /// When drains of nodes began.
+    pub(crate) drains: BTreeMap<(MachineId, Incarnation), u64>,
     pub(crate) messages: u64,
     pub(crate) tree: Tree,
     /// Draws for calls of the coordinator.
@@ -176,6 +178,7 @@ impl World {
             violation: None,
             unowned: BTreeMap::new(),
             taken: BTreeMap::new(),
+            drains: BTreeMap::new(),
             messages: 0,
             random: tree.child("coordinator").stream(),
             tree,

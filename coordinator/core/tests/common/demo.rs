@@ -76,6 +76,18 @@ pub(crate) fn acts(world: &World, name: &str) -> Vec<RepairAction> {
     machine(world, name).row.acts.iter().map(|act| act.action).collect()
 }
 
+/// The provider has no room for new machines.
+pub(crate) fn refuse_creates(world: &mut World) {
+    let failure = || ProviderFailure { remedy: Remedy::Retry, text: "no room".to_owned() };
+    world.refuse = std::iter::repeat_with(failure).take(10_000).collect();
+}
+
+/// Names of the machines of a pool at the provider.
+pub(crate) fn pool(world: &World, pool: &str) -> Vec<String> {
+    let machines = world.machines.keys().map(ToString::to_string);
+    machines.filter(|id| id.starts_with(&format!("demo-{pool}-"))).collect()
+}
+
 /// What the cluster waits for.
 pub(crate) fn waits(world: &World) -> Vec<String> {
     world.core.waiting(&"demo".parse().unwrap(), world.now()).iter().map(ToString::to_string).collect()

@@ -85,6 +85,8 @@ pub(crate) struct World {
     pub(crate) fences: Vec<MachineId>,
     /// What the provider says to fences, when it does not set them.
     pub(crate) refuse_fence: Option<ProviderFailure>,
+    /// What it says to services that are to be exposed, when it does not.
+    pub(crate) refuse_expose: Option<ProviderFailure>,
     /// What it says to being asked to switch a machine on, when it does not.
     pub(crate) refuse_power: Option<ProviderFailure>,
     /// Whether it switches machines on and nobody hears that it did.
@@ -97,6 +99,8 @@ pub(crate) struct World {
     pub(crate) answers_late: bool,
     /// Machines that never speak after their first boot.
     pub(crate) stillborn: BTreeSet<MachineId>,
+    /// Machines that it has no room for.
+    pub(crate) no_room: BTreeSet<MachineId>,
     /// Failures for the next creates.
     pub(crate) refuse: VecDeque<ProviderFailure>,
     /// Answers that are lost, though the call took effect.
@@ -126,6 +130,8 @@ pub(crate) struct World {
     pub(crate) evacuates_slowly: bool,
     slow: Vec<(CallId, ClusterName, KubeCall)>,
     pub(crate) ms: u64,
+    /// By how much the coordinator's wall clock was set.
+    pub(crate) wall_jump_ms: i64,
     next_session: u64,
     next_boot: u128,
 }
@@ -152,12 +158,14 @@ impl World {
             sent: Vec::new(),
             fences: Vec::new(),
             refuse_fence: None,
+            refuse_expose: None,
             refuse_power: None,
             lose_power_answers: false,
             says: BTreeMap::new(),
             boot_ms: 0,
             answers_late: false,
             stillborn: BTreeSet::new(),
+            no_room: BTreeSet::new(),
             refuse: VecDeque::new(),
             lose_answers: 0,
             die_before: None,
@@ -176,13 +184,15 @@ impl World {
             evacuates_slowly: false,
             slow: Vec::new(),
             ms: 0,
+            wall_jump_ms: 0,
             next_session: 0,
             next_boot: 1,
         }
     }
 
     pub(crate) fn now(&self) -> Now {
-        at(self.ms)
+        let now = at(self.ms);
+        Now { wall: WallTime(now.wall.0 + self.wall_jump_ms), ..now }
     }
 
     /// Asks for a cluster.
@@ -318,6 +328,9 @@ impl World {
 
     fn provider(&mut self, id: CallId, call: ProviderCall) {
         let answer = match call {
+            ProviderCall::Create { machine, .. } if self.no_room.contains(&machine.id) => {
+                Err(ProviderFailure { remedy: Remedy::Retry, text: "no room".to_owned() })
+            }
             ProviderCall::Create { machine, cluster, token } => match self.refuse.pop_front() {
                 Some(failure) => Err(failure),
                 None => {
@@ -364,10 +377,15 @@ impl World {
                         }
                         unknown.map_or(Ok(ProviderAnswer::Created), Err)
                     }
-                    (None, None) => Err(ProviderFailure { remedy: Remedy::Retry, text: "not there".to_owned() }),
+                    (None, None) => {
+                        Err(ProviderFailure { remedy: Remedy::Retry, text: "not there".to_owned() })
+                    }
                 }
             }
             ProviderCall::List => Ok(ProviderAnswer::Machines(self.list())),
+            ProviderCall::Expose { .. } if self.refuse_expose.is_some() => {
+                Err(self.refuse_expose.clone().unwrap())
+            }
             ProviderCall::Expose { cluster, name, .. } => {
                 self.exposed.insert((cluster, name));
                 Ok(ProviderAnswer::Exposed(([127, 0, 0, 1], 16443).into()))
@@ -600,7 +618,9 @@ impl World {
             let reached =
                 |fake: &&FakeMachine| fake.on && (fake.linked || self.cut_off.contains(&target.machine));
             let said = match self.machines.get(&target.machine).filter(reached) {
-                Some(fake) if fake.enrolled && !self.refused.contains(&target.machine) => PeerSaid::Answered { round_trip_us: 300 },
+                Some(fake) if fake.enrolled && !self.refused.contains(&target.machine) => {
+                    PeerSaid::Answered { round_trip_us: 300 }
+                }
                 Some(_) => PeerSaid::Refused,
                 None => PeerSaid::Silent,
             };

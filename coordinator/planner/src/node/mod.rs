@@ -172,7 +172,8 @@ impl Node<'_> {
     }
 
     fn balancer(&mut self) {
-        let masters = self.input.blueprint.staying(Role::Master);
+        // Those that leave serve until they are gone: the ones that stay may be few, new, or broken.
+        let masters = self.input.blueprint.with_role(Role::Master);
         let backends = masters.map(|master| (master.address, API_PORT).into()).collect();
         let check = Some(kube::api_check());
         self.config.balancer = Some(BalancerSpec { listen: paths::BALANCER, backends, check });

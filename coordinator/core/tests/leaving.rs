@@ -1,0 +1,264 @@
+//! Machines on their way out, and sizes that cannot be reached: what keeps users served meanwhile, and what ends the wait.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+
+use common::demo::*;
+use common::{World, named};
+use keelson_coordinator_core::{ClusterState, ProviderFailure, Remedy, ScalePool};
+use keelson_model::{ClusterSpec, DrainSpec, DrainThen, OperationState, Plan, PlanName, PoolName};
+use keelson_protocol::MachineId;
+
+fn scale_request(pool: &str, count: u16, drain: Option<DrainSpec>) -> ScalePool {
+    ScalePool { cluster: "demo".parse().unwrap(), pool: PoolName(pool.to_owned()), count, drain }
+}
+
+fn blueprint(world: &World) -> &keelson_model::Blueprint {
+    &world.core.cluster(&"demo".parse().unwrap()).unwrap().row.blueprint
+}
+
+/// Where the endpoint outside leads.
+fn endpoint(world: &World) -> Vec<SocketAddr> {
+    world.core.cluster(&"demo".parse().unwrap()).unwrap().exposures["api"].targets.clone()
+}
+
+fn address(world: &World, name: &str) -> IpAddr {
+    blueprint(world).machines[&id(name)].address.into()
+}
+
+fn assert_ready(world: &World) {
+    assert_eq!(world.state("demo"), Some(ClusterState::Ready), "{:?}", waits(world));
+}
+
+/// A disruption budget keeps the pods of every node.
+fn hold_budgets(world: &mut World) {
+    let nodes = blueprint(world).machines.values().filter(|machine| machine.is_node());
+    let nodes: Vec<String> = nodes.map(|machine| machine.id.to_string()).collect();
+    world.budgets.extend(nodes);
+}
+
+#[test]
+fn a_drain_that_waits_for_others_has_its_whole_time_before_it() {
+    let mut world = ready("ha");
+    world.scale("demo", "worker", 8);
+    world.run(60);
+    assert_ready(&world);
+    world.events.clear();
+    hold_budgets(&mut world);
+    let drain = Some(DrainSpec { timeout_s: 60, then: DrainThen::Force });
+    let accepted = world.core.scale_pool(world.now(), &scale_request("worker", 2, drain)).unwrap();
+    world.carry_out(accepted.effects);
+    world.run(600);
+    assert_ready(&world);
+    let mut begun: BTreeMap<MachineId, i64> = BTreeMap::new();
+    let mut forced = 0;
+    for event in &world.events {
+        let Some(machine) = event.machine.clone() else { continue };
+        match event.reason.as_str() {
+            "DrainBlocked" => {
+                begun.entry(machine).or_insert(event.at.0);
+            }
+            "DrainForced" => {
+                let since = begun.get(&machine).expect("its budget was never asked");
+                assert!(event.at.0 - since >= 60_000, "{machine} was forced after {} ms", event.at.0 - since);
+                forced += 1;
+            }
+            _ => {}
+        }
+    }
+    assert_eq!(forced, 6);
+}
+
+#[test]
+fn the_time_of_a_drain_is_no_matter_of_the_wall_clock() {
+    let mut world = ready("ha");
+    hold_budgets(&mut world);
+    world.scale("demo", "worker", 2);
+    world.run(10);
+    world.wall_jump_ms = 3_600_000;
+    world.run(60);
+    assert!(!world.reasons().contains(&"DrainForced"), "{:?}", world.reasons());
+    assert_eq!(pool(&world, "worker").len(), 3);
+}
+
+#[test]
+fn the_endpoint_leads_to_masters_that_leave_until_they_have_nothing_more_to_do() {
+    let mut world = ready("ha");
+    hold_budgets(&mut world);
+    world.scale("demo", "master", 1);
+    world.run(20);
+    assert_eq!(endpoint(&world).len(), 3, "{:?}", waits(&world));
+    world.budgets.clear();
+    for _ in 0..120 {
+        world.step();
+        assert!(world.core.endpoint(&"demo".parse().unwrap()).is_some());
+        for fenced in world.fences.iter().filter(|id| blueprint(&world).machines.contains_key(*id)) {
+            let address: IpAddr = blueprint(&world).machines[fenced].address.into();
+            assert!(endpoint(&world).iter().all(|target| target.ip() != address), "{fenced}");
+        }
+    }
+    assert_ready(&world);
+    assert_eq!(
+        endpoint(&world).iter().map(SocketAddr::ip).collect::<Vec<_>>(),
+        [address(&world, "master-1")]
+    );
+}
+
+#[test]
+fn a_pool_that_takes_the_place_of_another_comes_before_that_goes() {
+    let mut world = World::new();
+    let web = |pool: &str| {
+        let small = Plan::built_in().into_iter().find(|plan| plan.name.0 == "small").unwrap();
+        let mut plan = Plan { name: PlanName("web".to_owned()), ..small };
+        plan.pools
+            .iter_mut()
+            .filter(|p| p.name.0 == "worker")
+            .for_each(|p| p.name = PoolName(pool.to_owned()));
+        plan
+    };
+    world.apply_plan(web("worker")).unwrap();
+    world.create(&ClusterSpec { plan: PlanName("web".to_owned()), ..named("demo", "small") });
+    world.run(140);
+    assert_ready(&world);
+    world.events.clear();
+    refuse_creates(&mut world);
+    world.apply_plan(web("node")).unwrap();
+    world.run(120);
+    assert!(!world.reasons().contains(&"NodeDraining"), "{:?}", world.reasons());
+    let held = "leaving: most of the workers that stay do not work yet, and its pods need a place to go";
+    assert!(waits(&world).iter().any(|wait| wait == held), "{:?}", waits(&world));
+    world.refuse.clear();
+    world.run(200);
+    assert_ready(&world);
+    assert_eq!((pool(&world, "worker").len(), pool(&world, "node").len()), (0, 2));
+}
+
+#[test]
+fn machines_for_which_there_is_no_room_can_be_given_up() {
+    for (name, before, after) in [("worker", 3, 5), ("master", 3, 5), ("etcd", 3, 5)] {
+        let mut world = ready("ha");
+        refuse_creates(&mut world);
+        world.scale("demo", name, after);
+        world.run(30);
+        assert!(waits(&world).iter().any(|wait| wait.contains("no room")), "{:?}", waits(&world));
+        world.scale("demo", name, before);
+        world.run(30);
+        assert_ready(&world);
+        assert_eq!(blueprint(&world).machines.len(), 9);
+        assert!(world.core.operations().all(|operation| operation.is_done()));
+    }
+}
+
+#[test]
+fn a_lost_member_is_replaced_though_there_is_no_room_for_a_new_one() {
+    let mut world = ready("ha");
+    world.no_room.insert(id("etcd-4"));
+    world.scale("demo", "etcd", 5);
+    world.run(30);
+    world.machines.remove(&id("etcd-2"));
+    world.run(120);
+    assert!(world.machines.contains_key(&id("etcd-2")), "{:?}", waits(&world));
+    assert_eq!(world.members[&"demo".parse().unwrap()].len(), 3);
+    world.no_room.clear();
+    world.run(200);
+    assert_ready(&world);
+    assert_eq!(world.members[&"demo".parse().unwrap()].len(), 5);
+}
+
+#[test]
+fn a_provider_that_has_refused_for_good_is_asked_again() {
+    let mut world = ready("ha");
+    world
+        .refuse
+        .push_back(ProviderFailure { remedy: Remedy::Person, text: "the quota is used up".to_owned() });
+    let accepted = world.core.scale_pool(world.now(), &scale_request("worker", 4, None)).unwrap();
+    let id = accepted.operation.id.clone();
+    world.carry_out(accepted.effects);
+    world.run(60);
+    let blocked = world.core.operation(&id).unwrap().state.clone();
+    assert!(matches!(&blocked, OperationState::Blocked { why } if why.contains("quota")), "{blocked:?}");
+    world.run(240);
+    assert_ready(&world);
+    assert!(matches!(world.core.operation(&id).unwrap().state, OperationState::Succeeded { .. }));
+}
+
+#[test]
+fn a_plan_whose_zones_put_a_majority_of_etcd_into_one_is_refused_in_words_of_its_own() {
+    let mut world = World::new();
+    let ha = Plan::built_in().into_iter().find(|plan| plan.name.0 == "ha").unwrap();
+    let mut plan = Plan { name: PlanName("narrow".to_owned()), ..ha };
+    plan.pools[0].zones = vec!["zone-a".to_owned(), "zone-b".to_owned()];
+    world.apply_plan(plan).unwrap();
+    let spec = ClusterSpec { plan: PlanName("narrow".to_owned()), ..named("demo", "ha") };
+    let why = world.core.preview_create(&spec).unwrap_err().to_string();
+    assert!(why.contains("let the plan's etcd pools use more zones"), "{why}");
+}
+
+#[test]
+fn a_size_that_others_have_made_impossible_waits_for_room() {
+    let mut world = World::in_network("10.210.1.0/28");
+    world.create(&named("demo", "ha"));
+    world.run(140);
+    let room = |world: &World| {
+        let spec = named("probe", "tiny");
+        world.core.preview_create(&spec).is_ok()
+    };
+    // All but two addresses are taken.
+    let mut others = Vec::new();
+    while room(&world) {
+        let name = format!("other-{}", others.len());
+        world.create(&named(&name, "tiny"));
+        others.push(name);
+    }
+    for name in [others.pop().unwrap(), others.pop().unwrap()] {
+        world.delete(&name);
+    }
+    world.run(60);
+    world.events.clear();
+    let accepted = world.core.scale_pool(world.now(), &scale_request("etcd", 5, None)).unwrap();
+    world.carry_out(accepted.effects);
+    world.create(&named("rival", "tiny"));
+    world.run(120);
+    let told = world.events.iter().filter(|event| event.reason == "PlanImpossible").count();
+    assert_eq!(told, 1, "{:?}", world.reasons());
+    assert!(waits(&world).iter().any(|wait| wait.contains("no free address left")), "{:?}", waits(&world));
+    // What is there is mended all the same.
+    world.machines.remove(&id("worker-2"));
+    world.run(120);
+    assert!(world.machines.contains_key(&id("worker-2")), "{:?}", waits(&world));
+    world.delete("rival");
+    world.run(120);
+    assert_ready(&world);
+    assert_eq!(pool(&world, "etcd").len(), 5);
+}
+
+#[test]
+fn a_preview_names_nothing_that_goes_anyway() {
+    let mut world = ready("ha");
+    hold_budgets(&mut world);
+    world.scale("demo", "worker", 2);
+    world.run(10);
+    let preview = world.core.preview_scale(&scale_request("master", 5, None)).unwrap();
+    let words: Vec<String> =
+        preview.diff.changes.iter().map(|change| change.effect.sign().to_owned()).collect();
+    assert_eq!(words, ["+", "+"], "{:?}", preview.diff);
+}
+
+/// Somebody asks for a cluster that is there, with an endpoint that cannot be changed for now.
+#[test]
+fn an_endpoint_that_cannot_be_changed_stays_where_it_is() {
+    let mut world = ready("ha");
+    world.refuse_expose = Some(ProviderFailure { remedy: Remedy::Retry, text: "no".to_owned() });
+    world.scale("demo", "master", 5);
+    world.run(60);
+    assert!(world.core.endpoint(&"demo".parse().unwrap()).is_some());
+    assert!(waits(&world).iter().any(|wait| wait.contains("outside address: no")), "{:?}", waits(&world));
+    world.refuse_expose = None;
+    world.run(80);
+    assert_ready(&world);
+    assert_eq!(endpoint(&world).len(), 5);
+}
