@@ -1,6 +1,7 @@
 //! Guards: what must hold before anything is done to a machine that may still be worth something. Every repair passes
 //! here, whoever asks for it.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use keelson_model::{BlueprintMachine, Hold, MachinePhase, RepairAction, Role, Scope, Verdict};
@@ -174,7 +175,7 @@ impl CoordinatorCore {
         match quorum.outlives_loss(&planned.id) {
             Ok(()) => Ok(()),
             // There is nothing left to lose, and its disk stays: one after the other, until there is a quorum again.
-            Err(_) if action != RepairAction::Recreate && !quorum.holds() => Ok(()),
+            Err(_) if action != RepairAction::Recreate && !self.may_count(cluster, &planned.id) => Ok(()),
             Err(lost) => {
                 let (voters, working, needed) = (lost.voters, lost.working, lost.needed);
                 Err(Hold::Quorum { voters, working, needed })
@@ -225,14 +226,32 @@ impl CoordinatorCore {
         others.find(moves).map(|other| &other.id)
     }
 
+    /// Whether a quorum may count on a member. One that is only silent may serve its clients all the same.
+    fn may_count(&self, cluster: &Cluster, id: &MachineId) -> bool {
+        let silent = |machine: &&Machine| {
+            !machine.is_heard()
+                && !matches!(machine.verdict, Verdict::Hung | Verdict::Off | Verdict::Missing)
+                && self.forgot_itself(machine).is_none()
+        };
+        let mut perhaps = self.working(&cluster.row.blueprint);
+        let silent = self.machines_of(&cluster.row.spec.name).filter(silent);
+        perhaps.extend(silent.map(|machine| machine.row.id.clone()));
+        let quorum = self.quorum_with(cluster, &perhaps);
+        quorum.holds() && perhaps.contains(id)
+    }
+
     /// The etcd cluster as far as it is known. Members that founded it vote until etcd says otherwise.
     pub(crate) fn quorum(&self, cluster: &Cluster) -> Quorum {
+        self.quorum_with(cluster, &self.working(&cluster.row.blueprint))
+    }
+
+    fn quorum_with(&self, cluster: &Cluster, working: &BTreeSet<MachineId>) -> Quorum {
         let mut standings = self.standings(&cluster.row.spec.name);
         if standings.is_empty() {
             let members = cluster.row.blueprint.with_role(Role::Etcd);
             standings = members.map(|m| (m.id.clone(), keelson_model::Standing::Voter)).collect();
         }
-        Quorum::of(&standings, &self.working(&cluster.row.blueprint))
+        Quorum::of(&standings, working)
     }
 }
 

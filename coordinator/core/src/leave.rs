@@ -52,7 +52,7 @@ impl CoordinatorCore {
     /// What a leaving machine waits for; `None` when it may go.
     pub(crate) fn leave_step(&self, name: &ClusterName, planned: &BlueprintMachine) -> Option<LeaveStep> {
         let machine = self.machines.get(&planned.id)?;
-        let unborn = machine.is_unmade();
+        let unborn = machine.is_unmade() && !self.has_node(name, &planned.id);
         if planned.is_node() && !machine.parting.removed && !unborn {
             if self.keeps_api(name, planned) {
                 return Some(LeaveStep::ApiServer);
@@ -70,6 +70,16 @@ impl CoordinatorCore {
         let standing = self.standings(name).get(&planned.id).copied();
         let member = standing.map_or(!unborn, |standing| standing != Standing::Absent);
         (planned.roles.contains(&Role::Etcd) && member).then_some(LeaveStep::EtcdMember)
+    }
+
+    /// Whether Kubernetes may know a node of that name: of a machine, or of the one before it.
+    pub(crate) fn has_node(&self, name: &ClusterName, id: &MachineId) -> bool {
+        let Some(cluster) = self.clusters.get(name) else { return false };
+        match cluster.kube.looked {
+            Some(_) => cluster.kube.nodes.contains_key(id.as_str()),
+            // Nobody has looked yet.
+            None => cluster.row.first_ready.is_some(),
+        }
     }
 
     /// What is to be asked of Kubernetes next, for a node that leaves.

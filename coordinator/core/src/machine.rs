@@ -4,6 +4,7 @@ use keelson_model::{BlueprintMachine, FleetEvent, MachinePhase, RepairAction, Ro
 use keelson_protocol::{ClusterName, Incarnation, MachineId};
 
 use crate::effect::ProviderCall;
+use crate::leave::Parting;
 use crate::limits::EVACUATE_MAX;
 use crate::nodes::KubeFor;
 use crate::repair::needs_fence;
@@ -46,8 +47,12 @@ impl CoordinatorCore {
             self.planned(&cluster, id).filter(|planned| planned.incarnation == machine.row.incarnation);
         let planned = planned.cloned();
         match (&machine.row.phase, planned) {
-            // It is let go with the next plan, unless a lost call has made it.
-            (_, Some(planned)) if planned.leaving && machine.is_unmade() => {}
+            // It is let go with the next plan, once nothing is left of the machine before it.
+            (_, Some(planned)) if planned.leaving && machine.is_unmade() => {
+                if self.has_node(&cluster, id) && machine.row.fenced.is_none() {
+                    self.call_fence(id, cluster, planned.incarnation);
+                }
+            }
             (MachinePhase::Refused { .. }, Some(planned)) if !needs_fence(machine) => {
                 self.call_create(now, planned, cluster);
             }
@@ -66,7 +71,9 @@ impl CoordinatorCore {
             // It is looked for again, and then made anew: asked for as it is it would begin with an empty disk.
             (MachinePhase::Missing { .. }, Some(_)) => self.reconcile_acting(now, id),
             // It goes anyway, and its pods can be moved at once when it has no power for certain.
-            (MachinePhase::Off { .. }, Some(planned)) if planned.leaving => {
+            (MachinePhase::Off { .. }, Some(planned))
+                if planned.leaving && !self.votes_are_short(&cluster, id) =>
+            {
                 if machine.row.fenced.is_none() {
                     self.call_fence(id, cluster, planned.incarnation);
                 }
@@ -83,6 +90,13 @@ impl CoordinatorCore {
             (MachinePhase::Planned, None) => self.forget_machine(id),
             (_, None) => self.take_away(now, id, cluster),
         }
+    }
+
+    /// Whether the quorum of its etcd lacks the vote of a machine that leaves: until it is taken out it has to work.
+    fn votes_are_short(&self, name: &ClusterName, id: &MachineId) -> bool {
+        let member = self.planned(name, id).is_some_and(|planned| planned.roles.contains(&Role::Etcd));
+        let cluster = self.clusters.get(name).filter(|cluster| member && cluster.row.wanted);
+        cluster.is_some_and(|cluster| self.quorum(cluster).outlives_loss(id).is_err())
     }
 
     /// Gives a machine its power, once its pods have been given up or that has taken too long.
@@ -113,6 +127,8 @@ impl CoordinatorCore {
         }
         // From here on it may have power, whatever becomes of the answer.
         (machine.row.fenced, machine.row.powering) = (None, true);
+        // What was done to let it go begins anew: its kubelet will register its node again.
+        machine.parting = Parting::default();
         if machine.row.acting == Some(RepairAction::Rebuild) {
             let token = self.token(&id, planned.incarnation);
             let call = ProviderCall::Rebuild { machine: Box::new(planned), cluster, token };

@@ -4,13 +4,13 @@
 
 mod common;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use common::demo::*;
 use common::{World, named};
 use keelson_coordinator_core::{ClusterState, ProviderFailure, Remedy, ScalePool};
-use keelson_model::{ClusterSpec, DrainSpec, DrainThen, OperationState, Plan, PlanName, PoolName};
+use keelson_model::{ClusterSpec, DrainSpec, DrainThen, OperationState, Plan, PlanName, PoolName, Role};
 use keelson_protocol::MachineId;
 
 fn scale_request(pool: &str, count: u16, drain: Option<DrainSpec>) -> ScalePool {
@@ -154,6 +154,20 @@ fn machines_for_which_there_is_no_room_can_be_given_up() {
 }
 
 #[test]
+fn the_node_of_a_machine_that_was_never_made_again_goes_with_it() {
+    let mut world = ready("ha");
+    world.no_room.insert(id("worker-2"));
+    world.machines.remove(&id("worker-2"));
+    world.run(60);
+    assert!(waits(&world).iter().any(|wait| wait.contains("no room")), "{:?}", waits(&world));
+    world.scale("demo", "worker", 2);
+    world.run(60);
+    assert_ready(&world);
+    let nodes = &world.nodes[&"demo".parse().unwrap()];
+    assert!(!nodes.contains_key("demo-worker-2") && nodes.len() == 5, "{:?}", nodes.keys());
+}
+
+#[test]
 fn a_lost_member_is_replaced_though_there_is_no_room_for_a_new_one() {
     let mut world = ready("ha");
     world.no_room.insert(id("etcd-4"));
@@ -167,6 +181,38 @@ fn a_lost_member_is_replaced_though_there_is_no_room_for_a_new_one() {
     world.run(200);
     assert_ready(&world);
     assert_eq!(world.members[&"demo".parse().unwrap()].len(), 5);
+}
+
+/// The one that was to go is the leader and has lost its power; another one is gone with its disk.
+#[test]
+fn a_member_that_leaves_and_that_the_quorum_needs_gets_its_power_back() {
+    for plan in ["ha", "ha-stacked"] {
+        let mut world = ready(plan);
+        let pool_name = if plan == "ha" { "etcd" } else { "master" };
+        hold_budgets(&mut world);
+        world.scale("demo", pool_name, 1);
+        let leaves = loop {
+            let leaving = blueprint(&world).machines.values().find(|machine| machine.leaving);
+            if let Some(machine) = leaving {
+                break machine.id.clone();
+            }
+            world.step();
+        };
+        (world.etcd_silent, world.budgets) = (true, BTreeSet::new());
+        let lost = {
+            let mut members = blueprint(&world).with_role(Role::Etcd);
+            members.find(|machine| machine.id != leaves).unwrap().id.clone()
+        };
+        world.machines.remove(&lost);
+        world.machines.get_mut(&leaves).unwrap().power_off();
+        world.run(120);
+        assert!(world.machines[&leaves].on, "{plan}: {:?}", waits(&world));
+        world.etcd_silent = false;
+        world.run(400);
+        assert_ready(&world);
+        assert_eq!(pool(&world, pool_name).len(), 1);
+        assert!(!world.nodes[&"demo".parse().unwrap()].contains_key(leaves.as_str()));
+    }
 }
 
 #[test]

@@ -88,6 +88,19 @@ fn an_override_is_for_the_quorum_that_there_was() {
     assert_eq!(world.state("demo"), Some(ClusterState::Ready), "{:?}", waits(&world));
 }
 
+/// Two of three members are cut off from the coordinator, and serve their clients.
+#[test]
+fn a_quorum_that_is_only_not_heard_is_kept() {
+    let mut world = ready("ha");
+    for name in ["etcd-1", "etcd-2"] {
+        freeze(&mut world, name);
+        world.cut_off.insert(id(name));
+    }
+    world.run(40);
+    let refused = refusal(&world, "etcd-1", RepairAction::PowerCycle, Override::Guards).to_string();
+    assert!(refused.contains("only 1 of 3 etcd members would work"), "{refused}");
+}
+
 #[test]
 fn what_a_person_goes_against_is_in_the_record() {
     let mut world = ready("ha");

@@ -189,6 +189,13 @@ pub enum Fault {
         /// For how long, in milliseconds.
         for_ms: u64,
     },
+    /// A zone has no room for another machine.
+    ZoneFull {
+        /// Which.
+        zone: String,
+        /// For how long, in milliseconds.
+        for_ms: u64,
+    },
     /// The provider answers, and lists no machine.
     ProviderListsNothing {
         /// For how long, in milliseconds.
@@ -239,12 +246,13 @@ pub enum FaultKind {
     HeartbeatsLost,
     ProviderListsNothing,
     RepairByHand,
+    ZoneFull,
 }
 
 impl FaultKind {
     /// Kinds that seeds draw from. A list that leaves out what is there is an error of the provider that no seed draws:
     /// beside a machine that is dead too, nobody could tell it from the truth.
-    pub const DRAWN: [Self; 17] = [
+    pub const DRAWN: [Self; 18] = [
         Self::PowerLoss,
         Self::Reboot,
         Self::Freeze,
@@ -262,6 +270,7 @@ impl FaultKind {
         Self::BudgetsHold,
         Self::HeartbeatsLost,
         Self::RepairByHand,
+        Self::ZoneFull,
     ];
 }
 
@@ -287,6 +296,7 @@ impl Fault {
             Self::BudgetsHold { .. } => FaultKind::BudgetsHold,
             Self::HeartbeatsLost { .. } => FaultKind::HeartbeatsLost,
             Self::RepairByHand { .. } => FaultKind::RepairByHand,
+            Self::ZoneFull { .. } => FaultKind::ZoneFull,
             Self::ProviderListsNothing { .. } => FaultKind::ProviderListsNothing,
         }
     }
@@ -314,6 +324,7 @@ impl fmt::Display for Fault {
             }
             Self::CoordinatorFreeze { for_ms } => write!(f, "coordinator freezes {}", seconds(for_ms)),
             Self::ProviderOut { for_ms } => write!(f, "provider is out {}", seconds(for_ms)),
+            Self::ZoneFull { zone, for_ms } => write!(f, "{zone} is full {}", seconds(for_ms)),
             Self::ProviderListsNothing { for_ms } => write!(f, "provider lists nothing {}", seconds(for_ms)),
             Self::BudgetsHold { for_ms } => write!(f, "budgets let no pod go {}", seconds(for_ms)),
             Self::RepairByHand { action, over, .. } => {

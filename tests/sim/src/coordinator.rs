@@ -330,7 +330,7 @@ impl World {
         if let Some(ix) = runs.filter(|ix| self.machines[*ix].is_off()) {
             self.check_taken(ix);
         }
-        let at = self.now + self.random.between(1, 50);
+        let at = self.now + self.infrastructure.answer_ms();
         self.queue.push(at, SimEvent::Answer(life, Box::new(Input::Provider { id, result })));
     }
 

@@ -126,6 +126,10 @@ fn fault(kind: FaultKind, random: &mut Stream) -> Fault {
         FaultKind::ProviderOut => Fault::ProviderOut { for_ms },
         FaultKind::ProviderListsNothing => Fault::ProviderListsNothing { for_ms },
         FaultKind::BudgetsHold => Fault::BudgetsHold { for_ms },
+        FaultKind::ZoneFull => {
+            let zone = random.pick(&settings().place.zones).cloned().unwrap_or_default();
+            Fault::ZoneFull { zone, for_ms: 4 * for_ms }
+        }
         FaultKind::RepairByHand => {
             let action = *random.pick(&RepairAction::ALL).unwrap_or(&RepairAction::PowerCycle);
             Fault::RepairByHand { target, action, over: random.chance(500) }

@@ -107,6 +107,9 @@ impl World {
                 self.paths_changed();
             }
             Fault::ProviderOut { for_ms } => self.infrastructure.out_until = self.now + for_ms,
+            Fault::ZoneFull { zone, for_ms } => {
+                self.infrastructure.full_until.insert(zone.clone(), self.now + for_ms);
+            }
             Fault::ProviderListsNothing { for_ms } => {
                 self.infrastructure.lists_nothing_until = self.now + for_ms;
             }
@@ -154,6 +157,7 @@ impl World {
         self.network.heal_all();
         self.infrastructure.out_until = 0;
         self.infrastructure.lists_nothing_until = 0;
+        self.infrastructure.full_until.clear();
         self.budgets_hold_until = 0;
         self.coordinator.dies_before = None;
         self.coordinator.frozen_until = 0;

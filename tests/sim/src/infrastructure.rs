@@ -1,6 +1,8 @@
 //! The infrastructure: the fake provider of the provider crate, asked as the coordinator's shell asks, with the answers of
 //! a bad day.
 
+use std::collections::BTreeMap;
+
 use keelson_coordinator_core::{ProviderAnswer, ProviderCall, ProviderFailure, Remedy, SeenMachine};
 use keelson_model::BlueprintMachine;
 use keelson_protocol::{ClusterName, InstallId, MachineId, SecretBytes};
@@ -10,6 +12,9 @@ use keelson_providers::{Answer, Call, MachineRequest, MachineState, ObjectKey, P
 
 use crate::case::Weather;
 use crate::rng::Stream;
+
+/// Longest time after which a call whose answer got lost is given up, in milliseconds: by then its machine may have booted.
+const LOST_AFTER_MS: u64 = 60_000;
 
 /// The provider, and how it fails.
 #[derive(Debug)]
@@ -21,12 +26,23 @@ pub(crate) struct Infrastructure {
     pub(crate) out_until: u64,
     /// Until when its lists are empty.
     pub(crate) lists_nothing_until: u64,
+    /// Until when it has no room for another machine, by zone.
+    pub(crate) full_until: BTreeMap<String, u64>,
+    /// How long the answer to the last call takes to come, in milliseconds.
+    answer_ms: u64,
 }
 
 impl Infrastructure {
     pub(crate) fn new(install: InstallId, list_lag: usize, random: Stream) -> Self {
         let provider = FakeProvider::new(FakeConfig { list_lag, ..FakeConfig::default() });
-        Self { provider, install, random, out_until: 0, lists_nothing_until: 0 }
+        let full_until = BTreeMap::new();
+        Self { provider, install, random, out_until: 0, lists_nothing_until: 0, full_until, answer_ms: 0 }
+    }
+
+    /// How long the answer to the call that was carried out last takes, in milliseconds. One that got lost is known to be
+    /// when the patience of who waits for it is over.
+    pub(crate) fn answer_ms(&self) -> u64 {
+        self.answer_ms
     }
 
     /// How long a call takes, in milliseconds.
@@ -69,6 +85,8 @@ impl Infrastructure {
         let lost = self.random.chance(weather.provider_lost_permille);
         let broken = self.random.chance(weather.provider_broken_permille);
         let full = self.random.chance(weather.provider_full_permille);
+        let patience = if matches!(call, Call::ListMachines(_)) { 50 } else { LOST_AFTER_MS };
+        self.answer_ms = self.random.between(1, if lost { patience } else { 50 });
         if now < self.out_until {
             let detail = "no answer".to_owned();
             return Some(Outcome::Fail(ProviderError::Unavailable { detail }));
@@ -79,7 +97,7 @@ impl Infrastructure {
             _ => false,
         };
         match call {
-            Call::CreateMachine(request) if full && new => {
+            Call::CreateMachine(request) if new && (full || self.is_full(&request.zone, now)) => {
                 let (zone, detail) = (request.zone.clone(), "others took it".to_owned());
                 Some(Outcome::Fail(ProviderError::StockOut { zone, detail }))
             }
@@ -87,6 +105,10 @@ impl Infrastructure {
             _ if lost => Some(Outcome::LoseAnswer),
             _ => None,
         }
+    }
+
+    fn is_full(&self, zone: &str, now: u64) -> bool {
+        self.full_until.get(zone).is_some_and(|until| now < *until)
     }
 }
 
