@@ -267,8 +267,8 @@ fn within(scope: Scope, broken: usize, total: usize) -> Result<(), Hold> {
 
 /// The pause after a repair doubles with each one of the last hour, and after some there is none any more.
 fn retries(now: Now, machine: &Machine, action: RepairAction) -> Result<(), Hold> {
-    let recent: Vec<&Act> =
-        machine.row.acts.iter().filter(|act| now.wall.since(act.at) < ACTS_WINDOW).collect();
+    let counts = |act: &&Act| !act.called_off && now.wall.since(act.at) < ACTS_WINDOW;
+    let recent: Vec<&Act> = machine.row.acts.iter().filter(counts).collect();
     let Some(last) = recent.last() else { return Ok(()) };
     let recreates: Vec<&Act> =
         recent.iter().copied().filter(|act| act.action == RepairAction::Recreate).collect();

@@ -163,9 +163,10 @@ impl CoordinatorCore {
         let Some(machine) = self.machines.get_mut(id) else { return };
         let action = under_way(machine);
         (machine.row.acting, machine.row.renew, machine.row.forced) = (None, false, false);
-        // What was not done is no reason for something harsher, and was no try.
-        if machine.row.fenced.is_none() && machine.row.acts.last().is_some_and(|act| act.action == action) {
-            machine.row.acts.pop();
+        // What was not done is no reason for something harsher.
+        let act = machine.row.acts.last_mut().filter(|act| act.action == action);
+        if let Some(act) = act.filter(|_| machine.row.fenced.is_none()) {
+            act.called_off = true;
         }
         machine.row.asked = Asked::Nobody;
         machine.attempts = 0;
@@ -264,7 +265,7 @@ impl CoordinatorCore {
         let Some(machine) = self.machines.get_mut(id) else { return };
         prune(&mut machine.row, now.wall);
         machine.row.asked = asked;
-        machine.row.acts.push(Act { action, at: now.wall });
+        machine.row.acts.push(Act { action, at: now.wall, called_off: false });
         let surplus = machine.row.acts.len().saturating_sub(ACTS_KEPT_MAX);
         machine.row.acts.drain(..surplus);
         match action {
@@ -556,7 +557,7 @@ fn harsher(machine: &Machine, forgot_itself: bool) -> RepairAction {
 fn tried(machine: &Machine, action: RepairAction) -> bool {
     let opened = machine.row.incident.as_ref().map(|incident| incident.opened);
     let mut acts = machine.row.acts.iter();
-    acts.any(|act| act.action == action && opened.is_none_or(|opened| act.at >= opened))
+    acts.any(|act| act.action == action && !act.called_off && opened.is_none_or(|opened| act.at >= opened))
 }
 
 fn has_fresh_lease(machine: &Machine) -> bool {

@@ -526,6 +526,9 @@ pub struct Act {
     pub action: RepairAction,
     /// When.
     pub at: WallTime,
+    /// Whether it was called off before its power was known to be taken away: then it was no try.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub called_off: bool,
 }
 
 /// What a repair that a person asks for would come to.

@@ -366,7 +366,7 @@ impl State {
         }
         if let Some(ill) = self.ward.ill.get_mut(id) {
             (ill.acting, ill.steps_left) = (Some(wish.action), STEPS_OF_REPAIR);
-            ill.acts.push(Act { action: wish.action, at: now });
+            ill.acts.push(Act { action: wish.action, at: now, called_off: false });
         }
         let forced = if wish.against == Against::Nothing { "" } else { ", against the guards" };
         let cause = format!("{} asked for it{forced}", caller.0);

@@ -73,7 +73,7 @@ pub(crate) fn powered(world: &World, name: &str) -> bool {
 
 /// What was done to a machine within the hour.
 pub(crate) fn acts(world: &World, name: &str) -> Vec<RepairAction> {
-    machine(world, name).row.acts.iter().map(|act| act.action).collect()
+    machine(world, name).row.acts.iter().filter(|act| !act.called_off).map(|act| act.action).collect()
 }
 
 /// The provider has no room for new machines.
