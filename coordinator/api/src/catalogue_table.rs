@@ -88,7 +88,7 @@ catalogue! {
         "Do what the reason says, then attach again with `keelson operation watch ID`.",
         "keelson cluster show NAME --explain";
     OperationCancelled, "KEEL-1013", 0, Failed, "the operation was cancelled",
-        "Somebody cancelled it. What it had made so far is named in the operation.",
+        "Somebody cancelled it. What becomes of what it had made so far stands in the operation.",
         "Run the command again to finish the work, or delete what is left.",
         "keelson operation show op-1";
     CodeUnknown, "KEEL-1014", 0, NotFound, "no such code",
@@ -276,8 +276,8 @@ catalogue! {
         "Look at how it ended.",
         "keelson operation show op-1";
     OperationNotCancellable, "KEEL-2403", 409, Refused, "the operation cannot be cancelled",
-        "Stopping here would leave something half made or half removed.",
-        "Let it end.",
+        "Stopping here would leave something half made or half removed, or would remove a cluster that was ready.",
+        "Let it end, or do instead what the cause names.",
         "keelson operation watch op-1";
 
     // Plans and releases.

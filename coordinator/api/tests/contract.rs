@@ -400,15 +400,42 @@ async fn a_wait_ends_when_a_person_is_needed() {
 }
 
 #[tokio::test]
-async fn operations_are_cancelled_once() {
+async fn a_create_is_cancelled_once_and_leaves_nothing_behind() {
     let world = World::new().await;
     world.ask("POST", "/v1/clusters", &[], &new_cluster("demo")).await;
     for _ in 0..2 {
         let cancelled = world.ask("POST", "/v1/operations/op-1:cancel", &[], "").await;
         assert_eq!((cancelled.status, cancelled.json()["state"].clone()), (200, json!("cancelled")));
+        assert_eq!(cancelled.json()["error"]["detail"], "what was made so far is being removed");
     }
-    world.fleet.add_ready("done", "tiny");
-    world.ask("POST", "/v1/operations/op-2:cancel", &[], "").await.problem(409, "KEEL-2402");
+    let cluster = world.get("/v1/clusters/demo").await.json()["status"].clone();
+    assert_eq!((cluster["state"].clone(), cluster["operation"].clone()), (json!("deleting"), json!("op-2")));
+    assert_eq!(world.get("/v1/operations/op-2:wait").await.json()["action"], "deleteCluster");
+    world.get("/v1/clusters/demo").await.problem(404, "KEEL-2201");
+}
+
+#[tokio::test]
+async fn what_cannot_be_cancelled_says_why() {
+    let world = World::new().await;
+    world.fleet.add_ready("demo", "small");
+    world.fleet.fault(Some(Fault::Stuck));
+    let check = async |id: &str, code: &str, cause: &str| {
+        let refused = world.ask("POST", &format!("/v1/operations/{id}:cancel"), &[], "").await;
+        let problem = refused.problem(409, code);
+        assert!(problem["causes"].to_string().contains(cause), "{problem}");
+        assert_ne!(world.get("/v1/clusters/demo").await.json()["status"]["state"], "deleting");
+    };
+    check("op-1", "KEEL-2402", "").await;
+    world.fleet.make_again("demo");
+    check("op-2", "KEEL-2403", "has been ready").await;
+    world.ask("POST", "/v1/clusters/demo:scale", &[("if-match", "*")], &size("worker", 3)).await;
+    check("op-3", "KEEL-2403", "scale the pool").await;
+    let spec = json!({ "name": "kept", "plan": "tiny", "deletionProtection": true });
+    world.ask("POST", "/v1/clusters", &[], &json!({ "spec": spec }).to_string()).await;
+    check("op-4", "KEEL-2203", "").await;
+    world.fleet.add_ready("gone", "tiny");
+    world.ask("DELETE", "/v1/clusters/gone", &[("if-match", "*")], "").await;
+    check("op-6", "KEEL-2403", "do not come back").await;
 }
 
 #[tokio::test]

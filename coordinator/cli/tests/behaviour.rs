@@ -199,6 +199,32 @@ async fn deletion_is_confirmed_by_name() {
 }
 
 #[tokio::test]
+async fn cancelling_a_create_is_confirmed_as_a_deletion_is() {
+    let world = World::new().await;
+    world.fleet.fault(Some(Fault::Stuck));
+    world.keelson("cluster create demo --plan small --no-wait").run().await.ends(ExitCode::Done);
+    let line = "operation cancel op-1";
+    let pipe = world.keelson(line).stdin("demo\n").run().await.ends(ExitCode::Usage);
+    for told in
+        ["KEEL-1005", "cluster demo (creating, 4 machines with disks)", "keelson operation cancel op-1 --yes"]
+    {
+        assert!(pipe.stderr.contains(told), "{}", pipe.stderr);
+    }
+    let wrong = world.keelson(line).on_terminal("op-1\n").run().await.ends(ExitCode::Usage);
+    assert!(wrong.stderr.contains("nothing was done"), "{}", wrong.stderr);
+    let state = world.keelson("operation show op-1 -o jsonpath={.state}").run().await.stdout;
+    assert_eq!(state.trim(), "running");
+    let right = world.keelson(line).on_terminal("demo\n").run().await.ends(ExitCode::Done);
+    assert!(right.stdout.contains("what was made so far is being removed"), "{}", right.stdout);
+    assert!(right.stderr.contains("keelson wait cluster/demo --for deleted"), "{}", right.stderr);
+    // What has ended, or removes nothing, is not asked for.
+    world.keelson(line).run().await.ends(ExitCode::Done);
+    world.keelson("operation cancel op-2").run().await.ends(ExitCode::Refused);
+    world.keelson("cluster create next --plan tiny --no-wait").run().await.ends(ExitCode::Done);
+    world.keelson("operation cancel op-3 --yes").run().await.ends(ExitCode::Done);
+}
+
+#[tokio::test]
 async fn the_kubeconfig_is_merged_and_cleaned_up() {
     let world = World::new().await;
     world.fleet.add_ready("demo", "tiny");

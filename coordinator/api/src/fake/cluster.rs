@@ -90,6 +90,10 @@ impl FakeCluster {
         self.moving = None;
     }
 
+    pub(super) fn was_ready(&self) -> bool {
+        self.was_ready
+    }
+
     pub(super) fn is_there(&self) -> bool {
         match self.goal {
             Goal::Ready => self.step >= STEPS_TO_READY,
