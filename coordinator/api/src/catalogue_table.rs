@@ -258,7 +258,7 @@ catalogue! {
         "keelson why MACHINE";
     RepairHeld, "KEEL-2305", 409, Refused, "a guard holds the repair back",
         "The repair could make things worse: too much is broken at once, another machine of the cluster is being worked on, or the etcd quorum would be lost.",
-        "Wait for the end of the hold, or use --override when you know better. The quorum has a guard of its own: --override does not lift it.",
+        "Wait for the end of the hold, or use --override when you know better. It does not lift the guards of the quorum and of a coordinator that has just started.",
         "keelson why MACHINE";
 
     RepairUseless, "KEEL-2306", 409, Refused, "the repair would change nothing",

@@ -23,6 +23,9 @@ use crate::tree;
 /// The entry of the catalogue for a machine that is being repaired: what it says stands here in full already.
 const WAIT_REPAIR: &str = "KEEL-4016";
 
+/// The guard of a coordinator that has just started: what going against it would cost is not known yet.
+const STARTING: &str = "starting";
+
 /// Guards that only the name of the cluster goes against.
 const COSTS_CLUSTER: [&str; 2] = ["quorum", "impossible"];
 
@@ -280,7 +283,7 @@ fn repair_lines(text: &mut String, why: &MachineWhy, paint: Paint) {
         let _ = writeln!(text, "  {:<11} {what}", option.action);
     }
     let held = options.iter().find_map(|option| Some((option.action, option.hold.as_ref()?)));
-    if let Some((action, hold)) = held {
+    if let Some((action, hold)) = held.filter(|(_, hold)| hold.guard != STARTING) {
         let (id, cluster) = (&why.machine.summary.id, &why.machine.cluster);
         let loss = if COSTS_CLUSTER.contains(&hold.guard.as_str()) {
             format!(" --confirm-loss-of {cluster}")
