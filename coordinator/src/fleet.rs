@@ -1,5 +1,8 @@
 //! What the API asks of the coordinator, answered from the core and the store.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -419,10 +422,11 @@ impl Fleet for CoordinatorFleet {
     fn cancel_operation(&self, id: OperationId) -> Answer<'_, OperationView> {
         Box::pin(self.change(move |shell| {
             let now = shell.now();
-            if let Some(operation) = shell.core.operation(&id)
-                && matches!(operation.state, OperationState::Cancelled { .. })
-            {
-                return Ok(Ok(view_operation(shell, operation, now)));
+            if let Some(operation) = shell.core.operation(&id).filter(|operation| operation.is_done()) {
+                return Ok(match operation.state {
+                    OperationState::Cancelled { .. } => Ok(view_operation(shell, operation, now)),
+                    _ => Err(Problem::operation_ended(&id)),
+                });
             }
             match shell.core.cancel_operation(now, &id) {
                 Ok((operation, effects)) => {
@@ -747,7 +751,8 @@ pub(crate) fn problem(error: &CommandError) -> Problem {
         CommandError::BeingDeleted { name } => Problem::being_deleted(name),
         CommandError::NoOperation { id } => Problem::operation_not_found(id),
         CommandError::Protected { name } => Problem::deletion_protected(name),
-        CommandError::NotCancellable { id, .. } => Problem::operation_ended(id).because(error),
+        // Those that have ended never get as far as the core.
+        CommandError::NotCancellable { id, why } => Problem::operation_not_cancellable(id, why),
         CommandError::KeyReused { .. } => Problem::idempotency_key_reused(),
     }
 }
