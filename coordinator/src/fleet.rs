@@ -11,8 +11,8 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use keelson_api::auth::Caller;
 use keelson_api::care::patched_drain;
 use keelson_api::convert::{
-    ClusterParts, cluster_view, event_view, machine_state, machine_view, meta, operation_metadata,
-    operation_view, patched_labels, preview, release_view, waiting_view,
+    ClusterParts, Wanted, cluster_etag, cluster_view, event_view, machine_state, machine_view,
+    operation_metadata, operation_view, patched_labels, preview, release_view, waiting_view,
 };
 use keelson_api::fleet::{
     Answer, ClusterChange, EventBatch, EventQuery, EventRange, Follow, Idempotency, IfMatch, LogStream,
@@ -548,7 +548,11 @@ fn sort_key(operation: &Operation) -> String {
 
 fn check_etag(shell: &Shell, name: &ClusterName, if_match: &IfMatch) -> Result<(), Problem> {
     let cluster = shell.core.cluster(name).ok_or_else(|| Problem::cluster_not_found(name))?;
-    if_match.check(&meta(&cluster.row.spec, cluster.row.blueprint.generation).etag)
+    if_match.check(&cluster_etag(&cluster.row.spec, cluster.row.created, wanted(cluster)))
+}
+
+fn wanted(cluster: &Cluster) -> Wanted {
+    if cluster.row.wanted { Wanted::Present } else { Wanted::Absent }
 }
 
 /// All labels of a cluster after a patch; `None` when nothing is patched.
@@ -612,6 +616,7 @@ fn view_cluster(shell: &Shell, cluster: &Cluster, now: Now) -> ClusterView {
         conditions: &row.conditions,
         state: state_view(shell.core.cluster_state(cluster, now)),
         created: row.created,
+        wanted: wanted(cluster),
         operation: running,
         repair_paused: repair::pause_of(&shell.core, &row.spec.name),
     })

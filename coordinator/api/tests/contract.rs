@@ -516,6 +516,25 @@ async fn small_as(world: &World, name: &str) -> Value {
 }
 
 #[tokio::test]
+async fn a_cluster_that_follows_its_plan_has_the_entity_tag_that_it_had() {
+    let world = World::new().await;
+    let put = async |count: u16| {
+        let mut plan = small_as(&world, "web").await;
+        plan["pools"][2]["count"] = json!(count);
+        let put = world.ask("PUT", "/v1/plans/web", &[("if-match", "*")], &plan.to_string()).await;
+        assert_eq!(put.status, 200, "{}", put.text);
+    };
+    put(2).await;
+    world.fleet.add_ready("demo", "web");
+    let before = world.get("/v1/clusters/demo").await;
+    put(3).await;
+    let after = world.get("/v1/clusters/demo").await;
+    assert_eq!(after.header("etag"), before.header("etag"));
+    let generations = [before, after].map(|answer| answer.json()["meta"]["generation"].clone());
+    assert_eq!(generations, [1, 2]);
+}
+
+#[tokio::test]
 async fn a_plan_is_made_changed_followed_and_removed() {
     let world = World::new().await;
     let mut plan = small_as(&world, "web").await;

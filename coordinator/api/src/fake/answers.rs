@@ -47,6 +47,7 @@ impl State {
             conditions: &cluster.conditions(fault),
             state: self.cluster_state(cluster),
             created: cluster.created,
+            wanted: cluster.wanted(),
             operation,
             repair_paused: self.pause_of(&cluster.spec.name),
         })
@@ -132,7 +133,7 @@ impl State {
 
     fn delete(&mut self, name: &ClusterName, if_match: &IfMatch) -> Result<OperationId, Problem> {
         let cluster = self.cluster(name)?;
-        if_match.check(&convert::meta(&cluster.spec, cluster.blueprint.generation).etag)?;
+        if_match.check(&cluster.etag())?;
         if cluster.spec.deletion_protection {
             return Err(Problem::deletion_protected(name));
         }
@@ -193,7 +194,7 @@ impl State {
         change: ClusterChange,
     ) -> Result<ClusterView, Problem> {
         let cluster = self.cluster(name)?;
-        if_match.check(&convert::meta(&cluster.spec, cluster.blueprint.generation).etag)?;
+        if_match.check(&cluster.etag())?;
         let mut spec = cluster.spec.clone();
         if let Some(patch) = change.labels {
             spec.labels = convert::patched_labels(&spec, patch)?;

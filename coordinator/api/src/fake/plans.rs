@@ -70,7 +70,7 @@ impl State {
         size: &PoolSize,
     ) -> Result<OperationId, Problem> {
         let cluster = self.cluster(name)?;
-        if_match.check(&convert::meta(&cluster.spec, cluster.blueprint.generation).etag)?;
+        if_match.check(&cluster.etag())?;
         let before = self.count_of(cluster, &size.pool);
         let (spec, next) = self.scaled(name, size)?;
         let detail = format!("pool {} from {before} to {}", size.pool, size.count);
