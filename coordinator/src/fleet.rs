@@ -212,7 +212,9 @@ impl Fleet for CoordinatorFleet {
 
     fn delete_cluster(&self, name: ClusterName, if_match: IfMatch) -> Answer<'_, OperationView> {
         Box::pin(self.change(move |shell| {
-            if let Err(stale) = check_etag(shell, &name, &if_match) {
+            // As with a scale: what was asked for already is no other wish.
+            let under_way = shell.core.cluster(&name).is_some_and(|cluster| !cluster.row.wanted);
+            if !under_way && let Err(stale) = check_etag(shell, &name, &if_match) {
                 return Ok(Err(stale));
             }
             let now = shell.now();
@@ -241,11 +243,14 @@ impl Fleet for CoordinatorFleet {
         size: PoolSize,
     ) -> Answer<'_, OperationView> {
         Box::pin(self.change(move |shell| {
-            if let Err(stale) = check_etag(shell, &name, &if_match) {
-                return Ok(Err(stale));
-            }
             let now = shell.now();
             let request = scale_request(shell, name, size);
+            // A request that is sent a second time finds what the first one began.
+            if shell.core.scale_under_way(&request).is_none()
+                && let Err(stale) = check_etag(shell, &request.cluster, &if_match)
+            {
+                return Ok(Err(stale));
+            }
             match shell.core.scale_pool(now, &request) {
                 Ok(accepted) => {
                     shell.carry_out(accepted.effects)?;

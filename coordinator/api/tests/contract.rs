@@ -482,6 +482,27 @@ async fn a_pool_gets_another_size() {
 }
 
 #[tokio::test]
+async fn a_change_that_is_sent_twice_finds_what_the_first_one_began() {
+    let world = World::new().await;
+    world.fleet.add_ready("demo", "small");
+    world.fleet.fault(Some(Fault::Stuck));
+    let seen = async || world.get("/v1/clusters/demo").await.header("etag").to_owned();
+    let scale = async |etag: &str, count: u16| {
+        world.ask("POST", "/v1/clusters/demo:scale", &[("if-match", etag)], &size("worker", count)).await
+    };
+    let etag = seen().await;
+    for _ in 0..2 {
+        assert_eq!(scale(&etag, 3).await.json()["id"], "op-2");
+    }
+    scale(&etag, 4).await.problem(412, "KEEL-2011");
+    let etag = seen().await;
+    for _ in 0..2 {
+        let deleted = world.ask("DELETE", "/v1/clusters/demo", &[("if-match", &etag)], "").await;
+        assert_eq!(deleted.json()["id"], "op-3");
+    }
+}
+
+#[tokio::test]
 async fn sizes_that_cannot_be_name_field_and_choice() {
     let world = World::new().await;
     world.fleet.add_ready("demo", "small");

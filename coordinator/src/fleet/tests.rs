@@ -108,6 +108,10 @@ impl World {
         self.fleet.create_cluster(spec(name), None).await.unwrap()
     }
 
+    async fn etag(&self, name: &str) -> IfMatch {
+        IfMatch::OneOf(vec![self.fleet.cluster(name.parse().unwrap()).await.unwrap().meta.etag])
+    }
+
     async fn scale(&self, if_match: &IfMatch, count: u16) -> Result<OperationView, Problem> {
         let size = PoolSize { pool: PoolName("worker".to_owned()), count, drain: DrainBody::default() };
         self.fleet.scale_cluster("demo".parse().unwrap(), if_match.clone(), size).await
@@ -140,4 +144,18 @@ async fn an_operation_that_goes_on_is_told_from_one_that_has_ended() {
     for _ in 0..2 {
         assert_eq!(world.cancel(&other.id).await.unwrap().state, OperationStateView::Cancelled);
     }
+}
+
+#[tokio::test]
+async fn a_change_that_is_sent_twice_finds_what_the_first_one_began() {
+    let world = World::new();
+    world.create("demo").await;
+    let seen = world.etag("demo").await;
+    let scaled = world.scale(&seen, 3).await.unwrap();
+    assert_eq!(world.scale(&seen, 3).await.unwrap().id, scaled.id);
+    assert_eq!(world.scale(&seen, 4).await.unwrap_err().code(), Code::PreconditionFailed);
+    assert_eq!(world.delete(&seen).await.unwrap_err().code(), Code::PreconditionFailed);
+    let seen = world.etag("demo").await;
+    let gone = world.delete(&seen).await.unwrap();
+    assert_eq!(world.delete(&seen).await.unwrap().id, gone.id);
 }

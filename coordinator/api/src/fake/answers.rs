@@ -133,12 +133,12 @@ impl State {
 
     fn delete(&mut self, name: &ClusterName, if_match: &IfMatch) -> Result<OperationId, Problem> {
         let cluster = self.cluster(name)?;
+        if cluster.goal == Goal::Gone {
+            return Ok(cluster.operation.clone());
+        }
         if_match.check(&cluster.etag())?;
         if cluster.spec.deletion_protection {
             return Err(Problem::deletion_protected(name));
-        }
-        if cluster.goal == Goal::Gone {
-            return Ok(cluster.operation.clone());
         }
         let before = cluster.operation.clone();
         let now = self.now;
