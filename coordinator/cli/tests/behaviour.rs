@@ -351,6 +351,28 @@ async fn events_are_followed_from_the_newest_on() {
     assert_eq!(status.code(), Some(0));
 }
 
+#[tokio::test]
+async fn following_what_has_not_happened_yet_misses_nothing() {
+    let world = World::new().await;
+    world.fleet.add_events("other", 10);
+    world.fleet.forget_events(3);
+    let mut command = program(&world, &["events", "--follow", "--cluster", "demo", "-o", "name"]);
+    let fleet = world.fleet.clone();
+    let followed = tokio::task::spawn_blocking(move || {
+        let (shown, writer) = std::io::pipe().unwrap();
+        let mut child = command.stdout(writer.try_clone().unwrap()).stderr(writer).spawn().unwrap();
+        let mut shown = BufReader::new(shown);
+        lines_until(&mut shown, "no such events so far");
+        fleet.add_events("demo", 1);
+        let mut next = String::new();
+        shown.read_line(&mut next).unwrap();
+        interrupt(&child);
+        child.wait().unwrap();
+        next
+    });
+    assert_eq!(followed.await.unwrap(), "event/11\n");
+}
+
 async fn output(mut command: Command, stdin: &'static str) -> std::process::Output {
     tokio::task::spawn_blocking(move || {
         let mut child = command.spawn().unwrap();
