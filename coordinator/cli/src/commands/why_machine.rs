@@ -12,7 +12,7 @@ use keelson_protocol::WallTime;
 use serde::Serialize;
 
 use super::Work;
-use super::why::{clock, events, machine_path, timeline};
+use super::why::{events, machine_path, moment, timeline};
 use crate::client::{Call, Client};
 use crate::duration::{ago, short};
 use crate::failure::Failure;
@@ -303,7 +303,7 @@ fn incident_lines(text: &mut String, why: &MachineWhy, now: WallTime, paint: Pai
     let began = why.timeline.first().map(|event| event.at.0);
     let title = match (&why.machine.incident, began) {
         (Some(IncidentView { opened, verdict, .. }), _) => {
-            format!("incident {number}, open since {}: {}", clock(opened.0), one_line(&verdict.text))
+            format!("incident {number}, open since {}: {}", moment(opened.0, now), one_line(&verdict.text))
         }
         (None, Some(began)) => {
             format!("the last incident, {number}, began {} ago and is over", ago(now, began))
@@ -311,5 +311,5 @@ fn incident_lines(text: &mut String, why: &MachineWhy, now: WallTime, paint: Pai
         (None, None) => format!("the last incident, {number}, is over"),
     };
     let _ = writeln!(text, "{}", paint.bold(&title));
-    text.push_str(&timeline(&why.timeline));
+    text.push_str(&timeline(&why.timeline, now));
 }
