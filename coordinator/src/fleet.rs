@@ -1,5 +1,8 @@
 //! What the API asks of the coordinator, answered from the core and the store.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -8,8 +11,8 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use keelson_api::auth::Caller;
 use keelson_api::care::patched_drain;
 use keelson_api::convert::{
-    ClusterParts, cluster_view, event_view, machine_state, machine_view, meta, operation_metadata,
-    operation_view, patched_labels, preview, release_view, waiting_view,
+    ClusterParts, Wanted, cluster_etag, cluster_view, event_view, machine_state, machine_view,
+    operation_metadata, operation_view, patched_labels, preview, release_view, waiting_view,
 };
 use keelson_api::fleet::{
     Answer, ClusterChange, EventBatch, EventQuery, EventRange, Follow, Idempotency, IfMatch, LogStream,
@@ -209,7 +212,9 @@ impl Fleet for CoordinatorFleet {
 
     fn delete_cluster(&self, name: ClusterName, if_match: IfMatch) -> Answer<'_, OperationView> {
         Box::pin(self.change(move |shell| {
-            if let Err(stale) = check_etag(shell, &name, &if_match) {
+            // As with a scale: what was asked for already is no other wish.
+            let under_way = shell.core.cluster(&name).is_some_and(|cluster| !cluster.row.wanted);
+            if !under_way && let Err(stale) = check_etag(shell, &name, &if_match) {
                 return Ok(Err(stale));
             }
             let now = shell.now();
@@ -238,11 +243,14 @@ impl Fleet for CoordinatorFleet {
         size: PoolSize,
     ) -> Answer<'_, OperationView> {
         Box::pin(self.change(move |shell| {
-            if let Err(stale) = check_etag(shell, &name, &if_match) {
-                return Ok(Err(stale));
-            }
             let now = shell.now();
             let request = scale_request(shell, name, size);
+            // A request that is sent a second time finds what the first one began.
+            if shell.core.scale_under_way(&request).is_none()
+                && let Err(stale) = check_etag(shell, &request.cluster, &if_match)
+            {
+                return Ok(Err(stale));
+            }
             match shell.core.scale_pool(now, &request) {
                 Ok(accepted) => {
                     shell.carry_out(accepted.effects)?;
@@ -419,10 +427,11 @@ impl Fleet for CoordinatorFleet {
     fn cancel_operation(&self, id: OperationId) -> Answer<'_, OperationView> {
         Box::pin(self.change(move |shell| {
             let now = shell.now();
-            if let Some(operation) = shell.core.operation(&id)
-                && matches!(operation.state, OperationState::Cancelled { .. })
-            {
-                return Ok(Ok(view_operation(shell, operation, now)));
+            if let Some(operation) = shell.core.operation(&id).filter(|operation| operation.is_done()) {
+                return Ok(match operation.state {
+                    OperationState::Cancelled { .. } => Ok(view_operation(shell, operation, now)),
+                    _ => Err(Problem::operation_ended(&id)),
+                });
             }
             match shell.core.cancel_operation(now, &id) {
                 Ok((operation, effects)) => {
@@ -544,7 +553,11 @@ fn sort_key(operation: &Operation) -> String {
 
 fn check_etag(shell: &Shell, name: &ClusterName, if_match: &IfMatch) -> Result<(), Problem> {
     let cluster = shell.core.cluster(name).ok_or_else(|| Problem::cluster_not_found(name))?;
-    if_match.check(&meta(&cluster.row.spec, cluster.row.blueprint.generation).etag)
+    if_match.check(&cluster_etag(&cluster.row.spec, cluster.row.created, wanted(cluster)))
+}
+
+fn wanted(cluster: &Cluster) -> Wanted {
+    if cluster.row.wanted { Wanted::Present } else { Wanted::Absent }
 }
 
 /// All labels of a cluster after a patch; `None` when nothing is patched.
@@ -608,6 +621,7 @@ fn view_cluster(shell: &Shell, cluster: &Cluster, now: Now) -> ClusterView {
         conditions: &row.conditions,
         state: state_view(shell.core.cluster_state(cluster, now)),
         created: row.created,
+        wanted: wanted(cluster),
         operation: running,
         repair_paused: repair::pause_of(&shell.core, &row.spec.name),
     })
@@ -747,7 +761,8 @@ pub(crate) fn problem(error: &CommandError) -> Problem {
         CommandError::BeingDeleted { name } => Problem::being_deleted(name),
         CommandError::NoOperation { id } => Problem::operation_not_found(id),
         CommandError::Protected { name } => Problem::deletion_protected(name),
-        CommandError::NotCancellable { id, .. } => Problem::operation_ended(id).because(error),
+        // Those that have ended never get as far as the core.
+        CommandError::NotCancellable { id, why } => Problem::operation_not_cancellable(id, why),
         CommandError::KeyReused { .. } => Problem::idempotency_key_reused(),
     }
 }

@@ -300,6 +300,19 @@ pub fn repair_options_view(
     }
 }
 
+/// Whether `--override` alone goes against a hold: no loss has to be accepted, and what it costs is known.
+pub(crate) fn override_is_enough(hold: &Hold) -> bool {
+    !hold.costs_cluster() && !matches!(hold, Hold::Starting { .. })
+}
+
+/// What the pods of a machine meet that is repaired against a hold.
+fn others(hold: &Hold) -> String {
+    match hold {
+        Hold::Meltdown { scope, .. } => format!("while other machines of the {scope} are broken"),
+        _ => "while another machine of the cluster is being worked on".to_owned(),
+    }
+}
+
 /// A guard holds a repair: says what ends that, and with which flags it would go on all the same.
 #[must_use]
 pub fn repair_held(machine: &MachineId, cluster: &ClusterName, wish: &RepairWish, hold: &Hold) -> Problem {
@@ -309,9 +322,16 @@ pub fn repair_held(machine: &MachineId, cluster: &ClusterName, wish: &RepairWish
         format!("{action} of machine `{machine}` is held back: {hold}"),
     )
     .because(format!("the hold ends when {}", hold.ends_when(cluster, machine)));
-    if !hold.costs_cluster() {
+    if matches!(hold, Hold::Starting { .. }) {
+        return problem.remedy(format!(
+            "wait for that, then ask again: keelson machine repair {machine} --action {action}"
+        ));
+    }
+    if override_is_enough(hold) {
         let again = format!("keelson machine repair {machine} --action {action} --override");
-        return problem.remedy(format!("wait for that, or go on all the same: {again}"));
+        return problem
+            .because(format!("going on all the same ends its pods at once, {}", others(hold)))
+            .remedy(format!("wait for that, or go on all the same: {again}"));
     }
     let lost = match hold {
         Hold::Impossible { .. } => "everything that the cluster knows would be lost: all its objects",

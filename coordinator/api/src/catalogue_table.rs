@@ -88,7 +88,7 @@ catalogue! {
         "Do what the reason says, then attach again with `keelson operation watch ID`.",
         "keelson cluster show NAME --explain";
     OperationCancelled, "KEEL-1013", 0, Failed, "the operation was cancelled",
-        "Somebody cancelled it. What it had made so far is named in the operation.",
+        "Somebody cancelled it. What becomes of what it had made so far stands in the operation.",
         "Run the command again to finish the work, or delete what is left.",
         "keelson operation show op-1";
     CodeUnknown, "KEEL-1014", 0, NotFound, "no such code",
@@ -258,7 +258,7 @@ catalogue! {
         "keelson why MACHINE";
     RepairHeld, "KEEL-2305", 409, Refused, "a guard holds the repair back",
         "The repair could make things worse: too much is broken at once, another machine of the cluster is being worked on, or the etcd quorum would be lost.",
-        "Wait for the end of the hold, or use --override when you know better. The quorum has a guard of its own: --override does not lift it.",
+        "Wait for the end of the hold, or use --override when you know better. It does not lift the guards of the quorum and of a coordinator that has just started.",
         "keelson why MACHINE";
 
     RepairUseless, "KEEL-2306", 409, Refused, "the repair would change nothing",
@@ -276,8 +276,8 @@ catalogue! {
         "Look at how it ended.",
         "keelson operation show op-1";
     OperationNotCancellable, "KEEL-2403", 409, Refused, "the operation cannot be cancelled",
-        "Stopping here would leave something half made or half removed.",
-        "Let it end.",
+        "Stopping here would leave something half made or half removed, or would remove a cluster that was ready.",
+        "Let it end, or do instead what the cause names.",
         "keelson operation watch op-1";
 
     // Plans and releases.

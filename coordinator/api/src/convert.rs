@@ -12,6 +12,7 @@ use keelson_model::{
 };
 use keelson_protocol::health::{CgroupVersion, Facts, HealthReport, NodeState, UnitHealth, UnitState};
 use keelson_protocol::{ClusterName, Generation, MachineId, ReleaseName, WallTime};
+use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use crate::care::{
@@ -118,12 +119,21 @@ pub fn spec_view(spec: &ClusterSpec) -> ClusterSpecView {
     }
 }
 
-/// Generation and entity tag of a spec that is carried out by blueprint `generation`.
+/// Whether users want a cluster to be there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub enum Wanted {
+    /// They do.
+    Present,
+    /// They asked for its removal.
+    Absent,
+}
+
+/// Entity tag of what users have asked of a cluster that was made at `created`. Steps that the coordinator takes on its
+/// way there do not change it: a person who thinks about a change is disturbed only by another person.
 #[must_use]
-pub fn meta(spec: &ClusterSpec, generation: Generation) -> Meta {
-    let json = serde_json::to_vec(spec).expect("a spec has only string keys");
-    let digest = hex::encode(&Sha256::digest(&json)[..6]);
-    Meta { generation: generation.0, etag: format!("{generation}-{digest}") }
+pub fn cluster_etag(spec: &ClusterSpec, created: WallTime, wanted: Wanted) -> String {
+    let asked = serde_json::to_vec(&(spec, created, wanted)).expect("a spec has only string keys");
+    document_etag(&asked)
 }
 
 /// Entity tag of a document whose bytes are these.
@@ -149,6 +159,8 @@ pub struct ClusterParts<'a> {
     pub state: ClusterState,
     /// When it was asked for.
     pub created: WallTime,
+    /// Whether it is still wanted.
+    pub wanted: Wanted,
     /// The operation that works on it.
     pub operation: Option<&'a Operation>,
     /// Whether repair of its machines is paused, alone or with everything.
@@ -191,7 +203,7 @@ pub fn cluster_view(parts: &ClusterParts<'_>) -> ClusterView {
             created: parts.created.into(),
             operation: parts.operation.filter(|operation| !operation.is_done()).map(|op| op.id.to_string()),
         },
-        meta: meta(spec, generation),
+        meta: Meta { generation: generation.0, etag: cluster_etag(spec, parts.created, parts.wanted) },
     }
 }
 
@@ -609,5 +621,28 @@ pub fn event_view(event: &FleetEvent) -> EventView {
         incident: event.incident,
         cause: event.cause.clone(),
         outcome: event.outcome.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_entity_tag_follows_what_users_ask_for() {
+        let body = |workers: u16| {
+            let body = serde_json::json!({ "name": "demo", "plan": "small", "workers": workers });
+            spec_from_body(serde_json::from_value(body).unwrap(), "1.37.2").unwrap()
+        };
+        let asked = cluster_etag(&body(2), WallTime(1), Wanted::Present);
+        assert_eq!(asked, cluster_etag(&body(2), WallTime(1), Wanted::Present));
+        for other in [
+            cluster_etag(&body(3), WallTime(1), Wanted::Present),
+            // Another cluster of the same name.
+            cluster_etag(&body(2), WallTime(2), Wanted::Present),
+            cluster_etag(&body(2), WallTime(1), Wanted::Absent),
+        ] {
+            assert_ne!(asked, other);
+        }
     }
 }

@@ -85,14 +85,15 @@ pub trait Fleet: Send + Sync + 'static {
     fn preview_delete(&self, name: ClusterName) -> Answer<'_, PlanPreview>;
 
     /// Accepts the wish that a cluster be gone; also while it is being made. Refuses by [`IfMatch::check`] and when it
-    /// is protected. A cluster that is being removed already gives the operation that does it.
+    /// is protected. A cluster that is being removed already gives the operation that does it, whatever `if_match` says: a
+    /// request that is sent a second time finds what the first one began.
     fn delete_cluster(&self, name: ClusterName, if_match: IfMatch) -> Answer<'_, OperationView>;
 
     /// What another size of a pool would come to. Refuses what [`Fleet::scale_cluster`] would refuse.
     fn preview_scale(&self, name: ClusterName, size: PoolSize) -> Answer<'_, PlanPreview>;
 
     /// Accepts the wish for another size of a pool. Refuses by [`IfMatch::check`]. A wish that is under way already is
-    /// replaced by the newer one.
+    /// replaced by the newer one; one for the same size gives the operation that is under way, whatever `if_match` says.
     fn scale_cluster(
         &self,
         name: ClusterName,

@@ -224,6 +224,12 @@ impl Problem {
         Self::new(Code::OperationEnded, format!("operation {id} has ended already"))
     }
 
+    /// The operation goes on; `why` says why, and what to do instead.
+    #[must_use]
+    pub fn operation_not_cancellable(id: &impl fmt::Display, why: impl fmt::Display) -> Self {
+        Self::new(Code::OperationNotCancellable, format!("operation {id} cannot be cancelled")).because(why)
+    }
+
     /// The key was used with another body.
     #[must_use]
     pub fn idempotency_key_reused() -> Self {

@@ -400,15 +400,42 @@ async fn a_wait_ends_when_a_person_is_needed() {
 }
 
 #[tokio::test]
-async fn operations_are_cancelled_once() {
+async fn a_create_is_cancelled_once_and_leaves_nothing_behind() {
     let world = World::new().await;
     world.ask("POST", "/v1/clusters", &[], &new_cluster("demo")).await;
     for _ in 0..2 {
         let cancelled = world.ask("POST", "/v1/operations/op-1:cancel", &[], "").await;
         assert_eq!((cancelled.status, cancelled.json()["state"].clone()), (200, json!("cancelled")));
+        assert_eq!(cancelled.json()["error"]["detail"], "what was made so far is being removed");
     }
-    world.fleet.add_ready("done", "tiny");
-    world.ask("POST", "/v1/operations/op-2:cancel", &[], "").await.problem(409, "KEEL-2402");
+    let cluster = world.get("/v1/clusters/demo").await.json()["status"].clone();
+    assert_eq!((cluster["state"].clone(), cluster["operation"].clone()), (json!("deleting"), json!("op-2")));
+    assert_eq!(world.get("/v1/operations/op-2:wait").await.json()["action"], "deleteCluster");
+    world.get("/v1/clusters/demo").await.problem(404, "KEEL-2201");
+}
+
+#[tokio::test]
+async fn what_cannot_be_cancelled_says_why() {
+    let world = World::new().await;
+    world.fleet.add_ready("demo", "small");
+    world.fleet.fault(Some(Fault::Stuck));
+    let check = async |id: &str, code: &str, cause: &str| {
+        let refused = world.ask("POST", &format!("/v1/operations/{id}:cancel"), &[], "").await;
+        let problem = refused.problem(409, code);
+        assert!(problem["causes"].to_string().contains(cause), "{problem}");
+        assert_ne!(world.get("/v1/clusters/demo").await.json()["status"]["state"], "deleting");
+    };
+    check("op-1", "KEEL-2402", "").await;
+    world.fleet.make_again("demo");
+    check("op-2", "KEEL-2403", "has been ready").await;
+    world.ask("POST", "/v1/clusters/demo:scale", &[("if-match", "*")], &size("worker", 3)).await;
+    check("op-3", "KEEL-2403", "scale the pool").await;
+    let spec = json!({ "name": "kept", "plan": "tiny", "deletionProtection": true });
+    world.ask("POST", "/v1/clusters", &[], &json!({ "spec": spec }).to_string()).await;
+    check("op-4", "KEEL-2203", "").await;
+    world.fleet.add_ready("gone", "tiny");
+    world.ask("DELETE", "/v1/clusters/gone", &[("if-match", "*")], "").await;
+    check("op-6", "KEEL-2403", "do not come back").await;
 }
 
 #[tokio::test]
@@ -455,6 +482,27 @@ async fn a_pool_gets_another_size() {
 }
 
 #[tokio::test]
+async fn a_change_that_is_sent_twice_finds_what_the_first_one_began() {
+    let world = World::new().await;
+    world.fleet.add_ready("demo", "small");
+    world.fleet.fault(Some(Fault::Stuck));
+    let seen = async || world.get("/v1/clusters/demo").await.header("etag").to_owned();
+    let scale = async |etag: &str, count: u16| {
+        world.ask("POST", "/v1/clusters/demo:scale", &[("if-match", etag)], &size("worker", count)).await
+    };
+    let etag = seen().await;
+    for _ in 0..2 {
+        assert_eq!(scale(&etag, 3).await.json()["id"], "op-2");
+    }
+    scale(&etag, 4).await.problem(412, "KEEL-2011");
+    let etag = seen().await;
+    for _ in 0..2 {
+        let deleted = world.ask("DELETE", "/v1/clusters/demo", &[("if-match", &etag)], "").await;
+        assert_eq!(deleted.json()["id"], "op-3");
+    }
+}
+
+#[tokio::test]
 async fn sizes_that_cannot_be_name_field_and_choice() {
     let world = World::new().await;
     world.fleet.add_ready("demo", "small");
@@ -486,6 +534,25 @@ async fn small_as(world: &World, name: &str) -> Value {
     let mut plan = world.get("/v1/plans/small").await.json();
     plan["name"] = json!(name);
     plan
+}
+
+#[tokio::test]
+async fn a_cluster_that_follows_its_plan_has_the_entity_tag_that_it_had() {
+    let world = World::new().await;
+    let put = async |count: u16| {
+        let mut plan = small_as(&world, "web").await;
+        plan["pools"][2]["count"] = json!(count);
+        let put = world.ask("PUT", "/v1/plans/web", &[("if-match", "*")], &plan.to_string()).await;
+        assert_eq!(put.status, 200, "{}", put.text);
+    };
+    put(2).await;
+    world.fleet.add_ready("demo", "web");
+    let before = world.get("/v1/clusters/demo").await;
+    put(3).await;
+    let after = world.get("/v1/clusters/demo").await;
+    assert_eq!(after.header("etag"), before.header("etag"));
+    let generations = [before, after].map(|answer| answer.json()["meta"]["generation"].clone());
+    assert_eq!(generations, [1, 2]);
 }
 
 #[tokio::test]

@@ -452,11 +452,14 @@ pub(crate) enum OperationCommand {
         #[arg(long, value_parser = parse_duration)]
         timeout: Option<Duration>,
     },
-    /// Stop its work
+    /// Stop its work; a cluster that is being made is removed with what was made of it
     Cancel {
         /// Its id
         #[arg(add = ArgValueCompleter::new(complete::operations))]
         id: String,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
     },
 }
 

@@ -92,6 +92,7 @@ const CREATE: &[Flag] = &[
     Flag("--config-file", "", Refused("leave it out, and give its values as flags")),
 ];
 const DELETE: &[Flag] = &[JSON, Flag("--non-interactive", "", Switch(&["--yes"])), Flag("--wait", "", Wait)];
+const CANCEL: &[Flag] = &[JSON, Flag("--non-interactive", "", Switch(&["--yes"]))];
 const RESIZE: &[Flag] = &[
     JSON,
     Flag("--num-nodes", "-n", Value("--count")),
@@ -143,7 +144,7 @@ const VERBS: &[Verb] = &[
     command("plans", &["plan", "list"], READ),
     command("tasks", &["operation", "list"], READ),
     command("task", &["operation", "show"], READ),
-    command("cancel-task", &["operation", "cancel"], READ),
+    command("cancel-task", &["operation", "cancel"], CANCEL),
     missing("login", NO_LOGIN),
     missing("logout", "remove the context file when the token shall no longer be here"),
     missing("update-cluster", "what can be changed: keelson cluster update NAME --label KEY=VALUE"),
@@ -412,6 +413,7 @@ mod tests {
         becomes("keelson tasks --json", "keelson operation list --output json");
         becomes("keelson task op-1", "keelson operation show op-1");
         becomes("keelson cancel-task op-1", "keelson operation cancel op-1");
+        becomes("keelson cancel-task op-1 --non-interactive", "keelson operation cancel op-1 --yes");
         becomes("/usr/bin/pks cluster list", "keelson cluster show list");
         becomes("tkgi clusters", "keelson cluster list");
     }

@@ -199,6 +199,32 @@ async fn deletion_is_confirmed_by_name() {
 }
 
 #[tokio::test]
+async fn cancelling_a_create_is_confirmed_as_a_deletion_is() {
+    let world = World::new().await;
+    world.fleet.fault(Some(Fault::Stuck));
+    world.keelson("cluster create demo --plan small --no-wait").run().await.ends(ExitCode::Done);
+    let line = "operation cancel op-1";
+    let pipe = world.keelson(line).stdin("demo\n").run().await.ends(ExitCode::Usage);
+    for told in
+        ["KEEL-1005", "cluster demo (creating, 4 machines with disks)", "keelson operation cancel op-1 --yes"]
+    {
+        assert!(pipe.stderr.contains(told), "{}", pipe.stderr);
+    }
+    let wrong = world.keelson(line).on_terminal("op-1\n").run().await.ends(ExitCode::Usage);
+    assert!(wrong.stderr.contains("nothing was done"), "{}", wrong.stderr);
+    let state = world.keelson("operation show op-1 -o jsonpath={.state}").run().await.stdout;
+    assert_eq!(state.trim(), "running");
+    let right = world.keelson(line).on_terminal("demo\n").run().await.ends(ExitCode::Done);
+    assert!(right.stdout.contains("what was made so far is being removed"), "{}", right.stdout);
+    assert!(right.stderr.contains("keelson wait cluster/demo --for deleted"), "{}", right.stderr);
+    // What has ended, or removes nothing, is not asked for.
+    world.keelson(line).run().await.ends(ExitCode::Done);
+    world.keelson("operation cancel op-2").run().await.ends(ExitCode::Refused);
+    world.keelson("cluster create next --plan tiny --no-wait").run().await.ends(ExitCode::Done);
+    world.keelson("operation cancel op-3 --yes").run().await.ends(ExitCode::Done);
+}
+
+#[tokio::test]
 async fn the_kubeconfig_is_merged_and_cleaned_up() {
     let world = World::new().await;
     world.fleet.add_ready("demo", "tiny");
@@ -323,6 +349,28 @@ async fn events_are_followed_from_the_newest_on() {
         (vec!["event/1".to_owned(), "event/2".to_owned()], vec!["event/3".to_owned()])
     );
     assert_eq!(status.code(), Some(0));
+}
+
+#[tokio::test]
+async fn following_what_has_not_happened_yet_misses_nothing() {
+    let world = World::new().await;
+    world.fleet.add_events("other", 10);
+    world.fleet.forget_events(3);
+    let mut command = program(&world, &["events", "--follow", "--cluster", "demo", "-o", "name"]);
+    let fleet = world.fleet.clone();
+    let followed = tokio::task::spawn_blocking(move || {
+        let (shown, writer) = std::io::pipe().unwrap();
+        let mut child = command.stdout(writer.try_clone().unwrap()).stderr(writer).spawn().unwrap();
+        let mut shown = BufReader::new(shown);
+        lines_until(&mut shown, "no such events so far");
+        fleet.add_events("demo", 1);
+        let mut next = String::new();
+        shown.read_line(&mut next).unwrap();
+        interrupt(&child);
+        child.wait().unwrap();
+        next
+    });
+    assert_eq!(followed.await.unwrap(), "event/11\n");
 }
 
 async fn output(mut command: Command, stdin: &'static str) -> std::process::Output {

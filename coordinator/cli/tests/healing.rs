@@ -5,7 +5,7 @@
 
 mod support;
 
-use keelson_api::fake::{Broken, Fault};
+use keelson_api::fake::{BEGIN, Broken, Fault};
 use keelson_cli::ExitCode;
 use keelson_model::kubernetes::{BudgetSeen, DrainState, PodLeft, PodOwner, PodWait};
 use keelson_model::{Evidence, HeartbeatSeen, Hold, LeaseSeen, PeersSeen, PowerSeen, Scope, Verdict};
@@ -174,6 +174,41 @@ async fn a_machine_is_repaired_by_hand() {
         "machine repair demo-worker-1 --action rebuild --yes --wait --progress none -o name",
     ];
     golden("repair.txt", &record(&world, &lines).await);
+}
+
+#[tokio::test]
+async fn a_coordinator_that_has_just_started_is_waited_for_and_not_overridden() {
+    let world = World::new().await;
+    world.fleet.add_ready("demo", "ha");
+    world.fleet.break_machine("demo-worker-2", hung(Some(Hold::Starting { until: BEGIN })));
+    let line = "machine repair demo-worker-2 --action rebuild --yes --no-wait";
+    for flags in ["", " --override"] {
+        let held = world.keelson(&format!("{line}{flags}")).run().await.ends(ExitCode::Refused);
+        assert!(held.stderr.contains("the coordinator has just started"), "{}", held.stderr);
+        assert!(!held.stderr.contains("--override"), "{}", held.stderr);
+    }
+    let why = world.keelson("why demo-worker-2").run().await.ends(ExitCode::Done).stdout;
+    assert!(why.contains("held by guard starting") && !why.contains("--override"), "{why}");
+    let loss = "--override --confirm-loss-of demo";
+    world.keelson(&format!("{line} {loss}")).run().await.ends(ExitCode::Done);
+}
+
+#[tokio::test]
+async fn what_an_override_costs_is_said_before_it_is_offered() {
+    let world = World::new().await;
+    world.fleet.add_ready("demo", "ha");
+    world.fleet.break_machine("demo-worker-2", hung(Some(meltdown())));
+    let check = async |id: &str, others: &str| {
+        let line = format!("machine repair {id} --action rebuild --yes --no-wait");
+        let held = world.keelson(&line).run().await.ends(ExitCode::Refused);
+        let cost = format!("going on all the same ends its pods at once, while {others}");
+        assert!(held.stderr.contains(&cost) && held.stderr.contains("--override"), "{}", held.stderr);
+    };
+    check("demo-worker-2", "other machines of the cluster are broken").await;
+    world.fleet.fault(Some(Fault::Stuck));
+    let other = "machine repair demo-worker-1 --action power-cycle --yes --no-wait";
+    world.keelson(other).run().await.ends(ExitCode::Done);
+    check("demo-worker-3", "another machine of the cluster is being worked on").await;
 }
 
 #[tokio::test]

@@ -459,6 +459,7 @@ async fn verbs_of_pks() {
         "tasks",
         "task op-2",
         "cancel-task op-2",
+        "cancel-task op-2 --non-interactive",
         "get-credentials demo",
         "get-kubeconfig demo -p secret",
         "delete-cluster demo --non-interactive --wait --progress none",

@@ -47,6 +47,7 @@ impl State {
             conditions: &cluster.conditions(fault),
             state: self.cluster_state(cluster),
             created: cluster.created,
+            wanted: cluster.wanted(),
             operation,
             repair_paused: self.pause_of(&cluster.spec.name),
         })
@@ -132,12 +133,12 @@ impl State {
 
     fn delete(&mut self, name: &ClusterName, if_match: &IfMatch) -> Result<OperationId, Problem> {
         let cluster = self.cluster(name)?;
-        if_match.check(&convert::meta(&cluster.spec, cluster.blueprint.generation).etag)?;
-        if cluster.spec.deletion_protection {
-            return Err(Problem::deletion_protected(name));
-        }
         if cluster.goal == Goal::Gone {
             return Ok(cluster.operation.clone());
+        }
+        if_match.check(&cluster.etag())?;
+        if cluster.spec.deletion_protection {
+            return Err(Problem::deletion_protected(name));
         }
         let before = cluster.operation.clone();
         let now = self.now;
@@ -154,6 +155,38 @@ impl State {
         Ok(id)
     }
 
+    /// As the coordinator: only a create of a cluster that was never ready can be cancelled, and leaves nothing behind.
+    fn cancel(&mut self, id: &OperationId) -> Result<(), Problem> {
+        let found = self.operations.values().find(|operation| operation.id == *id);
+        let operation = found.ok_or_else(|| Problem::operation_not_found(id))?;
+        let refuse = |why: &str| Err(Problem::operation_not_cancellable(id, why));
+        let (name, now) = (operation.cluster.clone(), self.now);
+        match (&operation.state, operation.kind) {
+            (OperationState::Cancelled { .. }, _) => return Ok(()),
+            _ if operation.is_done() => return Err(Problem::operation_ended(id)),
+            (_, OperationKind::DeleteCluster) => {
+                return refuse("machines that were removed do not come back; create the cluster again");
+            }
+            (_, OperationKind::ScaleCluster) => {
+                return refuse("scale the pool to the size that it shall have instead");
+            }
+            (_, OperationKind::CreateCluster) if self.cluster(&name)?.was_ready() => {
+                return refuse(
+                    "the cluster has been ready, and cancelling would remove it; to remove it, delete it",
+                );
+            }
+            (_, OperationKind::CreateCluster) => {}
+        }
+        if self.cluster(&name)?.spec.deletion_protection {
+            return Err(Problem::deletion_protected(&name));
+        }
+        if let Some(operation) = self.operation_mut(id) {
+            let left = "what was made so far is being removed".to_owned();
+            operation.state = OperationState::Cancelled { at: now, left };
+        }
+        self.delete(&name, &IfMatch::Any).map(drop)
+    }
+
     fn update(
         &mut self,
         name: &ClusterName,
@@ -161,7 +194,7 @@ impl State {
         change: ClusterChange,
     ) -> Result<ClusterView, Problem> {
         let cluster = self.cluster(name)?;
-        if_match.check(&convert::meta(&cluster.spec, cluster.blueprint.generation).etag)?;
+        if_match.check(&cluster.etag())?;
         let mut spec = cluster.spec.clone();
         if let Some(patch) = change.labels {
             spec.labels = convert::patched_labels(&spec, patch)?;
@@ -491,28 +524,10 @@ impl Fleet for FakeFleet {
 
     fn cancel_operation(&self, id: OperationId) -> Answer<'_, OperationView> {
         let mut state = self.lock();
-        let now = state.now;
-        let answer = match state.operation_mut(&id) {
-            None => Err(Problem::operation_not_found(&id)),
-            Some(operation) => match (&operation.state, operation.kind) {
-                (OperationState::Cancelled { .. }, _) => Ok(()),
-                _ if operation.is_done() => Err(Problem::operation_ended(&id)),
-                (_, OperationKind::DeleteCluster) => Err(Problem::new(
-                    Code::OperationNotCancellable,
-                    format!("operation {id} removes a cluster and cannot stop half-way"),
-                )),
-                (_, OperationKind::ScaleCluster) => Err(Problem::new(
-                    Code::OperationNotCancellable,
-                    format!("operation {id} is changed by scaling the pool to another size"),
-                )),
-                (_, OperationKind::CreateCluster) => {
-                    let left = "machines made so far stay until the cluster is deleted".to_owned();
-                    operation.state = OperationState::Cancelled { at: now, left };
-                    Ok(())
-                }
-            },
-        };
-        ready(answer.and_then(|()| state.operation_view(&id)))
+        let answer = state.cancel(&id).and_then(|()| state.operation_view(&id));
+        drop(state);
+        self.touch();
+        ready(answer)
     }
 
     fn plans(&self) -> Answer<'_, Vec<PlanView>> {

@@ -16,7 +16,8 @@ use super::cluster::FakeCluster;
 use super::{Fault, State};
 use crate::auth::Caller;
 use crate::care::{
-    NotNow, not_well_view, pause_view, repair_held, repair_options_view, repair_status_view, repair_view,
+    NotNow, not_well_view, override_is_enough, pause_view, repair_held, repair_options_view,
+    repair_status_view, repair_view,
 };
 use crate::catalogue::Code;
 use crate::fleet::{Against, Pause, RepairWish};
@@ -330,7 +331,7 @@ impl State {
         if let Some(hold) = &against {
             let goes_on = match &wish.against {
                 Against::Nothing => false,
-                Against::Guards => !hold.costs_cluster(),
+                Against::Guards => override_is_enough(hold),
                 Against::Quorum { typed } => typed == name.as_str(),
             };
             if !goes_on {
@@ -419,8 +420,12 @@ impl State {
                 *other != id && ill.cluster == cluster.spec.name && ill.acting.is_some()
             });
         let busy = busy.map(|(other, _)| Hold::Busy { machine: other.clone() });
-        let guards =
-            |hold: &&Hold| matches!(hold, Hold::Meltdown { .. } | Hold::Busy { .. } | Hold::Quorum { .. });
-        Ok(broken.and_then(|broken| broken.hold.as_ref()).filter(guards).cloned().or(busy))
+        let hold = broken.and_then(|broken| broken.hold.as_ref()).filter(|hold| holds_persons(hold));
+        Ok(hold.cloned().or(busy))
     }
+}
+
+/// Whether a guard holds what a person asks for too, and not only what the coordinator does by itself.
+fn holds_persons(hold: &Hold) -> bool {
+    matches!(hold, Hold::Starting { .. } | Hold::Meltdown { .. } | Hold::Busy { .. } | Hold::Quorum { .. })
 }

@@ -14,6 +14,7 @@ use keelson_protocol::health::{
 use keelson_protocol::{BootId, ClusterName, Generation, Incarnation, MachineId, WallTime};
 
 use super::Fault;
+use crate::convert::{self, Wanted};
 use crate::types::ClusterState;
 
 /// Steps that making a cluster takes: provider, boot, units, ready.
@@ -88,6 +89,22 @@ impl FakeCluster {
     pub(super) fn remove(&mut self, operation: OperationId, now: WallTime) {
         (self.goal, self.operation, self.step, self.step_since) = (Goal::Gone, operation, 0, now);
         self.moving = None;
+    }
+
+    /// Entity tag of what was asked of it.
+    pub(super) fn etag(&self) -> String {
+        convert::cluster_etag(&self.spec, self.created, self.wanted())
+    }
+
+    pub(super) fn wanted(&self) -> Wanted {
+        match self.goal {
+            Goal::Ready => Wanted::Present,
+            Goal::Gone => Wanted::Absent,
+        }
+    }
+
+    pub(super) fn was_ready(&self) -> bool {
+        self.was_ready
     }
 
     pub(super) fn is_there(&self) -> bool {

@@ -149,6 +149,20 @@ impl FakeFleet {
         self.touch();
     }
 
+    /// Begins another try at making a cluster that stands, as after a provider has refused one more machine of it.
+    ///
+    /// # Panics
+    /// When there is no such cluster: this is for tests.
+    pub fn make_again(&self, name: &str) {
+        let name = ClusterName::new(name).expect("tests use valid names");
+        let mut state = self.lock();
+        let operation = state.start(OperationKind::CreateCluster, &name);
+        state.clusters.get_mut(&name).expect("tests make clusters again that there are").operation =
+            operation;
+        drop(state);
+        self.touch();
+    }
+
     /// Breaks a machine: an incident is opened, and the coordinator thinks this of it.
     ///
     /// # Panics

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use keelson_model::{Blueprint, ClusterSpec, OperationId, OperationKind, Plan, PlanName, PoolName, Severity};
+use keelson_model::{
+    Blueprint, ClusterSpec, Operation, OperationId, OperationKind, Plan, PlanName, PoolName, Severity,
+};
 use keelson_protocol::ClusterName;
 
 use super::State;
@@ -70,10 +72,13 @@ impl State {
         size: &PoolSize,
     ) -> Result<OperationId, Problem> {
         let cluster = self.cluster(name)?;
-        if_match.check(&convert::meta(&cluster.spec, cluster.blueprint.generation).etag)?;
+        if let Some(id) = self.scale_under_way(cluster, size) {
+            return Ok(id);
+        }
+        if_match.check(&cluster.etag())?;
         let before = self.count_of(cluster, &size.pool);
         let (spec, next) = self.scaled(name, size)?;
-        let detail = format!("pool {} from {before} to {}", size.pool, size.count);
+        let detail = format!("{}{before} to {}", detail_begin(&size.pool), size.count);
         let id = self.start_with(OperationKind::ScaleCluster, name, Some(detail));
         let now = self.now;
         if let Some(cluster) = self.clusters.get_mut(name) {
@@ -81,6 +86,18 @@ impl State {
             cluster.move_to(next, now);
         }
         Ok(id)
+    }
+
+    /// The operation that is under way for just this size: asking again is no other wish.
+    fn scale_under_way(&self, cluster: &FakeCluster, size: &PoolSize) -> Option<OperationId> {
+        let (spec, begin) = (&cluster.spec, detail_begin(&size.pool));
+        let same = spec.pools.get(&size.pool) == Some(&size.count)
+            && crate::care::patched_drain(spec.drain, size.drain) == spec.drain;
+        let mut open = self.operations.values().filter(|operation| same && !operation.is_done());
+        let detail =
+            |operation: &&Operation| operation.detail.as_ref().is_some_and(|it| it.starts_with(&begin));
+        let found = open.find(|operation| operation.cluster == spec.name && detail(operation));
+        found.map(|operation| operation.id.clone())
     }
 
     fn count_of(&self, cluster: &FakeCluster, pool: &PoolName) -> u16 {
@@ -173,4 +190,9 @@ impl State {
     fn followers(&self, plan: &PlanName) -> impl Iterator<Item = &FakeCluster> {
         self.clusters.values().filter(move |cluster| cluster.spec.plan == *plan)
     }
+}
+
+/// How the detail of an operation begins that gives `pool` another size.
+fn detail_begin(pool: &PoolName) -> String {
+    format!("pool {pool} from ")
 }

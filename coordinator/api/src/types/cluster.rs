@@ -190,7 +190,8 @@ pub struct ClusterSpecView {
 pub struct Meta {
     /// Generation of the blueprint that is carried out.
     pub generation: u64,
-    /// Changes exactly when the spec or the blueprint changes; give it in `If-Match` to change the cluster.
+    /// Changes exactly when somebody asks for something else of this cluster; give it in `If-Match` to change
+    /// the cluster.
     pub etag: String,
 }
 

@@ -43,7 +43,7 @@ async fn one(
     let cluster: ClusterView = client.document(&Call::get(path(name))).await?;
     check_count(args.count, std::slice::from_ref(&cluster))?;
     if !args.yes {
-        confirm(work, client, &cluster)?;
+        confirm(work, client, &cluster, &again(name))?;
     }
     let operation = remove(client, &cluster).await?;
     let wait = Wait::of(&args.wait, work);
@@ -75,7 +75,7 @@ async fn several(
     check_count(args.count, &clusters)?;
     match clusters.as_slice() {
         _ if args.yes => {}
-        [cluster] => confirm(work, client, cluster)?,
+        [cluster] => confirm(work, client, cluster, &again(&cluster.spec.name))?,
         clusters => confirm_count(work, client, clusters)?,
     }
     let wait = Wait::of(&args.wait, work);
@@ -172,8 +172,18 @@ fn names(clusters: &[ClusterView]) -> String {
     clusters.iter().map(|cluster| cluster.spec.name.as_str()).collect::<Vec<_>>().join(", ")
 }
 
-/// Names what would be destroyed and where, and lets a person type its name.
-fn confirm(work: &mut Work<'_>, client: &Client, cluster: &ClusterView) -> Result<(), Failure> {
+/// The command that removes a cluster unasked.
+fn again(name: &str) -> String {
+    format!("keelson cluster delete {name} --yes")
+}
+
+/// Names what would be destroyed and where, and lets a person type its name. `again` is the command that does not ask.
+pub(super) fn confirm(
+    work: &mut Work<'_>,
+    client: &Client,
+    cluster: &ClusterView,
+    again: &str,
+) -> Result<(), Failure> {
     let name = &cluster.spec.name;
     let machines = cluster.status.machines.len();
     let what = format!(
@@ -184,7 +194,7 @@ fn confirm(work: &mut Work<'_>, client: &Client, cluster: &ClusterView) -> Resul
     );
     if !work.session.stdin_is_terminal {
         let problem = Problem::new(Code::ConfirmationMissing, format!("this would remove {what}"));
-        return Err(problem.remedy(format!("when you are sure: keelson cluster delete {name} --yes")).into());
+        return Err(problem.remedy(format!("when you are sure: {again}")).into());
     }
     work.output().hint(&format!("This removes {what}."));
     typed_is(work, "To go on, type the cluster's name:", name)

@@ -34,19 +34,31 @@ pub(super) async fn run(work: &mut Work<'_>, args: &EventsArgs) -> Result<ExitCo
         .query("machine", args.machine.clone())
         .query("incident", args.incident)
         .query("severity", Some(args.severity.as_str()));
-    let newest = call.clone().query("page_size", Some(args.limit));
-    let mut list: ListView<EventView> = client.document(&newest).await?;
+    // Asked first, so that nothing that comes between the two reads is missed.
+    let mut after = if args.follow { newest(&mut client).await? } else { 0 };
+    let shown = call.clone().query("page_size", Some(args.limit));
+    let mut list: ListView<EventView> = client.document(&shown).await?;
     if !args.follow {
         sort(&mut list.items, &args.sort)?;
         let names: Vec<String> = list.items.iter().map(|event| format!("event/{}", event.id)).collect();
         work.output().list(&list, &names, "no events", |wide| table(&list.items, wide));
         return Ok(ExitCode::Done);
     }
-    let mut after = list.items.last().map_or(0, |event| event.id);
     for event in &list.items {
         print(work, event);
+        after = after.max(event.id);
+    }
+    if list.items.is_empty() {
+        work.output().hint("no such events so far; waiting for them, Ctrl-C ends that");
     }
     follow(work, &mut client, &call, &mut after).await
+}
+
+/// Id of the newest event of all, whatever is asked for: the last one that fits may be so old that what came after it is
+/// no longer kept.
+async fn newest(client: &mut Client) -> Result<u64, Failure> {
+    let list: ListView<EventView> = client.document(&Call::get("events").query("page_size", Some(1))).await?;
+    Ok(list.items.last().map_or(0, |event| event.id))
 }
 
 fn table(events: &[EventView], wide: bool) -> Table {

@@ -4,10 +4,10 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use keelson_api::ExitCode;
-use keelson_api::types::{OperationKindView, OperationStateView, OperationView, WaitingView};
+use keelson_api::types::{ClusterView, OperationKindView, OperationStateView, OperationView, WaitingView};
 use keelson_protocol::WallTime;
 
-use super::{Work, delete, sort};
+use super::{Work, cluster, delete, sort};
 use crate::args::{OperationCommand, SortArgs};
 use crate::client::{Call, Client, segment};
 use crate::duration::ago;
@@ -33,12 +33,7 @@ pub(super) async fn run(work: &mut Work<'_>, command: OperationCommand) -> Resul
             result(work, &operation);
             Ok(ExitCode::Done)
         }
-        OperationCommand::Cancel { id } => {
-            let path = format!("operations/{}:cancel", segment(&id));
-            let operation: OperationView = client.document(&Call::post(path)).await?;
-            show(work, &operation);
-            Ok(ExitCode::Done)
-        }
+        OperationCommand::Cancel { id, yes } => cancel(work, &mut client, &id, yes).await,
     }
 }
 
@@ -73,6 +68,26 @@ async fn list(
         }
         table
     });
+    Ok(ExitCode::Done)
+}
+
+/// Cancels an operation. That of a create removes the cluster, and is confirmed as its deletion is.
+async fn cancel(work: &mut Work<'_>, client: &mut Client, id: &str, yes: bool) -> Result<ExitCode, Failure> {
+    let path = format!("operations/{}", segment(id));
+    if !yes {
+        let operation: OperationView = client.document(&Call::get(&path)).await?;
+        if operation.action == OperationKindView::CreateCluster && !operation.done {
+            let cluster: ClusterView = client.document(&Call::get(cluster::path(&operation.cluster))).await?;
+            let again = format!("keelson operation cancel {id} --yes");
+            delete::confirm(work, client, &cluster, &again)?;
+        }
+    }
+    let operation: OperationView = client.document(&Call::post(format!("{path}:cancel"))).await?;
+    show(work, &operation);
+    if operation.action == OperationKindView::CreateCluster && work.for_people() {
+        let name = &operation.cluster;
+        work.output().hint(&format!("wait until it is gone: keelson wait cluster/{name} --for deleted"));
+    }
     Ok(ExitCode::Done)
 }
 

@@ -3,7 +3,9 @@
 //! An explanation is a success whatever it says, so that somebody on call sees it and scripts tell it from an error: how
 //! something is stands in the document, not in the exit code.
 
-use keelson_api::types::{ClusterView, EventView, ListView, MachineView, PAGE_SIZE_MAX};
+use std::ops::Range;
+
+use keelson_api::types::{ClusterView, EventView, ListView, MachineView, PAGE_SIZE_MAX, Timestamp};
 use keelson_api::{Code, ExitCode, Problem};
 use keelson_protocol::WallTime;
 
@@ -74,21 +76,82 @@ pub(super) async fn events(
     Ok(client.document::<ListView<EventView>>(&call).await?.items)
 }
 
-/// The clock's part of a moment.
-pub(super) fn clock(at: WallTime) -> String {
-    let stamp = keelson_api::types::Timestamp(at).to_string();
-    stamp.get(11..19).unwrap_or_default().to_owned()
+/// A moment as people need it: the clock, and the date when that is not today's. In UTC, as all times.
+pub(super) fn moment(at: WallTime, now: WallTime) -> String {
+    let (date, clock) = date_and_clock(at);
+    if date == date_and_clock(now).0 { clock } else { format!("{date} {clock}") }
 }
 
-/// A time line: when, how long after the beginning, what, why, and what came of it.
-pub(super) fn timeline(events: &[EventView]) -> String {
+fn date_and_clock(at: WallTime) -> (String, String) {
+    let stamp = Timestamp(at).to_string();
+    let part = |range: Range<usize>| stamp.get(range).unwrap_or_default().to_owned();
+    (part(0..10), part(11..19))
+}
+
+/// A time line: when, how long after the beginning, what, why, and what came of it. One that did not begin today has the
+/// date on its first line and on the first of each further day.
+pub(super) fn timeline(events: &[EventView], now: WallTime) -> String {
     let Some(first) = events.first() else { return String::new() };
     let mut text = String::new();
+    let mut day = date_and_clock(now).0;
     for event in events {
         let after = event.at.0.since(first.at.0).as_secs_f64();
-        let (at, reason) = (clock(event.at.0), &event.reason);
+        let ((date, at), reason) = (date_and_clock(event.at.0), &event.reason);
+        if date != day {
+            text += &format!("  {date}\n");
+            day = date;
+        }
         text += &format!("  {at}  {:>9}  {reason:<17} {}\n", format!("+{after:.1}s"), one_line(&event.cause));
         text += &format!("{:>41}so: {}\n", "", one_line(&event.outcome));
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use keelson_api::types::{API_VERSION, SeverityView};
+
+    use super::*;
+
+    /// 2026-11-23T12:04:11Z.
+    const NOW: WallTime = WallTime(1_795_435_451_000);
+    const HOUR_MS: i64 = 3_600_000;
+
+    fn hours_ago(hours: i64) -> WallTime {
+        WallTime(NOW.0 - hours * HOUR_MS)
+    }
+
+    #[test]
+    fn moments_of_another_day_have_their_date() {
+        assert_eq!(moment(hours_ago(12), NOW), "00:04:11");
+        assert_eq!(moment(hours_ago(13), NOW), "2026-11-22 23:04:11");
+        assert_eq!(moment(hours_ago(24 * 365), NOW), "2025-11-23 12:04:11");
+    }
+
+    #[test]
+    fn a_time_line_has_the_date_of_each_day_that_is_not_today() {
+        let event = |hours: i64| EventView {
+            api_version: API_VERSION.to_owned(),
+            kind: "Event".to_owned(),
+            id: 1,
+            at: hours_ago(hours).into(),
+            severity: SeverityView::Warning,
+            reason: "RepairHeld".to_owned(),
+            cluster: None,
+            machine: None,
+            incident: Some(7),
+            cause: "cause".to_owned(),
+            outcome: "outcome".to_owned(),
+        };
+        let dates = |hours: &[i64]| {
+            let events: Vec<EventView> = hours.iter().map(|hours| event(*hours)).collect();
+            let text = timeline(&events, NOW);
+            text.lines()
+                .filter(|line| line.len() == 12)
+                .map(|line| line.trim().to_owned())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(dates(&[2, 1]), Vec::<String>::new());
+        assert_eq!(dates(&[50, 49, 25, 1]), ["2026-11-21", "2026-11-22", "2026-11-23"]);
+    }
 }

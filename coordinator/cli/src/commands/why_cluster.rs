@@ -12,7 +12,7 @@ use keelson_protocol::WallTime;
 use serde::Serialize;
 
 use super::Work;
-use super::why::{clock, events};
+use super::why::{events, moment};
 use super::why_machine::leaving_lines;
 use crate::client::{Call, Client};
 use crate::duration::ago;
@@ -208,7 +208,7 @@ fn incident_lines(text: &mut String, incidents: &[Incident], now: WallTime, pain
     }
     let _ = writeln!(text, "{}", paint.bold("incidents of the last hour"));
     for incident in incidents {
-        let (number, began) = (incident.number, clock(incident.opened.unwrap_or(incident.began).0));
+        let (number, began) = (incident.number, moment(incident.opened.unwrap_or(incident.began).0, now));
         let machine = incident.machine.as_deref().unwrap_or("the cluster");
         let state = incident.state(now);
         let _ = writeln!(text, "  {number}  {began}  {machine}  {}, {state}", one_line(&incident.first));

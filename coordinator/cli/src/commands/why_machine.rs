@@ -12,7 +12,7 @@ use keelson_protocol::WallTime;
 use serde::Serialize;
 
 use super::Work;
-use super::why::{clock, events, machine_path, timeline};
+use super::why::{events, machine_path, moment, timeline};
 use crate::client::{Call, Client};
 use crate::duration::{ago, short};
 use crate::failure::Failure;
@@ -22,6 +22,9 @@ use crate::tree;
 
 /// The entry of the catalogue for a machine that is being repaired: what it says stands here in full already.
 const WAIT_REPAIR: &str = "KEEL-4016";
+
+/// The guard of a coordinator that has just started: what going against it would cost is not known yet.
+const STARTING: &str = "starting";
 
 /// Guards that only the name of the cluster goes against.
 const COSTS_CLUSTER: [&str; 2] = ["quorum", "impossible"];
@@ -280,7 +283,7 @@ fn repair_lines(text: &mut String, why: &MachineWhy, paint: Paint) {
         let _ = writeln!(text, "  {:<11} {what}", option.action);
     }
     let held = options.iter().find_map(|option| Some((option.action, option.hold.as_ref()?)));
-    if let Some((action, hold)) = held {
+    if let Some((action, hold)) = held.filter(|(_, hold)| hold.guard != STARTING) {
         let (id, cluster) = (&why.machine.summary.id, &why.machine.cluster);
         let loss = if COSTS_CLUSTER.contains(&hold.guard.as_str()) {
             format!(" --confirm-loss-of {cluster}")
@@ -300,7 +303,7 @@ fn incident_lines(text: &mut String, why: &MachineWhy, now: WallTime, paint: Pai
     let began = why.timeline.first().map(|event| event.at.0);
     let title = match (&why.machine.incident, began) {
         (Some(IncidentView { opened, verdict, .. }), _) => {
-            format!("incident {number}, open since {}: {}", clock(opened.0), one_line(&verdict.text))
+            format!("incident {number}, open since {}: {}", moment(opened.0, now), one_line(&verdict.text))
         }
         (None, Some(began)) => {
             format!("the last incident, {number}, began {} ago and is over", ago(now, began))
@@ -308,5 +311,5 @@ fn incident_lines(text: &mut String, why: &MachineWhy, now: WallTime, paint: Pai
         (None, None) => format!("the last incident, {number}, is over"),
     };
     let _ = writeln!(text, "{}", paint.bold(&title));
-    text.push_str(&timeline(&why.timeline));
+    text.push_str(&timeline(&why.timeline, now));
 }
