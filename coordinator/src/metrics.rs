@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use keelson_coordinator_core::{ClusterState, CoordinatorCore, Metrics, Now, RepairOutcome};
+use keelson_coordinator_core::{
+    AgentRepair, ClusterState, CoordinatorCore, Metrics, Now, RepairOutcome, TIMING_LIMITS_MS, Timing,
+};
 use keelson_model::{FaultClass, Hold, MachinePhase, RepairAction, Verdict};
 
 /// All metrics as text.
@@ -53,25 +55,21 @@ pub(crate) fn render(core: &CoordinatorCore, now: Now) -> String {
     text
 }
 
-/// Faults and repairs. Sums and counts, so that a mean over any time can be taken.
+/// Faults and repairs.
 fn write_healing(text: &mut String, metrics: &Metrics) {
-    for (name, help, timings) in [
-        ("detection", "Time from the last heartbeat to a verdict, by class of fault.", &metrics.detections),
-        ("repair", "Time from a verdict to a machine that works again, by class of fault.", &metrics.mended),
-    ] {
-        let labels: Vec<(String, u64, u64)> = FaultClass::ALL
-            .iter()
-            .map(|class| {
-                let timing = timings.get(class).copied().unwrap_or_default();
-                (format!("{{class=\"{class}\"}}"), timing.count, timing.sum_ms)
-            })
-            .collect();
-        let counts: Vec<(&str, u64)> =
-            labels.iter().map(|(label, count, _)| (label.as_str(), *count)).collect();
-        let sums: Vec<(&str, u64)> = labels.iter().map(|(label, _, sum)| (label.as_str(), *sum)).collect();
-        write_series(text, &format!("{name}_milliseconds_count"), "counter", help, &counts);
-        write_series(text, &format!("{name}_milliseconds_sum"), "counter", help, &sums);
-    }
+    let help = "Time from the last heartbeat to a verdict, by class of fault.";
+    write_histograms(text, "detection_seconds", help, &metrics.detections);
+    let help = "Time from a verdict to a machine that works again, by class of fault.";
+    write_histograms(text, "repair_seconds", help, &metrics.mended);
+    let own: Vec<(String, u64)> = AgentRepair::ALL
+        .iter()
+        .map(|repair| {
+            let count = metrics.agent_repairs.get(repair).copied().unwrap_or(0);
+            (format!("{{outcome=\"{}\"}}", repair.word()), count)
+        })
+        .collect();
+    let own: Vec<(&str, u64)> = own.iter().map(|(label, count)| (label.as_str(), *count)).collect();
+    write_series(text, "agent_repairs_total", "counter", "Repairs that agents made by themselves.", &own);
     let acts: Vec<(String, u64)> = RepairAction::ALL
         .iter()
         .map(|action| (format!("{{action=\"{action}\"}}"), metrics.repairs.get(action).copied().unwrap_or(0)))
@@ -122,6 +120,23 @@ fn write_not_well(text: &mut String, core: &CoordinatorCore) {
     write_series(text, "repair_paused", "gauge", "Where somebody has paused repair.", &paused);
 }
 
+fn write_histograms(text: &mut String, name: &str, help: &str, timings: &BTreeMap<FaultClass, Timing>) {
+    let seconds = |ms: u64| ms as f64 / 1_000.0;
+    let mut lines = format!("# HELP keelson_{name} {help}\n# TYPE keelson_{name} histogram\n");
+    for class in FaultClass::ALL {
+        let timing = timings.get(&class).copied().unwrap_or_default();
+        for (limit, within) in TIMING_LIMITS_MS.into_iter().zip(timing.within) {
+            let le = seconds(limit);
+            lines += &format!("keelson_{name}_bucket{{class=\"{class}\",le=\"{le}\"}} {within}\n");
+        }
+        let Timing { count, sum_ms, .. } = timing;
+        lines += &format!("keelson_{name}_bucket{{class=\"{class}\",le=\"+Inf\"}} {count}\n");
+        lines += &format!("keelson_{name}_sum{{class=\"{class}\"}} {}\n", seconds(sum_ms));
+        lines += &format!("keelson_{name}_count{{class=\"{class}\"}} {count}\n");
+    }
+    text.push_str(&lines);
+}
+
 fn write_series(text: &mut String, name: &str, kind: &str, help: &str, values: &[(&str, u64)]) {
     let written =
         writeln!(text, "# HELP keelson_{name} {help}\n# TYPE keelson_{name} {kind}").and_then(|()| {
@@ -162,7 +177,10 @@ mod tests {
             "keelson_repairs_held{guard=\"meltdown\"} 0",
             "keelson_incidents_open 0",
             "keelson_repair_paused{scope=\"fleet\"} 0",
-            "keelson_detection_milliseconds_count{class=\"os\"} 0",
+            "keelson_detection_seconds_count{class=\"os\"} 0",
+            "keelson_detection_seconds_bucket{class=\"os\",le=\"3\"} 0",
+            "keelson_repair_seconds_bucket{class=\"machine\",le=\"0.5\"} 0",
+            "keelson_agent_repairs_total{outcome=\"withheld\"} 0",
             "keelson_repairs_total{action=\"power-cycle\"} 0",
             "keelson_repair_outcomes_total{class=\"none\",outcome=\"mended\"} 0",
             "keelson_repair_outcomes_total{class=\"os\",outcome=\"not-enough\"} 0",

@@ -54,13 +54,9 @@ impl CoordinatorCore {
                 } else {
                     Severity::Alarm
                 };
-                let event = self.event(now, severity, "EnrolmentRefused");
-                self.note(FleetEvent {
-                    machine: Some(request.machine.clone()),
-                    cause: refusal.text.clone(),
-                    outcome: "no certificate was given".to_owned(),
-                    ..event
-                });
+                let event = self.event_of(now, &request.machine, severity, "EnrolmentRefused");
+                let (cause, outcome) = (refusal.text.clone(), "no certificate was given".to_owned());
+                self.note(FleetEvent { cause, outcome, ..event });
                 self.effects.push(Effect::RefuseEnrol { id, refusal });
             }
         }
@@ -123,18 +119,14 @@ impl CoordinatorCore {
         ) {
             machine.row.phase = MachinePhase::Enrolled { since: now.wall };
         }
-        let (cluster, incarnation) = (machine.row.cluster.clone(), machine.row.incarnation);
+        let incarnation = machine.row.incarnation;
         self.save_machine(&request.machine);
         self.touch(&request.machine);
         if first {
-            let event = self.event(now, Severity::Info, "MachineEnrolled");
-            self.note(FleetEvent {
-                cluster: Some(cluster),
-                machine: Some(request.machine.clone()),
-                cause: "the machine showed its token".to_owned(),
-                outcome: "it was given a link certificate".to_owned(),
-                ..event
-            });
+            let event = self.event_of(now, &request.machine, Severity::Info, "MachineEnrolled");
+            let cause = "the machine showed its token".to_owned();
+            let outcome = "it was given a link certificate".to_owned();
+            self.note(FleetEvent { cause, outcome, ..event });
         }
         self.effects.push(Effect::AcceptEnrol {
             id,

@@ -131,10 +131,13 @@ impl CoordinatorCore {
             EtcdCall::MoveLeader { .. } => "EtcdLeaderMoved",
             EtcdCall::Remove { .. } => "EtcdMemberRemoved",
         };
-        let event = self.event(now, Severity::Info, reason);
+        let machine = self.machine_of_call(name, call);
+        let event = match &machine {
+            Some(id) => self.event_of(now, id, Severity::Info, reason),
+            None => self.event(now, Severity::Info, reason),
+        };
         self.note(FleetEvent {
             cluster: Some(name.clone()),
-            machine: self.machine_of_call(name, call),
             cause: "members of etcd follow the blueprint".to_owned(),
             outcome: format!("done: {call}"),
             ..event

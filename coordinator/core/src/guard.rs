@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use keelson_model::{BlueprintMachine, Hold, MachinePhase, RepairAction, Role, Scope, Verdict};
 use keelson_planner::Quorum;
+use keelson_protocol::health::{Heartbeat, NodeState};
 use keelson_protocol::{Generation, MachineId, WallTime};
 
 use crate::detect::Census;
@@ -149,6 +150,7 @@ impl CoordinatorCore {
         // One that waits for a master to work is not what that master's repair may wait for.
         let leaves = planned.leaving && !machine.parting.removed && !self.keeps_api(name, planned);
         leaves && self.clusters.get(name).is_some_and(|cluster| has_begun(cluster, machine))
+            || is_changing(machine)
             || self.is_repaired(now, planned)
     }
 
@@ -253,6 +255,13 @@ impl CoordinatorCore {
         }
         Quorum::of(&standings, working)
     }
+}
+
+/// Whether a machine is on its way to a config that it was sent, which may restart what it runs. When that goes wrong it
+/// says so, and is then broken.
+fn is_changing(machine: &Machine) -> bool {
+    let applies = |heartbeat: Heartbeat| heartbeat.state == NodeState::Applying;
+    machine.is_heard() && machine.verdict == Verdict::Well && machine.heartbeat.is_some_and(applies)
 }
 
 /// Whether a machine counts as broken for the meltdown guard.

@@ -10,7 +10,7 @@ use keelson_model::{
 };
 use keelson_protocol::{ClusterName, Generation, MachineId, MonoTime};
 
-use crate::limits::DRAINS_AT_ONCE_PERCENT;
+use crate::limits::{DRAINS_AT_ONCE_PERCENT, EVACUATE_LEFT_MAX, FORCED_MAX};
 use crate::state::{Cluster, CoordinatorCore, Machine, Now};
 
 /// How far a leaving machine's node is.
@@ -62,6 +62,7 @@ impl CoordinatorCore {
                 (Some(failure), _) => LeaveStep::Kubernetes { why: failure.to_string() },
                 _ if parting.drained => LeaveStep::Node,
                 (None, None) if self.lacks_workers(name, planned) => LeaveStep::Workers,
+                (None, None) if let Some(why) = self.kube_silence(name) => LeaveStep::Kubernetes { why },
                 (None, None) => LeaveStep::Queued,
                 (None, Some(state)) => LeaveStep::Draining { left: state.to_string() },
             });
@@ -70,6 +71,12 @@ impl CoordinatorCore {
         let standing = self.standings(name).get(&planned.id).copied();
         let member = standing.map_or(!unborn, |standing| standing != Standing::Absent);
         (planned.roles.contains(&Role::Etcd) && member).then_some(LeaveStep::EtcdMember)
+    }
+
+    /// Why nothing is known of a cluster's nodes.
+    fn kube_silence(&self, name: &ClusterName) -> Option<String> {
+        let kube = &self.clusters.get(name)?.kube;
+        kube.error.as_ref().filter(|_| kube.looked.is_none()).map(ToString::to_string)
     }
 
     /// Whether Kubernetes may know a node of that name: of a machine, or of the one before it.
@@ -127,10 +134,12 @@ impl CoordinatorCore {
 
     /// Whether a machine that leaves has nothing more to do, so that its power may be taken away: its pods are gone, and its
     /// etcd member is taken out.
-    pub(crate) fn is_done(&self, name: &ClusterName, planned: &BlueprintMachine) -> bool {
+    pub(crate) fn is_done(&self, now: Now, name: &ClusterName, planned: &BlueprintMachine) -> bool {
         let member = planned.roles.contains(&Role::Etcd);
         let out = !member || self.standings(name).get(&planned.id) == Some(&Standing::Absent);
-        let drained = self.machines.get(&planned.id).is_some_and(|machine| machine.parting.drained);
+        let machine = self.machines.get(&planned.id);
+        let drained =
+            machine.is_some_and(|machine| machine.parting.drained || self.drain_has_ended(now, machine));
         planned.leaving && planned.is_node() && drained && out && !self.keeps_api(name, planned)
     }
 
@@ -172,6 +181,16 @@ impl CoordinatorCore {
     pub(crate) fn drain_is_late(&self, now: Now, machine: &Machine) -> bool {
         let cluster = self.clusters.get(&machine.row.cluster);
         cluster.is_some_and(|cluster| machine.parting.drains_for(now) >= cluster.row.spec.drain.timeout())
+    }
+
+    /// Whether pods that were forced to go, or volumes, have had their time as well: a finalizer that nobody removes, or an
+    /// API server that never says yes or no. They are given up when the machine has no power.
+    fn drain_has_ended(&self, now: Now, machine: &Machine) -> bool {
+        let cluster = self.clusters.get(&machine.row.cluster);
+        cluster.is_some_and(|cluster| {
+            let drain = cluster.row.spec.drain;
+            drain.then == DrainThen::Force && machine.parting.drains_for(now) >= drain.timeout() + FORCED_MAX
+        })
     }
 
     /// A pass of a drain was made. Its time counts from the first one, and outlives the coordinator: those that wait for
@@ -223,7 +242,11 @@ impl CoordinatorCore {
         parting.error = result.as_ref().err().cloned();
         match (call, result) {
             (KubeCall::Drain { .. } | KubeCall::Evacuate { .. }, Ok(KubeAnswer::Drained(state))) => {
-                parting.drained = state.is_drained();
+                // What is left of a machine without power holds nothing any more: a finalizer keeps a pod's name, and no
+                // more than that.
+                let given_up = matches!(call, KubeCall::Evacuate { .. })
+                    && machine.off_since.is_some_and(|since| now.mono.since(since) >= EVACUATE_LEFT_MAX);
+                parting.drained = state.is_drained() || given_up;
                 parting.drain = Some(state.clone());
                 if parting.drained {
                     machine.kube_after = None;

@@ -43,7 +43,7 @@ pub use etcd::EtcdWatch;
 pub use guard::Asker;
 pub use leave::Parting;
 pub use limits::*;
-pub use metrics::{Metrics, RepairOutcome, Timing};
+pub use metrics::{AgentRepair, Metrics, RepairOutcome, TIMING_LIMITS_MS, Timing};
 pub use nodes::{KubeWatch, NodeWatch};
 pub use peers::PeerWord;
 pub use plans::{Harm, HarmKind, PlanChange, PlanRefused};

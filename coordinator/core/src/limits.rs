@@ -66,6 +66,11 @@ pub const KUBE_RETRY: Duration = Duration::from_secs(1);
 pub const KUBE_CALLS_MAX: usize = 128;
 /// Part of a cluster's nodes that are drained at the same time, in percent; at least one.
 pub const DRAINS_AT_ONCE_PERCENT: usize = 25;
+/// How long pods that were forced to go at the end of a drain's time may still take, before the power of their machine
+/// goes as well: longer than any sensible grace period.
+pub const FORCED_MAX: Duration = Duration::from_secs(600);
+/// How long what is left on a machine without power is asked to go, before its node is removed all the same.
+pub const EVACUATE_LEFT_MAX: Duration = Duration::from_secs(60);
 /// Heartbeats that are this late make a machine suspect: one was lost, and the next one is late. Costs a question to the
 /// infrastructure and to three peers, and nothing else.
 pub const SUSPECT_AFTER: Duration = Duration::from_millis(1_900);

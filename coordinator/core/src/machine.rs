@@ -1,11 +1,12 @@
 //! From a planned machine to one that exists, and back.
 
-use keelson_model::{BlueprintMachine, FleetEvent, MachinePhase, RepairAction, Role, Severity};
+use keelson_model::{BlueprintMachine, MachinePhase, RepairAction, Role, Severity};
 use keelson_protocol::{ClusterName, Incarnation, MachineId};
 
 use crate::effect::ProviderCall;
 use crate::leave::Parting;
 use crate::limits::EVACUATE_MAX;
+use crate::metrics::RepairOutcome;
 use crate::nodes::KubeFor;
 use crate::repair::needs_fence;
 use crate::row::{MachineRow, Row};
@@ -59,7 +60,7 @@ impl CoordinatorCore {
             (
                 MachinePhase::Refused { .. } | MachinePhase::Booting { .. } | MachinePhase::Enrolled { .. },
                 Some(planned),
-            ) if machine.row.fenced.is_none() && self.is_done(&cluster, &planned) => {
+            ) if machine.row.fenced.is_none() && self.is_done(now, &cluster, &planned) => {
                 if !self.is_exposing(&cluster) {
                     self.call_fence(id, cluster, planned.incarnation);
                 }
@@ -240,7 +241,6 @@ impl CoordinatorCore {
             Some(_) => MachinePhase::Enrolled { since: now.wall },
             None => MachinePhase::Booting { since: now.wall },
         };
-        let cluster = machine.row.cluster.clone();
         // One that only had no power needs no act for this: its blueprint wants it on.
         let incident = machine.row.incident.as_mut().filter(|incident| was_off && incident.tried.is_none());
         if let Some(incident) = incident {
@@ -254,14 +254,7 @@ impl CoordinatorCore {
         } else {
             ("MachineCreated", "the blueprint names a machine that did not exist")
         };
-        let event = self.event(now, Severity::Info, reason);
-        self.note(FleetEvent {
-            cluster: Some(cluster),
-            machine: Some(id.clone()),
-            cause: cause.to_owned(),
-            outcome: "the provider reports it as running".to_owned(),
-            ..event
-        });
+        self.note_repair(now, id, Severity::Info, reason, cause, "the provider reports it as running");
     }
 
     /// The provider has removed a machine. One that is made anew keeps its incident and its record of repairs.
@@ -269,17 +262,15 @@ impl CoordinatorCore {
         let Some(machine) = self.machines.get(id) else { return };
         let (cluster, old) = (machine.row.cluster.clone(), machine.row.clone());
         let successor = self.planned(&cluster, id).map(|planned| planned.incarnation);
-        self.forget_machine(id);
-        let event = self.event(now, Severity::Info, "MachineDeleted");
         let cause = if successor.is_some() { "it is made anew" } else { "no blueprint names it" };
-        self.note(FleetEvent {
-            cluster: Some(cluster.clone()),
-            machine: Some(id.clone()),
-            incident: old.incident.as_ref().map(|incident| incident.number),
-            cause: cause.to_owned(),
-            outcome: "the provider has removed it with its disk".to_owned(),
-            ..event
-        });
+        let outcome = "the provider has removed it with its disk";
+        self.note_repair(now, id, Severity::Info, "MachineDeleted", cause, outcome);
+        if let Some(incident) = old.incident.as_ref().filter(|_| successor.is_none()) {
+            self.metrics.ended(incident.verdict.class(), RepairOutcome::Removed);
+            let cause = format!("incident {}: {}", incident.number, incident.verdict);
+            self.note_repair(now, id, Severity::Info, "FaultEnded", &cause, "its machine was removed");
+        }
+        self.forget_machine(id);
         if let Some(incarnation) = successor {
             let fresh = MachineRow::planned(id.clone(), cluster, incarnation, now.wall);
             let row = MachineRow { incident: old.incident, acts: old.acts, ..fresh };

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use keelson_model::{FaultClass, RepairAction};
+use keelson_protocol::health::EventKind;
 
 /// What the core has counted since the coordinator started.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -36,6 +37,8 @@ pub struct Metrics {
     pub detections: BTreeMap<FaultClass, Timing>,
     /// Faults that were mended, by class, with the time from when they were found.
     pub mended: BTreeMap<FaultClass, Timing>,
+    /// What agents said of repairs that they made by themselves.
+    pub agent_repairs: BTreeMap<AgentRepair, u64>,
     /// Repairs that were begun.
     pub repairs: BTreeMap<RepairAction, u64>,
     /// What came of faults, by class, and of what was done about them; without a class, of machines that a person had
@@ -54,11 +57,13 @@ pub enum RepairOutcome {
     NotEnough,
     /// An act was begun and taken back: the machine was heard before its power was taken away.
     CalledOff,
+    /// The machine was removed before it worked again: nobody wanted it any more.
+    Removed,
 }
 
 impl RepairOutcome {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Mended, Self::Unaided, Self::NotEnough, Self::CalledOff];
+    pub const ALL: [Self; 5] = [Self::Mended, Self::Unaided, Self::NotEnough, Self::CalledOff, Self::Removed];
 
     /// As a label of a metric has it.
     #[must_use]
@@ -68,23 +73,70 @@ impl RepairOutcome {
             Self::Unaided => "unaided",
             Self::NotEnough => "not-enough",
             Self::CalledOff => "called-off",
+            Self::Removed => "removed",
         }
     }
 }
 
-/// How often something happened and how long it took altogether.
+/// What came of a repair that an agent made, or was to make.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum AgentRepair {
+    /// It was made.
+    Made,
+    /// It was made, and did not help.
+    Failed,
+    /// It was due, and its budget is used up.
+    Withheld,
+}
+
+impl AgentRepair {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Made, Self::Failed, Self::Withheld];
+
+    /// What an event of an agent tells; `None` when it is of something else.
+    pub(crate) fn of(kind: EventKind) -> Option<Self> {
+        match kind {
+            EventKind::Repaired => Some(Self::Made),
+            EventKind::RepairFailed => Some(Self::Failed),
+            EventKind::RepairWithheld => Some(Self::Withheld),
+            _ => None,
+        }
+    }
+
+    /// As a label of a metric has it.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Made => "made",
+            Self::Failed => "failed",
+            Self::Withheld => "withheld",
+        }
+    }
+}
+
+/// Limits of the buckets of a [`Timing`], in milliseconds: what is promised (3 s, 30 s, 45 s), and what lies around.
+pub const TIMING_LIMITS_MS: [u64; 12] =
+    [500, 1_000, 2_000, 3_000, 5_000, 10_000, 20_000, 30_000, 45_000, 60_000, 300_000, 900_000];
+
+/// How often something happened and how long it took.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Timing {
     /// How often.
     pub count: u64,
-    /// How long, in milliseconds.
+    /// How long altogether, in milliseconds.
     pub sum_ms: u64,
+    /// How often it took no longer than each of [`TIMING_LIMITS_MS`].
+    pub within: [u64; TIMING_LIMITS_MS.len()],
 }
 
 impl Timing {
     fn add(&mut self, took: Duration) {
+        let ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
         self.count += 1;
-        self.sum_ms = self.sum_ms.saturating_add(u64::try_from(took.as_millis()).unwrap_or(u64::MAX));
+        self.sum_ms = self.sum_ms.saturating_add(ms);
+        for (within, limit) in self.within.iter_mut().zip(TIMING_LIMITS_MS) {
+            *within += u64::from(ms <= limit);
+        }
     }
 }
 

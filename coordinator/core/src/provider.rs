@@ -94,6 +94,7 @@ impl CoordinatorCore {
             && machine.call == Some(call)
         {
             machine.call = None;
+            machine.refusal = None;
         }
     }
 
@@ -106,6 +107,7 @@ impl CoordinatorCore {
             return;
         }
         machine.attempts += 1;
+        machine.refusal = Some(failure.text.clone());
         let delay = retry_delay(machine.attempts);
         let (severity, reason, outcome) = match failure.remedy {
             Remedy::Retry => {
@@ -131,11 +133,9 @@ impl CoordinatorCore {
                 (Severity::Alarm, "ProviderRefused", outcome)
             }
         };
-        let cluster = machine.row.cluster.clone();
         self.save_machine(id);
-        let event = self.event(now, severity, reason);
-        let machine = Some(id.clone());
-        self.note(FleetEvent { cluster: Some(cluster), machine, cause: failure.text, outcome, ..event });
+        let event = self.event_of(now, id, severity, reason);
+        self.note(FleetEvent { cause: failure.text, outcome, ..event });
     }
 
     fn delete_failed(&mut self, now: Now, id: &MachineId, failure: ProviderFailure) {
@@ -149,12 +149,10 @@ impl CoordinatorCore {
             _ => now.wall,
         };
         machine.row.phase = MachinePhase::Deleting { since, why: Some(failure.text.clone()) };
-        let cluster = machine.row.cluster.clone();
         self.save_machine(id);
-        let event = self.event(now, Severity::Warning, "ProviderRetry");
+        let event = self.event_of(now, id, Severity::Warning, "ProviderRetry");
         let outcome = format!("removal is tried again in {} s", delay.as_secs());
-        let machine = Some(id.clone());
-        self.note(FleetEvent { cluster: Some(cluster), machine, cause: failure.text, outcome, ..event });
+        self.note(FleetEvent { cause: failure.text, outcome, ..event });
     }
 
     pub(crate) fn reconcile_list(&mut self, now: Now) {
@@ -294,15 +292,16 @@ impl CoordinatorCore {
                 "it is switched on again, with the disk that it has",
             )
         };
-        self.note_repair(now, id, Severity::Warning, reason, cause, outcome);
         // At once, before it is switched on again.
         let census = self.census(now);
         self.detect_machine(now, id, &census);
+        // With the incident that this has opened.
+        self.note_repair(now, id, Severity::Warning, reason, cause, outcome);
     }
 
     /// Asks for the exposures that blueprints name and that are not there.
     pub(crate) fn reconcile_exposures(&mut self, now: Now, name: &ClusterName) {
-        let wanted = self.wanted_exposures(name);
+        let wanted = self.wanted_exposures(now, name);
         let Some(cluster) = self.clusters.get_mut(name) else { return };
         if cluster.row.wanted {
             cluster.want_exposures(wanted);
@@ -321,13 +320,13 @@ impl CoordinatorCore {
 
     /// What a blueprint exposes. API servers say for themselves whether they work; of users' services nothing is known but
     /// the port.
-    fn wanted_exposures(&self, name: &ClusterName) -> Vec<(String, Vec<SocketAddr>, HealthCheck)> {
+    fn wanted_exposures(&self, now: Now, name: &ClusterName) -> Vec<(String, Vec<SocketAddr>, HealthCheck)> {
         let Some(blueprint) = self.clusters.get(name).map(|cluster| &cluster.row.blueprint) else {
             return Vec::new();
         };
         // A machine that leaves serves until it has nothing more to do: those that stay may be few, new, or broken.
         let addresses = |role: Role, port: u16| -> Vec<SocketAddr> {
-            let serves = |machine: &&BlueprintMachine| !machine.leaving || !self.is_done(name, machine);
+            let serves = |machine: &&BlueprintMachine| !machine.leaving || !self.is_done(now, name, machine);
             let machines = blueprint.with_role(role).filter(serves);
             machines.map(|machine| (machine.address, port).into()).collect()
         };

@@ -251,10 +251,14 @@ impl CoordinatorCore {
             })
     }
 
-    /// Whether a machine certainly holds nothing that its cluster could lose with it: its disk is blank, and the cluster
-    /// was never ready, so that nobody was told to use it.
+    /// Whether a machine certainly holds nothing that its cluster could lose with it: its disk is blank, gone, or was never
+    /// used, and the cluster was never ready, so that nobody was told to use it.
     pub(crate) fn holds_nothing(&self, id: &MachineId) -> bool {
-        let machine = self.machines.get(id).filter(|machine| self.forgot_itself(machine).is_some());
+        let nothing = |machine: &&Machine| {
+            let (gone, used) = (machine.verdict == Verdict::Missing, machine.row.sent.is_some());
+            gone || !used || self.forgot_itself(machine).is_some()
+        };
+        let machine = self.machines.get(id).filter(nothing);
         let cluster = machine.and_then(|machine| self.clusters.get(&machine.row.cluster));
         cluster.is_some_and(|cluster| cluster.row.first_ready.is_none())
     }
@@ -344,7 +348,8 @@ impl CoordinatorCore {
         }
         let cause = format!("incident {}: {}", incident.number, incident.verdict);
         let outcome = format!("it works again, after {:.1} s", took.as_secs_f64());
-        self.note_incident(now, id, Some(incident.number), Severity::Info, ("FaultMended", &cause, &outcome));
+        let event = self.event_of(now, id, Severity::Info, "FaultMended");
+        self.note(FleetEvent { incident: Some(incident.number), cause, outcome, ..event });
         true
     }
 
@@ -442,6 +447,7 @@ impl CoordinatorCore {
     pub(crate) fn fence_failed(&mut self, now: Now, id: &MachineId, why: String) {
         let Some(machine) = self.machines.get_mut(id) else { return };
         machine.call = None;
+        machine.refusal = Some(why.clone());
         machine.attempts += 1;
         machine.after = Some(now.mono.plus(crate::provider::retry_delay(machine.attempts)));
         self.held(now, id, Some(Hold::Fence { why }));
@@ -460,6 +466,18 @@ impl CoordinatorCore {
         }
     }
 
+    /// An event of a machine, with its cluster and the incident that is open.
+    pub(crate) fn event_of(&self, now: Now, id: &MachineId, severity: Severity, reason: &str) -> FleetEvent {
+        let machine = self.machines.get(id);
+        let incident = machine.and_then(|machine| machine.row.incident.as_ref());
+        FleetEvent {
+            cluster: machine.map(|machine| machine.row.cluster.clone()),
+            machine: Some(id.clone()),
+            incident: incident.map(|incident| incident.number),
+            ..self.event(now, severity, reason)
+        }
+    }
+
     pub(crate) fn note_repair(
         &mut self,
         now: Now,
@@ -469,29 +487,8 @@ impl CoordinatorCore {
         cause: &str,
         outcome: &str,
     ) {
-        let incident = self.machines.get(id).and_then(|machine| machine.row.incident.as_ref());
-        let number = incident.map(|incident| incident.number);
-        self.note_incident(now, id, number, severity, (reason, cause, outcome));
-    }
-
-    fn note_incident(
-        &mut self,
-        now: Now,
-        id: &MachineId,
-        incident: Option<u64>,
-        severity: Severity,
-        (reason, cause, outcome): (&str, &str, &str),
-    ) {
-        let cluster = self.machines.get(id).map(|machine| machine.row.cluster.clone());
-        let event = self.event(now, severity, reason);
-        self.note(FleetEvent {
-            cluster,
-            machine: Some(id.clone()),
-            incident,
-            cause: cause.to_owned(),
-            outcome: outcome.to_owned(),
-            ..event
-        });
+        let event = self.event_of(now, id, severity, reason);
+        self.note(FleetEvent { cause: cause.to_owned(), outcome: outcome.to_owned(), ..event });
     }
 
     /// Whether somebody has paused repair of everything, and since when.

@@ -12,6 +12,7 @@ use keelson_protocol::{BootId, ClusterName, Generation, Incarnation, MachineId};
 
 use crate::effect::{Effect, SessionId};
 use crate::limits::{FIRST_HEARTBEAT_MAX, RENEWED_KEYS_MAX, SECOND_HOLDER_AFTER, TICK_GAP_MAX, WARM_UP};
+use crate::metrics::AgentRepair;
 use crate::state::{CoordinatorCore, Machine, Now, Voice};
 
 impl CoordinatorCore {
@@ -81,13 +82,9 @@ impl CoordinatorCore {
 
     fn refuse_session(&mut self, now: Now, session: SessionId, id: &MachineId, refusal: Refusal) {
         self.metrics.sessions_refused += 1;
-        let event = self.event(now, Severity::Alarm, "SessionRefused");
-        self.note(FleetEvent {
-            machine: Some(id.clone()),
-            cause: refusal.to_string(),
-            outcome: "the session was ended".to_owned(),
-            ..event
-        });
+        let event = self.event_of(now, id, Severity::Alarm, "SessionRefused");
+        let (cause, outcome) = (refusal.to_string(), "the session was ended".to_owned());
+        self.note(FleetEvent { cause, outcome, ..event });
         self.send(session, ToAgent::Refused(refusal));
         let why = "refused".to_owned();
         self.effects.push(Effect::Close { session, why });
@@ -214,6 +211,9 @@ impl CoordinatorCore {
         machine.row.agent_events = known.max(through);
         let incident = machine.row.incident.as_ref().map(|incident| incident.number);
         for event in events.into_iter().filter(|event| event.sequence > known) {
+            if let Some(repair) = AgentRepair::of(event.kind) {
+                *self.metrics.agent_repairs.entry(repair).or_default() += 1;
+            }
             self.note(FleetEvent {
                 id: 0,
                 at: event.at,
@@ -361,22 +361,16 @@ impl CoordinatorCore {
         if let Some(voice) = session.and_then(|session| self.sessions.get_mut(&session)) {
             voice.awaited = true;
         }
-        self.touched.insert(cluster.clone());
+        self.touched.insert(cluster);
         let last = match heard {
             Some(last) => format!("its last heartbeat came {} ms ago", now.mono.since(last).as_millis()),
             None => "it was not heard since the coordinator started".to_owned(),
         };
         self.metrics.machines_silent += 1;
         self.list_soon(now);
-        let event = self.event(now, Severity::Warning, "MachineSilent");
-        self.note(FleetEvent {
-            cluster: Some(cluster),
-            machine: Some(id.clone()),
-            cause: last,
-            outcome: "the provider is asked whether it has power; nothing is replaced on silence alone"
-                .to_owned(),
-            ..event
-        });
+        let event = self.event_of(now, id, Severity::Warning, "MachineSilent");
+        let outcome = "the provider is asked whether it has power; nothing is replaced on silence alone";
+        self.note(FleetEvent { cause: last, outcome: outcome.to_owned(), ..event });
     }
 
     fn end_silence(&mut self, now: Now, id: &MachineId) {
@@ -384,15 +378,9 @@ impl CoordinatorCore {
         if !std::mem::take(&mut machine.silent) {
             return;
         }
-        let cluster = machine.row.cluster.clone();
-        let event = self.event(now, Severity::Info, "MachineBack");
-        self.note(FleetEvent {
-            cluster: Some(cluster),
-            machine: Some(id.clone()),
-            cause: "its heartbeats came again".to_owned(),
-            outcome: "it is watched as before".to_owned(),
-            ..event
-        });
+        let event = self.event_of(now, id, Severity::Info, "MachineBack");
+        let (cause, outcome) = ("its heartbeats came again".to_owned(), "it is watched as before".to_owned());
+        self.note(FleetEvent { cause, outcome, ..event });
     }
 }
 

@@ -114,6 +114,8 @@ pub struct Machine {
     pub(crate) call: Option<CallId>,
     /// Failed calls in a row.
     pub(crate) attempts: u32,
+    /// Why the last call failed.
+    pub(crate) refusal: Option<String>,
     /// When the provider may be asked again.
     pub(crate) after: Option<MonoTime>,
     /// When the provider last said that it is on. A list that was begun before says nothing about it.
@@ -172,6 +174,7 @@ impl Machine {
             row,
             call: None,
             attempts: 0,
+            refusal: None,
             after: None,
             on_since: None,
             session: None,
@@ -600,6 +603,7 @@ impl CoordinatorCore {
             verdict: machine.verdict,
             evidence: machine.evidence.clone(),
             acting: machine.row.acting.or(machine.row.renew.then_some(RepairAction::Recreate)),
+            refusal: machine.refusal.clone(),
             hold: machine.repair.as_ref().and_then(|repair| repair.hold.clone()),
             care: Care {
                 incident: machine.row.incident.clone(),

@@ -227,6 +227,18 @@ fn the_only_etcd_member_is_made_anew_when_its_blank_disk_never_held_anything() {
 }
 
 #[test]
+fn the_only_etcd_member_that_vanishes_before_its_cluster_was_ready_is_made_anew() {
+    for steps in 0..3 {
+        let mut world = World::new();
+        world.create(&named("demo", "tiny"));
+        world.run(steps);
+        world.machines.remove(&id("node-1"));
+        world.run(250);
+        assert_eq!(world.state("demo"), Some(ClusterState::Ready), "{steps}: {:?}", waits(&world));
+    }
+}
+
+#[test]
 fn the_only_etcd_member_whose_disk_was_lost_later_is_left_to_a_person() {
     let mut world = ready("small");
     world.machines.get_mut(&id("etcd-1")).unwrap().lose_disk();

@@ -73,6 +73,19 @@ fn a_drain_that_waits_for_others_has_its_whole_time_before_it() {
     assert_eq!(forced, 6);
 }
 
+/// A finalizer, or a volume that is never let go.
+#[test]
+fn a_pod_that_never_goes_keeps_no_machine_for_ever() {
+    let mut world = ready("ha");
+    world.pods_stay = true;
+    world.scale("demo", "worker", 2);
+    world.run(2 * 1_150);
+    assert_eq!((pool(&world, "worker").len(), world.fences.len()), (3, 0));
+    world.run(2 * 150);
+    assert_ready(&world);
+    assert_eq!(pool(&world, "worker").len(), 2);
+}
+
 #[test]
 fn the_time_of_a_drain_is_no_matter_of_the_wall_clock() {
     let mut world = ready("ha");

@@ -229,6 +229,8 @@ fn a_machine_that_gets_no_power_is_made_anew_around_its_disk() {
     world.machines.get_mut(&id("worker-2")).unwrap().power_off();
     world.run(300);
     assert!(!powered(&world, "worker-2") && acts(&world, "worker-2").is_empty());
+    let why = "switched off, and the provider says: its host is broken";
+    assert_eq!(waits(&world), [why]);
     world.run(160);
     assert_eq!(acts(&world, "worker-2"), [RepairAction::Rebuild]);
     assert_eq!(world.state("demo"), Some(ClusterState::Ready), "{:?}", waits(&world));
@@ -252,6 +254,23 @@ fn a_member_that_cannot_be_made_anew_gets_its_power_back_though_etcd_is_silent()
     world.etcd_silent = false;
     world.run(200);
     assert_eq!(world.state("demo"), Some(ClusterState::Ready), "{:?}", waits(&world));
+}
+
+#[test]
+fn nobody_else_of_the_control_plane_is_repaired_while_one_takes_another_config() {
+    let mut world = ready("ha");
+    world.says.insert(id("master-1"), NodeState::Applying);
+    freeze(&mut world, "master-2");
+    world.run(60);
+    assert_eq!(fences(&world), [] as [&str; 0]);
+    assert!(
+        waits(&world).iter().any(|wait| wait.contains("demo-master-1 is being worked on")),
+        "{:?}",
+        waits(&world)
+    );
+    world.says.clear();
+    world.run(60);
+    assert_eq!(fences(&world), ["demo-master-2"]);
 }
 
 #[test]

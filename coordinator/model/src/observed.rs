@@ -131,6 +131,8 @@ pub struct ObservedMachine {
     pub acting: Option<RepairAction>,
     /// Why a repair that is due is not made.
     pub hold: Option<Hold>,
+    /// Why the provider did not do what it was asked for last.
+    pub refusal: Option<String>,
     /// The record of what was done about it.
     pub care: Care,
 }

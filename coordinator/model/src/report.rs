@@ -107,6 +107,8 @@ pub enum WaitingOn {
     Off {
         /// The machine.
         machine: MachineId,
+        /// Why the provider did not give it its power.
+        why: Option<String>,
     },
     /// The provider is removing a machine.
     ProviderDelete {
@@ -144,7 +146,7 @@ impl WaitingOn {
             | Self::Repair { machine, .. }
             | Self::Unit { machine, .. }
             | Self::Silent { machine }
-            | Self::Off { machine }
+            | Self::Off { machine, .. }
             | Self::ProviderDelete { machine, .. } => Some(machine),
             Self::EtcdSize { hold } => Some(hold.machine()),
             Self::Plan { .. } | Self::Endpoint { .. } => None,
@@ -225,7 +227,8 @@ impl fmt::Display for WaitingOn {
             Self::EtcdSize { hold } => write!(f, "the next etcd member comes or goes later: {hold}"),
             Self::Unit { unit, state, .. } => write!(f, "{unit} {state}"),
             Self::Silent { .. } => f.write_str("no heartbeat"),
-            Self::Off { .. } => f.write_str("switched off"),
+            Self::Off { why: None, .. } => f.write_str("switched off"),
+            Self::Off { why: Some(why), .. } => write!(f, "switched off, and the provider says: {why}"),
             Self::ProviderDelete { why: None, .. } => f.write_str("the provider is removing it"),
             Self::ProviderDelete { why: Some(why), .. } => {
                 write!(f, "the provider could not remove it and is asked again: {why}")
@@ -314,7 +317,7 @@ impl LeaveStep {
             Self::Queued => "other nodes are drained",
             Self::Draining { .. } => {
                 "its pods run elsewhere and its volumes are detached; at the end of its time they are deleted all the \
-                 same, unless drains of the cluster shall wait"
+                 same, and ten minutes later the machine goes with what is left, unless drains of the cluster shall wait"
             }
             Self::Kubernetes { .. } => "the API server answers",
             Self::Node => "Kubernetes has forgotten the node",

@@ -59,7 +59,9 @@ fn machine_waits(
         },
         MachinePhase::Refused { why } => WaitingOn::ProviderRefused { machine: id.clone(), why: why.clone() },
         MachinePhase::Booting { .. } => WaitingOn::Boot { machine: id.clone() },
-        MachinePhase::Off { .. } | MachinePhase::Missing { .. } => WaitingOn::Off { machine: id.clone() },
+        MachinePhase::Off { .. } | MachinePhase::Missing { .. } => {
+            WaitingOn::Off { machine: id.clone(), why: machine.refusal.clone() }
+        }
         MachinePhase::Deleting { why, .. } => {
             WaitingOn::ProviderDelete { machine: id.clone(), why: why.clone() }
         }

@@ -83,6 +83,7 @@ fn machine() -> MachineRow {
         renew: false,
         forced: false,
         fenced: None,
+        powering: true,
     }
 }
 

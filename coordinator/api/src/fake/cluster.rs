@@ -180,6 +180,7 @@ impl FakeCluster {
             evidence: None,
             acting: None,
             hold: None,
+            refusal: None,
             care: keelson_model::Care::default(),
         }
     }

@@ -123,6 +123,8 @@ pub(crate) struct World {
     probed: VecDeque<(SessionId, ToCoordinator)>,
     /// Nodes of each cluster, and how many pods each runs.
     pub(crate) nodes: BTreeMap<ClusterName, BTreeMap<String, (NodeSeen, usize)>>,
+    /// Whether pods that were told to go stay, because of a finalizer.
+    pub(crate) pods_stay: bool,
     /// Nodes whose pods a disruption budget keeps.
     pub(crate) budgets: BTreeSet<String>,
     kube_answers: VecDeque<(CallId, Result<KubeAnswer, KubeFailure>)>,
@@ -179,6 +181,7 @@ impl World {
             etcd_silent: false,
             probed: VecDeque::new(),
             nodes: BTreeMap::new(),
+            pods_stay: false,
             budgets: BTreeSet::new(),
             kube_answers: VecDeque::new(),
             evacuates_slowly: false,
@@ -444,7 +447,8 @@ impl World {
             }
             KubeCall::Drain { node, force } => {
                 let (seen, pods) = find(nodes, &node)?;
-                let kept = self.budgets.contains(node.as_str()) && force == DrainForce::Never;
+                let kept =
+                    self.pods_stay || self.budgets.contains(node.as_str()) && force == DrainForce::Never;
                 let pods = if kept { pods } else { pods.saturating_sub(1) };
                 nodes.insert(node.to_string(), (seen, pods));
                 let why = if kept {
@@ -462,7 +466,9 @@ impl World {
                 let (mut seen, _) = find(nodes, &node)?;
                 seen.taints = vec![out_of_service()];
                 nodes.insert(node.to_string(), (seen, 0));
-                Ok(KubeAnswer::Drained(DrainState::default()))
+                let ending = || PodWait::Ending { finalizers: vec!["example.com/keeps".to_owned()] };
+                let left = if self.pods_stay { vec![pod_left(0, ending())] } else { Vec::new() };
+                Ok(KubeAnswer::Drained(DrainState::new(left, 0)))
             }
             KubeCall::DeleteNode { node } => {
                 nodes.remove(node.as_str());
