@@ -81,12 +81,9 @@ impl CoordinatorCore {
 
     /// Whether Kubernetes may know a node of that name: of a machine, or of the one before it.
     pub(crate) fn has_node(&self, name: &ClusterName, id: &MachineId) -> bool {
-        let Some(cluster) = self.clusters.get(name) else { return false };
-        match cluster.kube.looked {
-            Some(_) => cluster.kube.nodes.contains_key(id.as_str()),
-            // Nobody has looked yet.
-            None => cluster.row.first_ready.is_some(),
-        }
+        self.clusters.get(name).is_some_and(|cluster| {
+            cluster.kube.looked.is_none() || cluster.kube.nodes.contains_key(id.as_str())
+        })
     }
 
     /// What is to be asked of Kubernetes next, for a node that leaves.

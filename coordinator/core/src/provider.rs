@@ -15,7 +15,7 @@ use crate::limits::{
     LIST_INTERVAL, LIST_INTERVAL_SILENT, LIST_LAG_MAX, PROVIDER_CALLS_MAX, PROVIDER_RETRY_MAX,
     PROVIDER_RETRY_MIN, REFUSED_RETRY,
 };
-use crate::state::{CallFor, CoordinatorCore, Exposure, Now};
+use crate::state::{CallFor, CoordinatorCore, Exposure, Machine, Now};
 
 /// Name of the exposure that leads to the API servers.
 pub(crate) const API_EXPOSURE: &str = "api";
@@ -191,7 +191,13 @@ impl CoordinatorCore {
         let settled = self.machines.values().filter(|machine| {
             machine.call.is_none() && machine.on_since.is_none_or(|on| begun >= on.plus(LIST_LAG_MAX))
         });
+        let (settled, never_there): (Vec<&Machine>, Vec<&Machine>) = settled.partition(|machine| {
+            let off = matches!(machine.row.phase, MachinePhase::Off { .. });
+            !off || machine.row.enrolled_key.is_some() || by_id.contains_key(&machine.row.id)
+        });
+        let never_there: Vec<MachineId> = never_there.iter().map(|machine| machine.row.id.clone()).collect();
         let gone: Vec<(MachineId, bool)> = settled
+            .into_iter()
             .filter(|machine| match machine.row.phase {
                 MachinePhase::Booting { .. } => by_id.get(&machine.row.id).is_none_or(|seen| !seen.on),
                 // Whoever speaks has power: then the list is old.
@@ -205,6 +211,9 @@ impl CoordinatorCore {
             .collect();
         for (id, listed) in gone {
             self.machine_off(now, &id, listed);
+        }
+        for id in never_there {
+            self.ask_anew(&id);
         }
         let back: Vec<MachineId> = self
             .machines
@@ -226,6 +235,18 @@ impl CoordinatorCore {
                 self.save_machine(&id);
             }
             self.touch(&id);
+        }
+    }
+
+    /// A machine without power that never spoke is not even there: asked for once more it is made, unless it is to go.
+    fn ask_anew(&mut self, id: &MachineId) {
+        let planned = self.machines.get(id).and_then(|machine| self.planned(&machine.row.cluster, id));
+        let stays = planned.is_some_and(|planned| !planned.leaving);
+        if let Some(machine) = self.machines.get_mut(id).filter(|_| stays) {
+            machine.row.phase = MachinePhase::Planned;
+            (machine.row.fenced, machine.row.powering) = (None, false);
+            self.save_machine(id);
+            self.touch(id);
         }
     }
 

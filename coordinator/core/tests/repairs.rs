@@ -191,6 +191,18 @@ fn a_new_machine_that_never_speaks_is_found_and_tried_again() {
 }
 
 #[test]
+fn a_new_machine_that_is_gone_before_it_spoke_is_made_once_more() {
+    let mut world = ready("ha");
+    world.stillborn.insert(id("worker-4"));
+    world.scale("demo", "worker", 4);
+    world.run(20);
+    world.machines.remove(&id("worker-4"));
+    world.run(100);
+    assert_eq!(world.events.iter().filter(|event| event.reason == "MachineOff").count(), 1);
+    assert_eq!(world.state("demo"), Some(ClusterState::Ready), "{:?}", waits(&world));
+}
+
+#[test]
 fn an_answer_that_comes_after_the_machine_has_spoken_says_nothing() {
     let mut world = ready("ha");
     (world.lose_answers, world.answers_late) = (1, true);
