@@ -11,6 +11,7 @@ use keelson_model::{
 use keelson_protocol::{ClusterName, Generation, MachineId, MonoTime};
 
 use crate::limits::{DRAINS_AT_ONCE_PERCENT, EVACUATE_LEFT_MAX, FORCED_MAX};
+use crate::row::MachineRow;
 use crate::state::{Cluster, CoordinatorCore, Machine, Now};
 
 /// How far a leaving machine's node is.
@@ -37,6 +38,12 @@ pub struct Parting {
 }
 
 impl Parting {
+    /// Whether a drain keeps nothing from working any more. A node that Kubernetes knew nothing of may still register while
+    /// its machine has power.
+    fn is_over(&self, row: &MachineRow) -> bool {
+        self.drained && (!self.unknown || row.fenced.is_some())
+    }
+
     /// How long a drain has been going on.
     fn drains_for(&self, now: Now) -> Duration {
         self.begun.map_or(Duration::ZERO, |(seen, before)| before + now.mono.since(seen))
@@ -211,7 +218,8 @@ impl CoordinatorCore {
         let nodes = cluster.row.blueprint.machines.values().filter(|machine| machine.is_node());
         let total = nodes.clone().count();
         let out = nodes.filter(|planned| planned.id != *id).filter(|planned| {
-            let draining = |m: &Machine| has_begun(cluster, m) && !m.parting.drained || m.kube_call.is_some();
+            let draining =
+                |m: &Machine| has_begun(cluster, m) && !m.parting.is_over(&m.row) || m.kube_call.is_some();
             planned.leaving && self.machines.get(&planned.id).is_some_and(draining)
                 || self.is_repaired(now, planned)
         });

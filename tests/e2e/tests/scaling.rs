@@ -8,8 +8,10 @@ use anyhow::{Context, Result, ensure};
 use keelson_e2e::Installation;
 
 /// Sizes one after the other; the last one of each pool is the first one again.
-const SIZES: [(&str, u16); 6] =
-    [("etcd", 3), ("master", 3), ("worker", 3), ("master", 1), ("etcd", 1), ("worker", 2)];
+const SIZES: [(&str, u16); 7] =
+    [("etcd", 3), ("master", 3), ("etcd", 5), ("worker", 3), ("master", 1), ("etcd", 1), ("worker", 2)];
+/// Zones of the local provider.
+const ZONES: usize = 3;
 /// How often the client writes.
 const WRITE_EVERY: Duration = Duration::from_millis(250);
 /// What all objects of the client are called, with their number behind it.
@@ -46,6 +48,15 @@ fn scale(installation: &Installation, pool: &str, count: u16) -> Result<()> {
     let shown = installation.show("demo")?;
     let pools = shown["status"]["pools"].as_array().context("the cluster has no pools")?;
     ensure!(pools.iter().any(|of| of["name"] == pool && of["machines"] == count), "{pools:?}");
+    let machines = shown["status"]["machines"].as_array().context("the cluster has no machines")?;
+    let zones: Vec<&str> = machines
+        .iter()
+        .filter(|machine| machine["pool"] == pool)
+        .filter_map(|m| m["zone"].as_str())
+        .collect();
+    let fullest = zones.iter().map(|zone| zones.iter().filter(|other| *other == zone).count()).max();
+    let even = usize::from(count).div_ceil(ZONES);
+    ensure!(fullest == Some(even), "pool {pool} is not spread over the zones: {zones:?}");
     Ok(())
 }
 
