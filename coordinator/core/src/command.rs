@@ -294,6 +294,7 @@ impl CoordinatorCore {
             blueprint,
             created: now.wall,
             first_ready: None,
+            first_answer: None,
             conditions: Vec::new(),
             repair_paused: None,
         };
@@ -435,10 +436,9 @@ impl CoordinatorCore {
         let left = "what was made so far is being removed".to_owned();
         let cancelled =
             Operation { state: OperationState::Cancelled { at: now.wall, left }, ..operation.clone() };
+        // Both are written down at once.
         self.save_operation(cancelled.clone());
-        let mut effects = self.take_effects();
-        effects.extend(self.delete_cluster(now, &name)?.effects);
-        Ok((cancelled, effects))
+        Ok((cancelled, self.delete_cluster(now, &name)?.effects))
     }
 
     pub(crate) fn begin(

@@ -6,8 +6,7 @@ use std::time::Duration;
 
 use keelson_model::{BlueprintMachine, Hold, MachinePhase, RepairAction, Role, Scope, Verdict};
 use keelson_planner::Quorum;
-use keelson_protocol::health::{Heartbeat, NodeState};
-use keelson_protocol::{Generation, MachineId, WallTime};
+use keelson_protocol::{Generation, MachineId, MonoTime, WallTime};
 
 use crate::detect::Census;
 use crate::leave::has_begun;
@@ -78,7 +77,10 @@ impl CoordinatorCore {
         if action == RepairAction::Recreate {
             self.no_member_moves(cluster, planned)?;
         }
-        self.quorum_outlives(cluster, planned, action)
+        if asker == Asker::Detector {
+            self.quorum_outlives(cluster, planned, action)?;
+        }
+        Ok(())
     }
 
     /// Just after its start nobody is heard, and all would seem broken.
@@ -149,8 +151,11 @@ impl CoordinatorCore {
         let name = &machine.row.cluster;
         // One that waits for a master to work is not what that master's repair may wait for.
         let leaves = planned.leaving && !machine.parting.removed && !self.keeps_api(name, planned);
+        // A drain that a budget blocks takes nothing away, and may wait for just this repair.
+        let blocked = machine.parting.drain.as_ref().is_some_and(|drain| drain.blocked().next().is_some());
+        let leaves = leaves && !blocked;
         leaves && self.clusters.get(name).is_some_and(|cluster| has_begun(cluster, machine))
-            || is_changing(machine)
+            || is_changing(now, machine)
             || self.is_repaired(now, planned)
     }
 
@@ -187,13 +192,8 @@ impl CoordinatorCore {
 
     /// Whether an API server is left where there is more than one. One that does not work is no loss.
     fn another_master(&self, cluster: &Cluster, planned: &BlueprintMachine) -> Result<(), Hold> {
-        let works = |planned: &BlueprintMachine| {
-            let machine = self.machines.get(&planned.id);
-            machine.is_some_and(|machine| {
-                machine.row.incarnation == planned.incarnation && machine.is_ready_with(Generation(0))
-            })
-        };
         let others = || cluster.row.blueprint.with_role(Role::Master).filter(|other| other.id != planned.id);
+        let works = |planned: &BlueprintMachine| self.works(planned);
         let last = planned.roles.contains(&Role::Master) && works(planned) && !others().any(works);
         if last && others().next().is_some() { Err(Hold::ApiServer) } else { Ok(()) }
     }
@@ -236,8 +236,11 @@ impl CoordinatorCore {
                 && self.forgot_itself(machine).is_none()
         };
         let mut perhaps = self.working(&cluster.row.blueprint);
-        let silent = self.machines_of(&cluster.row.spec.name).filter(silent);
-        perhaps.extend(silent.map(|machine| machine.row.id.clone()));
+        // Of the only one nothing is saved by leaving it as it is.
+        if cluster.row.blueprint.with_role(Role::Etcd).count() > 1 {
+            let silent = self.machines_of(&cluster.row.spec.name).filter(silent);
+            perhaps.extend(silent.map(|machine| machine.row.id.clone()));
+        }
         let quorum = self.quorum_with(cluster, &perhaps);
         quorum.holds() && perhaps.contains(id)
     }
@@ -257,16 +260,17 @@ impl CoordinatorCore {
     }
 }
 
-/// Whether a machine is on its way to a config that it was sent, which may restart what it runs. When that goes wrong it
-/// says so, and is then broken.
-fn is_changing(machine: &Machine) -> bool {
-    let applies = |heartbeat: Heartbeat| heartbeat.state == NodeState::Applying;
-    machine.is_heard() && machine.verdict == Verdict::Well && machine.heartbeat.is_some_and(applies)
+/// Whether a machine is on its way to a config that it was sent, which may restart what it runs. One that does not get there
+/// must not hold up the others for ever.
+fn is_changing(now: Now, machine: &Machine) -> bool {
+    let lately = |since: MonoTime| now.mono.since(since) < DISRUPTED_MAX;
+    machine.is_heard() && machine.applies_since.is_some_and(lately)
 }
 
 /// Whether a machine counts as broken for the meltdown guard.
 fn is_broken(machine: &Machine) -> bool {
-    !machine.verdict.is_fine() && machine.verdict != Verdict::Repairing
+    // One that never worked is not what has broken.
+    machine.row.enrolled_key.is_some() && !machine.verdict.is_fine() && machine.verdict != Verdict::Repairing
 }
 
 fn within(scope: Scope, broken: usize, total: usize) -> Result<(), Hold> {

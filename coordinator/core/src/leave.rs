@@ -8,7 +8,7 @@ use keelson_model::kubernetes::{Cordon, DrainForce, DrainState, KubeAnswer, Kube
 use keelson_model::{
     BlueprintMachine, DrainThen, FleetEvent, LeaveStep, MachinePhase, Role, Severity, Standing,
 };
-use keelson_protocol::{ClusterName, Generation, MachineId, MonoTime};
+use keelson_protocol::{ClusterName, MachineId, MonoTime};
 
 use crate::limits::{DRAINS_AT_ONCE_PERCENT, EVACUATE_LEFT_MAX, FORCED_MAX};
 use crate::row::MachineRow;
@@ -152,17 +152,10 @@ impl CoordinatorCore {
         let Some(cluster) = self.clusters.get(name).filter(|cluster| cluster.row.wanted) else {
             return false;
         };
-        let is = |planned: &BlueprintMachine, what: fn(&Machine) -> bool| {
-            let machine = self.machines.get(&planned.id);
-            machine.is_some_and(|machine| machine.row.incarnation == planned.incarnation && what(machine))
-        };
+        let heard = self.made(planned).is_some_and(Machine::is_heard);
         planned.roles.contains(&Role::Master)
-            && is(planned, Machine::is_heard)
-            && !cluster
-                .row
-                .blueprint
-                .staying(Role::Master)
-                .any(|other| is(other, |machine| machine.is_ready_with(Generation(0))))
+            && heard
+            && !cluster.row.blueprint.staying(Role::Master).any(|other| self.works(other))
     }
 
     /// Whether the pods of a worker that leaves would have nowhere to go: most of the workers that stay do not work, or
@@ -171,14 +164,8 @@ impl CoordinatorCore {
         let Some(cluster) = self.clusters.get(name).filter(|_| planned.roles.contains(&Role::Worker)) else {
             return false;
         };
-        let works = |planned: &&BlueprintMachine| {
-            let machine = self.machines.get(&planned.id);
-            machine.is_some_and(|machine| {
-                machine.row.incarnation == planned.incarnation && machine.is_ready_with(Generation(0))
-            })
-        };
         let staying = || cluster.row.blueprint.staying(Role::Worker);
-        staying().filter(works).count() * 2 < staying().count()
+        staying().filter(|other| self.works(other)).count() * 2 < staying().count()
     }
 
     /// Whether the time for a machine's drain is over.
@@ -201,9 +188,12 @@ impl CoordinatorCore {
     /// the drains of others have theirs before them.
     fn note_drain(&mut self, now: Now, id: &MachineId) {
         let Some(machine) = self.machines.get_mut(id) else { return };
+        let cluster = self.clusters.get(&machine.row.cluster);
+        let timeout = cluster.map(|cluster| cluster.row.spec.drain.timeout()).unwrap_or_default();
         let first = machine.row.leaving_since.is_none();
         let since = *machine.row.leaving_since.get_or_insert(now.wall);
-        machine.parting.begun.get_or_insert((now.mono, now.wall.since(since)));
+        // While nobody was there to ask, no pod was asked or forced to go: what follows that time begins now.
+        machine.parting.begun.get_or_insert((now.mono, now.wall.since(since).min(timeout)));
         if first {
             self.save_machine(id);
         }
@@ -250,7 +240,7 @@ impl CoordinatorCore {
                 // What is left of a machine without power holds nothing any more: a finalizer keeps a pod's name, and no
                 // more than that.
                 let given_up = matches!(call, KubeCall::Evacuate { .. })
-                    && machine.off_since.is_some_and(|since| now.mono.since(since) >= EVACUATE_LEFT_MAX);
+                    && machine.row.fenced.is_some_and(|since| now.wall.since(since) >= EVACUATE_LEFT_MAX);
                 parting.drained = state.is_drained() || given_up;
                 parting.drain = Some(state.clone());
                 if parting.drained {

@@ -114,6 +114,8 @@ pub const AGENT_DOWN_AFTER: Duration = Duration::from_secs(300);
 /// How long the infrastructure may fail to give a machine its power before it is made anew around its disk: what it was
 /// built on may be broken, and its disk is whole.
 pub const POWERLESS_AFTER: Duration = Duration::from_secs(180);
+/// How often a machine is tried to be made anew around its disk before it is switched on as it is.
+pub const REBUILD_TRIES_MAX: u32 = 3;
 /// How long a machine may boot before it has asked for its certificate.
 pub const UNBORN_AFTER: Duration = Duration::from_secs(180);
 /// How long a machine must work before its incident is closed.

@@ -5,7 +5,7 @@ use keelson_protocol::{ClusterName, Incarnation, MachineId};
 
 use crate::effect::ProviderCall;
 use crate::leave::Parting;
-use crate::limits::EVACUATE_MAX;
+use crate::limits::{EVACUATE_MAX, RENEW_UNKNOWN_MAX};
 use crate::metrics::RepairOutcome;
 use crate::nodes::KubeFor;
 use crate::repair::needs_fence;
@@ -57,23 +57,25 @@ impl CoordinatorCore {
             (MachinePhase::Refused { .. }, Some(planned)) if !needs_fence(machine) => {
                 self.call_create(now, planned, cluster);
             }
-            (
-                MachinePhase::Refused { .. } | MachinePhase::Booting { .. } | MachinePhase::Enrolled { .. },
-                Some(planned),
-            ) if machine.row.fenced.is_none() && self.is_done(now, &cluster, &planned) => {
+            (MachinePhase::Booting { .. } | MachinePhase::Enrolled { .. }, Some(planned))
+                if machine.row.fenced.is_none() && self.is_done(now, &cluster, &planned) =>
+            {
                 if !self.is_exposing(&cluster) {
                     self.call_fence(id, cluster, planned.incarnation);
                 }
             }
+            // One that is missing is looked for again, and then made anew: asked for as it is it would begin with an empty
+            // disk.
             (
-                MachinePhase::Refused { .. } | MachinePhase::Booting { .. } | MachinePhase::Enrolled { .. },
+                MachinePhase::Refused { .. }
+                | MachinePhase::Booting { .. }
+                | MachinePhase::Enrolled { .. }
+                | MachinePhase::Missing { .. },
                 Some(_),
             ) => self.reconcile_acting(now, id),
-            // It is looked for again, and then made anew: asked for as it is it would begin with an empty disk.
-            (MachinePhase::Missing { .. }, Some(_)) => self.reconcile_acting(now, id),
             // It goes anyway, and its pods can be moved at once when it has no power for certain.
             (MachinePhase::Off { .. }, Some(planned))
-                if planned.leaving && !self.votes_are_short(&cluster, id) =>
+                if planned.leaving && !self.votes_are_short(now, &cluster, id) =>
             {
                 if machine.row.fenced.is_none() {
                     self.call_fence(id, cluster, planned.incarnation);
@@ -93,11 +95,16 @@ impl CoordinatorCore {
         }
     }
 
-    /// Whether the quorum of its etcd lacks the vote of a machine that leaves: until it is taken out it has to work.
-    fn votes_are_short(&self, name: &ClusterName, id: &MachineId) -> bool {
+    /// Whether the quorum of its etcd lacks the vote of a machine that leaves: until it is taken out it has to work. Where
+    /// etcd does not say who its members are, that may be why.
+    fn votes_are_short(&self, now: Now, name: &ClusterName, id: &MachineId) -> bool {
         let member = self.planned(name, id).is_some_and(|planned| planned.roles.contains(&Role::Etcd));
         let cluster = self.clusters.get(name).filter(|cluster| member && cluster.row.wanted);
-        cluster.is_some_and(|cluster| self.quorum(cluster).outlives_loss(id).is_err())
+        let fenced = self.machines.get(id).and_then(|machine| machine.row.fenced);
+        let long = fenced.is_some_and(|since| now.wall.since(since) >= RENEW_UNKNOWN_MAX);
+        cluster.filter(|_| self.warm(now)).is_some_and(|cluster| {
+            (cluster.etcd.members.is_some() || long) && self.quorum(cluster).outlives_loss(id).is_err()
+        })
     }
 
     /// Gives a machine its power, once its pods have been given up or that has taken too long.
@@ -107,13 +114,14 @@ impl CoordinatorCore {
         let warm = self.warm(now);
         let Some(machine) = self.machines.get_mut(&id) else { return };
         if machine.row.powering {
-            // It may have its power, and work. Asked for once more, power changes nothing; another shell needs a fence.
+            // It may have its power, and work. Asked for once more, power changes nothing; to be made anew it needs a fence.
             let incarnation = planned.incarnation;
-            match machine.row.acting {
-                Some(RepairAction::Rebuild) if !warm => return,
-                Some(RepairAction::Rebuild) => return self.call_fence(&id, cluster, incarnation),
-                _ => return self.call_power_on(&id, cluster, incarnation),
-            }
+            let anew = machine.row.renew || machine.row.acting == Some(RepairAction::Rebuild);
+            return match anew {
+                true if !warm => {}
+                true => self.call_fence(&id, cluster, incarnation),
+                false => self.call_power_on(&id, cluster, incarnation),
+            };
         }
         // The list that has it as off may be old: only a fence is a proof, for pods and for a new machine around its disk.
         if machine.row.fenced.is_none() && (pending || needs_fence(machine)) {
@@ -129,7 +137,7 @@ impl CoordinatorCore {
         // From here on it may have power, whatever becomes of the answer.
         (machine.row.fenced, machine.row.powering) = (None, true);
         // What was done to let it go begins anew: its kubelet will register its node again.
-        machine.parting = Parting::default();
+        (machine.parting, machine.row.leaving_since) = (Parting::default(), None);
         if machine.row.acting == Some(RepairAction::Rebuild) {
             let token = self.token(&id, planned.incarnation);
             let call = ProviderCall::Rebuild { machine: Box::new(planned), cluster, token };

@@ -55,7 +55,7 @@ pub enum RepairOutcome {
     Unaided,
     /// An act did not help, and another one followed.
     NotEnough,
-    /// An act was begun and taken back: the machine was heard before its power was taken away.
+    /// An act was begun and taken back: the machine was heard, or a guard had come to hold.
     CalledOff,
     /// The machine was removed before it worked again: nobody wanted it any more.
     Removed,

@@ -8,6 +8,7 @@ use keelson_protocol::{ClusterName, MachineId, MonoTime};
 
 use crate::effect::{CallId, Effect};
 use crate::limits::{KUBE_CALLS_MAX, KUBE_LOOK_INTERVAL, KUBE_LOOK_INTERVAL_BUSY, KUBE_RETRY};
+use crate::row::Row;
 use crate::state::{Cluster, CoordinatorCore, Now};
 
 /// Label of a node that says to which pool its machine belongs; kubelets set it themselves.
@@ -168,6 +169,12 @@ impl CoordinatorCore {
         kube.after = Some(now.mono.plus(if busy { KUBE_LOOK_INTERVAL_BUSY } else { KUBE_LOOK_INTERVAL }));
         kube.error = result.as_ref().err().cloned();
         let Ok(KubeAnswer::Nodes(nodes)) = result else { return };
+        if cluster.row.first_answer.is_none() {
+            cluster.row.first_answer = Some(now.wall);
+            let row = Row::Cluster(Box::new(cluster.row.clone()));
+            self.rows.push(row);
+        }
+        let kube = &mut cluster.kube;
         let mut before = std::mem::take(&mut kube.nodes);
         for seen in nodes {
             let old = before.remove(&seen.name).filter(|old| old.seen.uid == seen.uid);

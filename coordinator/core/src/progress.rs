@@ -8,6 +8,7 @@ use keelson_planner::waiting;
 use keelson_protocol::ClusterName;
 
 use crate::limits::{IDEMPOTENCY_LIFE, OPERATION_LIFE};
+use crate::provider::API_EXPOSURE;
 use crate::row::Row;
 use crate::state::{Cluster, CoordinatorCore, Now};
 
@@ -32,7 +33,8 @@ impl CoordinatorCore {
     pub fn waiting(&self, name: &ClusterName, now: Now) -> Vec<WaitingOn> {
         let Some(cluster) = self.clusters.get(name) else { return Vec::new() };
         let mut waits = waiting(&cluster.row.blueprint, &self.observed(name, now));
-        let why = cluster.exposures.values().find_map(|exposure| exposure.error.clone());
+        let api = cluster.exposures.get(API_EXPOSURE);
+        let why = api.and_then(|exposure| exposure.error.clone());
         let endpoint = |wait: &WaitingOn| matches!(wait, WaitingOn::Endpoint { .. });
         if why.is_some() || waits.iter().any(endpoint) {
             waits.retain(|wait| !endpoint(wait));

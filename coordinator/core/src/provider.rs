@@ -71,6 +71,7 @@ impl CoordinatorCore {
             // That it is not there is for the list to say.
             (CallFor::PowerOn(machine), Err(failure)) => {
                 self.create_failed(now, &machine, ProviderFailure { remedy: Remedy::Retry, ..failure });
+                self.give_rebuild_up(now, &machine);
             }
             (CallFor::Fence(machine), Ok(_)) => {
                 self.clear_call(&machine, id);
@@ -103,7 +104,7 @@ impl CoordinatorCore {
         machine.call = None;
         // It has spoken since: what was asked for has come about, and only the answer was lost.
         if matches!(machine.row.phase, MachinePhase::Enrolled { .. }) {
-            (machine.attempts, machine.after) = (0, None);
+            (machine.attempts, machine.after, machine.refusal) = (0, None, None);
             return;
         }
         machine.attempts += 1;
@@ -238,16 +239,24 @@ impl CoordinatorCore {
         }
     }
 
-    /// A machine without power that never spoke is not even there: asked for once more it is made, unless it is to go.
+    /// A machine without power that never spoke is not even there. Unless it is to go, it is asked for once more; one that
+    /// was fenced is made anew, because a fence may have been left where it was.
     fn ask_anew(&mut self, id: &MachineId) {
-        let planned = self.machines.get(id).and_then(|machine| self.planned(&machine.row.cluster, id));
-        let stays = planned.is_some_and(|planned| !planned.leaving);
-        if let Some(machine) = self.machines.get_mut(id).filter(|_| stays) {
+        let Some(machine) = self.machines.get(id) else { return };
+        let planned = self.planned(&machine.row.cluster, id);
+        let stays = planned.is_some_and(|p| !p.leaving && p.incarnation == machine.row.incarnation)
+            && !machine.row.renew;
+        let (name, nothing) = (machine.row.cluster.clone(), self.holds_nothing(id));
+        let Some(machine) = self.machines.get_mut(id).filter(|_| stays) else { return };
+        if machine.row.fenced.is_some() || machine.row.powering {
+            machine.row.renew = true;
+            machine.row.forced |= nothing;
+            self.plan_soon(&name);
+        } else {
             machine.row.phase = MachinePhase::Planned;
-            (machine.row.fenced, machine.row.powering) = (None, false);
-            self.save_machine(id);
-            self.touch(id);
         }
+        self.save_machine(id);
+        self.touch(id);
     }
 
     /// A machine of ours that no blueprint and no row names: made by a process that died before it wrote that down, or
@@ -360,10 +369,11 @@ impl CoordinatorCore {
         wanted
     }
 
-    /// Whether the provider is being told where a cluster's services lead.
+    /// Whether the provider is being told where a cluster's services lead, and has not refused.
     pub(crate) fn is_exposing(&self, name: &ClusterName) -> bool {
-        let exposures = self.clusters.get(name).into_iter().flat_map(|cluster| cluster.exposures.values());
-        exposures.into_iter().any(|exposure| exposure.call.is_some())
+        let mut exposures =
+            self.clusters.get(name).into_iter().flat_map(|cluster| cluster.exposures.values());
+        exposures.any(|exposure| !exposure.set && exposure.error.is_none())
     }
 
     fn call_exposures(&mut self, now: Now, name: &ClusterName) {
@@ -394,17 +404,18 @@ impl CoordinatorCore {
         result: Result<ProviderAnswer, ProviderFailure>,
     ) {
         let exposure = self.clusters.get_mut(cluster).and_then(|cluster| cluster.exposures.get_mut(service));
-        // An answer for targets that have changed since says nothing about the new ones.
         let Some(exposure) = exposure.filter(|exposure| exposure.call == Some(call)) else { return };
         exposure.call = None;
+        let stale = std::mem::take(&mut exposure.stale);
         match result {
             Ok(ProviderAnswer::Exposed(address)) => {
                 exposure.address = Some(address);
-                exposure.set = true;
+                exposure.set = !stale;
                 exposure.error = None;
                 exposure.attempts = 0;
             }
             Ok(_) => {}
+            Err(_) if stale => {}
             Err(failure) => {
                 exposure.attempts += 1;
                 exposure.after = Some(now.mono.plus(retry_delay(exposure.attempts)));
@@ -428,8 +439,8 @@ impl crate::state::Cluster {
         for (name, targets, check) in wanted {
             let before = self.exposures.get(&name);
             if !before.is_some_and(|before| before.targets == targets && before.check == check) {
-                let address = before.and_then(|before| before.address);
-                self.exposures.insert(name, Exposure::new(targets, check, address));
+                let after = Exposure::new(targets, check, before);
+                self.exposures.insert(name, after);
             }
         }
     }

@@ -12,7 +12,7 @@ use crate::effect::ProviderCall;
 use crate::guard::{Asker, prune};
 use crate::limits::{
     ACTS_KEPT_MAX, AGENT_DOWN_AFTER, GIVEN_UP_AFTER, MENDED_AFTER, MISSING_AFTER, POWERLESS_AFTER,
-    REPAIRING_AFTER,
+    REBUILD_TRIES_MAX, REPAIRING_AFTER,
 };
 use crate::metrics::RepairOutcome;
 use crate::row::{Act, Asked, Incident};
@@ -134,8 +134,13 @@ impl CoordinatorCore {
                     true => paused,
                     false => self.allowed(now, id, RepairAction::PowerCycle, Asker::Detector, census),
                 };
+                let incarnation = machine.row.incarnation;
                 match allowed {
-                    Ok(()) => return self.call_fence(id, cluster, machine.row.incarnation),
+                    Ok(()) => {
+                        self.remember(now, id, RepairAction::PowerCycle);
+                        self.save_machine(id);
+                        return self.call_fence(id, cluster, incarnation);
+                    }
                     Err(hold) => Some(hold),
                 }
             }
@@ -187,8 +192,10 @@ impl CoordinatorCore {
         let (verdict, forgot) = (machine.verdict, self.forgot_itself(machine).is_some());
         Ok(match verdict {
             // Being switched on is the life of a machine, not a repair: `reconcile_machine` does it.
-            Verdict::Off if lasts < POWERLESS_AFTER || tried(machine, RepairAction::Rebuild) => None,
-            Verdict::Off => Some(RepairAction::Rebuild),
+            Verdict::Off => {
+                let refused = machine.call.is_none() && machine.attempts > 0 && lasts >= POWERLESS_AFTER;
+                (refused && !tried(machine, RepairAction::Rebuild)).then_some(RepairAction::Rebuild)
+            }
             Verdict::Well | Verdict::Suspected | Verdict::Repairing => None,
             Verdict::Missing if lasts >= MISSING_AFTER => Some(RepairAction::Recreate),
             Verdict::GivenUp if lasts >= GIVEN_UP_AFTER => Some(harsher(machine, forgot)),
@@ -252,7 +259,7 @@ impl CoordinatorCore {
     }
 
     /// Whether a machine certainly holds nothing that its cluster could lose with it: its disk is blank, gone, or was never
-    /// used, and the cluster was never ready, so that nobody was told to use it.
+    /// used, and the cluster's API server has never answered, so that nobody can have stored anything.
     pub(crate) fn holds_nothing(&self, id: &MachineId) -> bool {
         let nothing = |machine: &&Machine| {
             let (gone, used) = (machine.verdict == Verdict::Missing, machine.row.sent.is_some());
@@ -260,18 +267,15 @@ impl CoordinatorCore {
         };
         let machine = self.machines.get(id).filter(nothing);
         let cluster = machine.and_then(|machine| self.clusters.get(&machine.row.cluster));
-        cluster.is_some_and(|cluster| cluster.row.first_ready.is_none())
+        cluster.is_some_and(|cluster| cluster.row.first_ready.is_none() && cluster.row.first_answer.is_none())
     }
 
     /// Does it: writes it down first.
     pub(crate) fn act(&mut self, now: Now, id: &MachineId, action: RepairAction, asked: Asked, why: &str) {
         let nothing_to_lose = action == RepairAction::Recreate && self.holds_nothing(id);
+        self.remember(now, id, action);
         let Some(machine) = self.machines.get_mut(id) else { return };
-        prune(&mut machine.row, now.wall);
         machine.row.asked = asked;
-        machine.row.acts.push(Act { action, at: now.wall, called_off: false });
-        let surplus = machine.row.acts.len().saturating_sub(ACTS_KEPT_MAX);
-        machine.row.acts.drain(..surplus);
         match action {
             RepairAction::Recreate => {
                 machine.row.renew = true;
@@ -296,6 +300,15 @@ impl CoordinatorCore {
         self.metrics.repair_begun(action);
         self.note_repair(now, id, Severity::Warning, "RepairBegun", why, &action.to_string());
         self.plan_soon(&cluster);
+    }
+
+    /// Takes down what is done to a machine.
+    fn remember(&mut self, now: Now, id: &MachineId, action: RepairAction) {
+        let Some(machine) = self.machines.get_mut(id) else { return };
+        prune(&mut machine.row, now.wall);
+        machine.row.acts.push(Act { action, at: now.wall, called_off: false });
+        let surplus = machine.row.acts.len().saturating_sub(ACTS_KEPT_MAX);
+        machine.row.acts.drain(..surplus);
     }
 
     fn held(&mut self, now: Now, id: &MachineId, hold: Option<Hold>) {
@@ -410,13 +423,14 @@ impl CoordinatorCore {
     pub(crate) fn machine_fenced(&mut self, now: Now, id: &MachineId) {
         let Some(machine) = self.machines.get_mut(id) else { return };
         machine.row.fenced = Some(now.wall);
-        machine.row.powering = false;
+        // Fenced once more, because what should have given it its power has failed: that counts on.
+        let again = std::mem::take(&mut machine.row.powering);
+        machine.attempts = if again { machine.attempts } else { 0 };
         if !matches!(machine.row.phase, MachinePhase::Missing { .. }) {
             machine.row.phase = MachinePhase::Off { since: now.wall };
         }
         machine.off_since = Some(now.mono);
         machine.evacuated = false;
-        machine.attempts = 0;
         machine.after = None;
         let session = machine.session;
         if let Some(session) = session {
@@ -433,6 +447,20 @@ impl CoordinatorCore {
         let cause = if leaves { "it leaves the cluster" } else { "a repair needs it" };
         let outcome = "the infrastructure confirms that it has no power";
         self.note_repair(now, id, Severity::Info, "MachineFenced", cause, outcome);
+    }
+
+    /// A machine that cannot be made anew around its disk after some tries is switched on as it is: that may help meanwhile,
+    /// and whoever asks for something else is not told that it is busy.
+    pub(crate) fn give_rebuild_up(&mut self, now: Now, id: &MachineId) {
+        let Some(machine) = self.machines.get_mut(id) else { return };
+        if machine.row.acting != Some(RepairAction::Rebuild) || machine.attempts < REBUILD_TRIES_MAX {
+            return;
+        }
+        machine.row.acting = None;
+        machine.row.asked = Asked::Nobody;
+        let why = machine.refusal.clone().unwrap_or_default();
+        self.save_machine(id);
+        self.note_repair(now, id, Severity::Alarm, "RepairGivenUp", &why, "it is switched on as it is");
     }
 
     /// One that is to be made anew can be planned anew, now that it has no power.
@@ -458,7 +486,9 @@ impl CoordinatorCore {
         let Some(machine) = self.machines.get_mut(id) else { return };
         machine.row.fenced = None;
         machine.row.powering = false;
-        machine.row.asked = Asked::Nobody;
+        if !machine.row.renew {
+            machine.row.asked = Asked::Nobody;
+        }
         if let Some(action) = machine.row.acting.take() {
             self.save_machine(id);
             let outcome = format!("{action} done, the machine starts");

@@ -217,9 +217,10 @@ impl CoordinatorCore {
         let against = self.allowed(now, id, action, Asker::Person, census).err();
         if let Some(hold) = &against {
             let goes_on = match &request.over {
+                // What it would cost is not known yet.
+                _ if matches!(hold, Hold::Starting { .. }) => false,
                 Override::None => false,
-                // What it would cost is not known yet while the coordinator starts.
-                Override::Guards => !hold.costs_cluster() && !matches!(hold, Hold::Starting { .. }),
+                Override::Guards => !hold.costs_cluster(),
                 Override::Quorum { typed } => *typed == machine.row.cluster.as_str(),
             };
             if !goes_on {

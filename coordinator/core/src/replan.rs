@@ -3,10 +3,12 @@
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
-use keelson_model::{Blueprint, ClusterSpec, FleetEvent, MachinePhase, Plan, Progress, Role, Severity};
+use keelson_model::{
+    Blueprint, BlueprintMachine, ClusterSpec, FleetEvent, MachinePhase, Plan, Progress, Role, Severity,
+};
 use keelson_planner::{Finding, PlanInput, Planned, Wanted, lint, plan};
 use keelson_protocol::health::UnitState;
-use keelson_protocol::{ClusterName, Incarnation, MachineId};
+use keelson_protocol::{ClusterName, Generation, Incarnation, MachineId};
 
 use crate::limits::{RENEW_REFUSED_MAX, RENEW_UNKNOWN_MAX};
 use crate::row::{Counter, Row};
@@ -30,9 +32,6 @@ impl CoordinatorCore {
                 self.lacks(now, name, lacking);
             }
             Err(why) => {
-                if let Some(cluster) = self.clusters.get_mut(name) {
-                    cluster.plan_due = false;
-                }
                 self.lacks(now, name, Some(why));
             }
         }
@@ -44,7 +43,7 @@ impl CoordinatorCore {
         let before = std::mem::replace(&mut cluster.lacking, why.clone());
         if let Some(why) = why.filter(|why| before.as_ref() != Some(why)) {
             let event = self.event(now, Severity::Warning, "PlanImpossible");
-            let outcome = "what can be planned is; the rest waits".to_owned();
+            let outcome = "what cannot be planned waits".to_owned();
             self.note(FleetEvent { cluster: Some(name.clone()), cause: why, outcome, ..event });
         }
     }
@@ -174,9 +173,9 @@ impl CoordinatorCore {
 
     /// How far a cluster is on its way to `blueprint`.
     pub(crate) fn progress(&self, blueprint: &Blueprint) -> Progress {
-        let released = |machine: &&keelson_model::BlueprintMachine| {
-            machine.leaving && self.is_released(&blueprint.cluster, machine)
-        };
+        let released =
+            |machine: &&BlueprintMachine| machine.leaving && self.is_released(&blueprint.cluster, machine);
+        let renew = self.to_renew(blueprint);
         Progress {
             etcd: self.standings(&blueprint.cluster),
             ready: self.working(blueprint),
@@ -186,14 +185,14 @@ impl CoordinatorCore {
                 .filter(released)
                 .map(|machine| machine.id.clone())
                 .collect(),
-            renew: self.to_renew(blueprint),
-            forced: self.to_renew(blueprint).into_iter().filter(|id| self.is_forced(id)).collect(),
+            forced: renew.iter().filter(|id| self.is_forced(id)).cloned().collect(),
+            renew,
         }
     }
 
     /// Machines that are due to be made anew. One that leaves is let go instead: its node has still to be removed.
     fn to_renew(&self, blueprint: &Blueprint) -> BTreeSet<MachineId> {
-        let renew = |planned: &&keelson_model::BlueprintMachine| {
+        let renew = |planned: &&BlueprintMachine| {
             let machine = self.machines.get(&planned.id);
             let same = machine.filter(|machine| machine.row.incarnation == planned.incarnation);
             same.is_some_and(|machine| machine.row.renew && is_powerless(machine))
@@ -202,24 +201,28 @@ impl CoordinatorCore {
         staying.filter(renew).map(|planned| planned.id.clone()).collect()
     }
 
+    /// The machine of a blueprint, when it is that one and not the one before it.
+    pub(crate) fn made(&self, planned: &BlueprintMachine) -> Option<&Machine> {
+        self.machines.get(&planned.id).filter(|machine| machine.row.incarnation == planned.incarnation)
+    }
+
+    /// Whether a machine of a blueprint is heard and ready, with whatever config it has.
+    pub(crate) fn works(&self, planned: &BlueprintMachine) -> bool {
+        self.made(planned).is_some_and(|machine| machine.is_ready_with(Generation(0)))
+    }
+
     /// Machines of a blueprint that do what they are for; of those with an etcd member, the member alone counts.
     pub(crate) fn working(&self, blueprint: &Blueprint) -> BTreeSet<MachineId> {
-        let works = |planned: &&keelson_model::BlueprintMachine| {
-            let machine = self.machines.get(&planned.id).filter(|m| m.row.incarnation == planned.incarnation);
-            machine.is_some_and(|machine| match planned.roles.contains(&Role::Etcd) {
-                true => machine.is_heard() && member_works(machine),
-                false => machine.is_ready_with(keelson_protocol::Generation(0)),
-            })
+        let works = |planned: &&BlueprintMachine| match planned.roles.contains(&Role::Etcd) {
+            true => self.made(planned).is_some_and(|machine| machine.is_heard() && member_works(machine)),
+            false => self.works(planned),
         };
         blueprint.machines.values().filter(works).map(|machine| machine.id.clone()).collect()
     }
 
     /// Machines of a blueprint that are heard.
     pub(crate) fn heard(&self, blueprint: &Blueprint) -> BTreeSet<MachineId> {
-        let heard = |planned: &&keelson_model::BlueprintMachine| {
-            let machine = self.machines.get(&planned.id).filter(|m| m.row.incarnation == planned.incarnation);
-            machine.is_some_and(Machine::is_heard)
-        };
+        let heard = |planned: &&BlueprintMachine| self.made(planned).is_some_and(Machine::is_heard);
         blueprint.machines.values().filter(heard).map(|machine| machine.id.clone()).collect()
     }
 
@@ -258,6 +261,6 @@ fn member_works(machine: &Machine) -> bool {
             let mut units = health.units.iter().filter(|unit| unit.name == ETCD_UNIT);
             units.any(|unit| unit.state == UnitState::Healthy)
         }
-        None => machine.is_ready_with(keelson_protocol::Generation(0)),
+        None => machine.is_ready_with(Generation(0)),
     }
 }

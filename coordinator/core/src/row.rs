@@ -21,6 +21,9 @@ pub struct ClusterRow {
     pub created: WallTime,
     /// When it was ready for the first time.
     pub first_ready: Option<WallTime>,
+    /// When its API server answered for the first time.
+    #[serde(default)]
+    pub first_answer: Option<WallTime>,
     /// Its conditions, for their `since`.
     pub conditions: Vec<Condition>,
     /// Since when repair of its machines is paused.

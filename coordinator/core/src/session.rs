@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use keelson_model::{FleetEvent, LinkState, MachinePhase, Severity};
-use keelson_protocol::health::{AgentEvent, EventKind, Facts, Heartbeat};
+use keelson_protocol::health::{AgentEvent, EventKind, Facts, Heartbeat, NodeState};
 use keelson_protocol::limits::SILENT_AFTER;
 use keelson_protocol::message::{Refusal, RefusalCode, ToAgent, ToCoordinator};
 use keelson_protocol::wire::negotiate;
@@ -111,7 +111,7 @@ impl CoordinatorCore {
         // A machine that speaks has power, whatever an older list said.
         if matches!(machine.row.phase, MachinePhase::Off { .. } | MachinePhase::Missing { .. }) {
             machine.row.phase = MachinePhase::Enrolled { since: now.wall };
-            machine.off_since = None;
+            (machine.off_since, machine.refusal) = (None, None);
             // Whatever was being done to it has come to its end.
             self.acted(now, id);
             self.save_machine(id);
@@ -148,6 +148,8 @@ impl CoordinatorCore {
         let id = voice.machine.clone();
         if let Some(machine) = self.machines.get_mut(&id) {
             machine.heartbeat = Some(heartbeat);
+            let applies = heartbeat.state == NodeState::Applying;
+            machine.applies_since = applies.then(|| machine.applies_since.unwrap_or(now.mono));
         }
         self.touch(&id);
         self.end_silence(now, &id);

@@ -95,13 +95,19 @@ pub struct Exposure {
     /// What the provider said last.
     pub error: Option<String>,
     pub(crate) call: Option<CallId>,
+    /// Whether that call is about targets of before: they are told one after the other, or the older would win at times.
+    pub(crate) stale: bool,
     pub(crate) attempts: u32,
     pub(crate) after: Option<MonoTime>,
 }
 
 impl Exposure {
-    pub(crate) fn new(targets: Vec<SocketAddr>, check: HealthCheck, address: Option<SocketAddr>) -> Self {
-        Self { targets, check, address, set: false, error: None, call: None, attempts: 0, after: None }
+    /// One that takes the place of another.
+    pub(crate) fn new(targets: Vec<SocketAddr>, check: HealthCheck, before: Option<&Self>) -> Self {
+        let address = before.and_then(|before| before.address);
+        let call = before.and_then(|before| before.call);
+        let stale = call.is_some();
+        Self { targets, check, address, set: false, error: None, call, stale, attempts: 0, after: None }
     }
 }
 
@@ -130,6 +136,8 @@ pub struct Machine {
     pub(crate) boot: Option<BootId>,
     /// The last heartbeat of that boot that said something new.
     pub heartbeat: Option<Heartbeat>,
+    /// Since when it has been on its way to a config.
+    pub(crate) applies_since: Option<MonoTime>,
     /// Whether its heartbeats stay away.
     pub silent: bool,
     /// The newest health report.
@@ -182,6 +190,7 @@ impl Machine {
             heard_before: None,
             boot: None,
             heartbeat: None,
+            applies_since: None,
             silent: false,
             health: None,
             facts: None,
@@ -203,7 +212,8 @@ impl Machine {
         }
     }
 
-    /// Whether nothing ever ran on it, and it is not being made at this moment.
+    /// Whether nothing is known to have run on it, and it is not being made at this moment. Where the answer to a call was
+    /// lost it may be there all the same, until it is removed.
     pub(crate) fn is_unmade(&self) -> bool {
         let asked_for =
             matches!(self.row.phase, MachinePhase::Creating { .. } | MachinePhase::Retrying { .. });

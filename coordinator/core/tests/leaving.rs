@@ -73,6 +73,46 @@ fn a_drain_that_waits_for_others_has_its_whole_time_before_it() {
     assert_eq!(forced, 6);
 }
 
+/// Nobody was there to ask pods to go, or to force them.
+#[test]
+fn the_absence_of_the_coordinator_forces_no_machine_down() {
+    let mut world = ready("ha");
+    hold_budgets(&mut world);
+    world.scale("demo", "worker", 2);
+    world.run(10);
+    world.ms += 3_600_000;
+    world.restart();
+    world.run(150);
+    assert!(world.reasons().contains(&"DrainForced"), "{:?}", world.reasons());
+    world.run(60);
+    assert_ready(&world);
+    let leaving = world.fences.len();
+    assert_eq!(leaving, 1, "{:?}", world.fences);
+    let order: Vec<&str> = world.events.iter().map(|event| event.reason.as_str()).collect();
+    let first = |reason: &str| order.iter().position(|other| *other == reason).unwrap();
+    assert!(first("DrainForced") < first("MachineFenced"));
+}
+
+#[test]
+fn what_is_left_of_a_machine_without_power_is_given_up_also_by_the_next_coordinator() {
+    let mut world = ready("ha");
+    world.pods_stay = true;
+    world.scale("demo", "worker", 2);
+    let leaves = loop {
+        let leaving = blueprint(&world).machines.values().find(|machine| machine.leaving);
+        if let Some(machine) = leaving {
+            break machine.id.clone();
+        }
+        world.step();
+    };
+    world.machines.get_mut(&leaves).unwrap().power_off();
+    world.run(40);
+    world.restart();
+    world.run(280);
+    assert_ready(&world);
+    assert_eq!(pool(&world, "worker").len(), 2);
+}
+
 /// A finalizer, or a volume that is never let go.
 #[test]
 fn a_pod_that_never_goes_keeps_no_machine_for_ever() {
@@ -284,6 +324,9 @@ fn a_size_that_others_have_made_impossible_waits_for_room() {
     world.run(120);
     let told = world.events.iter().filter(|event| event.reason == "PlanImpossible").count();
     assert_eq!(told, 1, "{:?}", world.reasons());
+    let generation = blueprint(&world).generation;
+    world.run(20);
+    assert_eq!(blueprint(&world).generation, generation, "what cannot be planned plans nothing");
     assert!(waits(&world).iter().any(|wait| wait.contains("no free address left")), "{:?}", waits(&world));
     // What is there is mended all the same.
     world.machines.remove(&id("worker-2"));

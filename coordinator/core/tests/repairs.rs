@@ -168,8 +168,10 @@ fn what_a_person_has_asked_for_outlives_the_coordinator() {
     world.restart();
     world.fences.clear();
     world.run(10);
-    let refused = refusal(&world, "worker-1", RepairAction::PowerCycle, Override::Guards).to_string();
-    assert!(refused.contains("the coordinator has just started"), "{refused}");
+    for over in [Override::Guards, Override::Quorum { typed: "demo".to_owned() }] {
+        let refused = refusal(&world, "worker-1", RepairAction::PowerCycle, over).to_string();
+        assert!(refused.contains("the coordinator has just started"), "{refused}");
+    }
     world.refuse_fence = None;
     world.run(WARM + 60);
     assert!(!told(&world, "RepairCalledOff"), "{:?}", world.reasons());
@@ -249,6 +251,34 @@ fn a_machine_that_gets_no_power_is_made_anew_around_its_disk() {
 }
 
 #[test]
+fn a_machine_that_cannot_be_made_anew_around_its_disk_is_switched_on_as_it_is() {
+    let mut world = ready("ha");
+    let failure = ProviderFailure { remedy: Remedy::Retry, text: "its host is broken".to_owned() };
+    (world.refuse_power, world.refuse_rebuild) = (Some(failure.clone()), Some(failure));
+    world.machines.get_mut(&id("worker-2")).unwrap().power_off();
+    world.run(500);
+    assert!(told(&world, "RepairGivenUp"), "{:?}", world.reasons());
+    assert!(fences(&world).len() <= 5, "{:?}", fences(&world));
+    world.refuse_power = None;
+    world.run(100);
+    assert_eq!(world.state("demo"), Some(ClusterState::Ready), "{:?}", waits(&world));
+}
+
+#[test]
+fn a_person_has_a_machine_made_anew_that_gets_no_power() {
+    let mut world = ready("ha");
+    let failure = ProviderFailure { remedy: Remedy::Retry, text: "its host is broken".to_owned() };
+    world.refuse_power = Some(failure);
+    world.machines.get_mut(&id("worker-2")).unwrap().power_off();
+    world.run(60);
+    let before = incarnation(&world, "worker-2");
+    repair(&mut world, "worker-2", RepairAction::Recreate, Override::None);
+    world.run(60);
+    assert!(incarnation(&world, "worker-2") > before, "{:?}", waits(&world));
+    assert_eq!(world.state("demo"), Some(ClusterState::Ready), "{:?}", waits(&world));
+}
+
+#[test]
 fn a_member_that_cannot_be_made_anew_gets_its_power_back_though_etcd_is_silent() {
     let mut world = ready("ha");
     world.etcd_silent = true;
@@ -280,8 +310,8 @@ fn nobody_else_of_the_control_plane_is_repaired_while_one_takes_another_config()
         "{:?}",
         waits(&world)
     );
-    world.says.clear();
-    world.run(60);
+    // One that does not get there keeps nobody from being mended.
+    world.run(240);
     assert_eq!(fences(&world), ["demo-master-2"]);
 }
 

@@ -185,9 +185,8 @@ impl<'a> Draft<'a> {
     fn add_machine(&mut self, pool: &PoolPlan) -> Result<MachineId, PlanError> {
         let image = self.input.release.image.clone();
         let image = image.ok_or_else(|| PlanError::NoImage { release: self.input.release.name.clone() })?;
-        let number = self.next_number.entry(pool.name.clone()).or_insert(1);
+        let number = self.next_number.get(&pool.name).copied().unwrap_or(1);
         let id = MachineId::new(format!("{}-{}-{number}", self.input.spec.name, pool.name))?;
-        *number += 1;
         let machine = BlueprintMachine {
             incarnation: self.next_incarnation,
             pool: pool.name.clone(),
@@ -203,6 +202,8 @@ impl<'a> Draft<'a> {
             leaving: false,
             id: id.clone(),
         };
+        // What cannot be added leaves no trace.
+        self.next_number.insert(pool.name.clone(), number + 1);
         self.next_incarnation = Incarnation(self.next_incarnation.0 + 1);
         self.machines.insert(id.clone(), machine);
         Ok(id)

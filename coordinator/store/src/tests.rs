@@ -47,6 +47,7 @@ fn cluster() -> ClusterRow {
         blueprint,
         created,
         first_ready,
+        first_answer: Some(WallTime(6)),
         conditions: Vec::new(),
         repair_paused: None,
     }

@@ -85,6 +85,8 @@ pub(crate) struct World {
     pub(crate) refuse_expose: Option<ProviderFailure>,
     /// What it says to being asked to switch a machine on, when it does not.
     pub(crate) refuse_power: Option<ProviderFailure>,
+    /// What it says to being asked to make a machine anew around its disk, when it does not.
+    pub(crate) refuse_rebuild: Option<ProviderFailure>,
     /// Whether it switches machines on and nobody hears that it did.
     pub(crate) lose_power_answers: bool,
     /// What agents say of their machines that are not ready.
@@ -158,6 +160,7 @@ impl World {
             refuse_fence: None,
             refuse_expose: None,
             refuse_power: None,
+            refuse_rebuild: None,
             lose_power_answers: false,
             says: BTreeMap::new(),
             boot_ms: 0,
@@ -353,6 +356,9 @@ impl World {
                         Ok(ProviderAnswer::Fenced)
                     }
                 }
+            }
+            ProviderCall::Rebuild { .. } if self.refuse_rebuild.is_some() => {
+                Err(self.refuse_rebuild.clone().unwrap())
             }
             ProviderCall::Rebuild { machine: planned, .. } => {
                 let machine = planned.id.clone();

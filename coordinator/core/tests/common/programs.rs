@@ -22,6 +22,10 @@ impl World {
             let linked = |fake: &FakeMachine| fake.linked || self.cut_off.contains(id);
             self.machines.get(id).is_some_and(|fake| fake.on && linked(fake) && fake.generation.is_some())
         };
+        let serves = |role: Role| blueprint.with_role(role).any(|machine| lives(&machine.id));
+        if !serves(Role::Master) || !serves(Role::Etcd) {
+            return Err(KubeFailure::Unreachable { why: "connection refused".to_owned() });
+        }
         for machine in blueprint.machines.values().filter(|machine| machine.is_node() && lives(&machine.id)) {
             if !machine.leaving {
                 nodes.entry(machine.id.to_string()).or_insert_with(|| (node(&machine.id), 2));
