@@ -98,6 +98,7 @@ pub(crate) fn saved(count: usize) -> Result<(Settings, Saved)> {
             blueprint,
             created,
             first_ready,
+            first_answer: first_ready,
             conditions: Vec::new(),
             repair_paused: None,
         });
