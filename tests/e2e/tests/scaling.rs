@@ -48,12 +48,10 @@ fn scale(installation: &Installation, pool: &str, count: u16) -> Result<()> {
     let shown = installation.show("demo")?;
     let pools = shown["status"]["pools"].as_array().context("the cluster has no pools")?;
     ensure!(pools.iter().any(|of| of["name"] == pool && of["machines"] == count), "{pools:?}");
-    let machines = shown["status"]["machines"].as_array().context("the cluster has no machines")?;
-    let zones: Vec<&str> = machines
-        .iter()
-        .filter(|machine| machine["pool"] == pool)
-        .filter_map(|m| m["zone"].as_str())
-        .collect();
+    let listed = installation.keelson_json(&["machine", "list", "--cluster", "demo"])?;
+    let machines = listed["items"].as_array().context("the cluster has no machines")?;
+    let of_pool = machines.iter().filter(|machine| machine["pool"] == pool);
+    let zones: Vec<&str> = of_pool.filter_map(|machine| machine["zone"].as_str()).collect();
     let fullest = zones.iter().map(|zone| zones.iter().filter(|other| *other == zone).count()).max();
     let even = usize::from(count).div_ceil(ZONES);
     ensure!(fullest == Some(even), "pool {pool} is not spread over the zones: {zones:?}");
