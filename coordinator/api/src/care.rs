@@ -309,6 +309,7 @@ pub(crate) fn override_is_enough(hold: &Hold) -> bool {
 fn others(hold: &Hold) -> String {
     match hold {
         Hold::Meltdown { scope, .. } => format!("while other machines of the {scope} are broken"),
+        Hold::ApiServer => "and leaves the cluster without an API server until it is back".to_owned(),
         _ => "while another machine of the cluster is being worked on".to_owned(),
     }
 }
@@ -335,9 +336,12 @@ pub fn repair_held(machine: &MachineId, cluster: &ClusterName, wish: &RepairWish
     }
     let lost = match hold {
         Hold::Impossible { .. } => "everything that the cluster knows would be lost: all its objects",
-        _ => {
+        _ if action == RepairAction::Recreate => {
             "the cluster's etcd would have no quorum: its API takes no changes until members come back, and what only \
              the lost disks held is lost"
+        }
+        _ => {
+            "the cluster's etcd would have no quorum: its API takes no changes until members come back; the disk stays"
         }
     };
     let again =

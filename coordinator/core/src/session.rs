@@ -293,8 +293,9 @@ impl CoordinatorCore {
             .filter(|machine| !machine.silent && matches!(machine.row.phase, MachinePhase::Enrolled { .. }))
             .filter(|machine| match self.last_heard(machine).filter(|_| !self.may_return(machine)) {
                 Some(last) => now.mono.since(last.max(self.listening_since)) >= self.silence_allowed(machine),
-                // Not heard since the coordinator started, or was held up: it may be on its way back.
-                None => warm,
+                // Not heard since the coordinator started, or was held up: it may be on its way back. Or it is new, and has
+                // just been given its certificate.
+                None => warm && !self.is_new(now, machine),
             })
             .map(|machine| machine.row.id.clone())
             .collect();
@@ -305,6 +306,11 @@ impl CoordinatorCore {
         self.touch_unsettled();
         self.look_at_due_nodes(now);
         self.forget_old(now);
+    }
+
+    /// Whether a machine has enrolled a moment ago.
+    fn is_new(&self, now: Now, machine: &Machine) -> bool {
+        matches!(machine.row.phase, MachinePhase::Enrolled { since } if now.wall.since(since) < FIRST_HEARTBEAT_MAX)
     }
 
     /// Whether a machine lost its session while the coordinator did not listen.
