@@ -617,7 +617,7 @@ impl CoordinatorCore {
             hold: machine.repair.as_ref().and_then(|repair| repair.hold.clone()),
             care: Care {
                 incident: machine.row.incident.clone(),
-                acts: machine.row.acts.clone(),
+                acts: machine.row.acts.iter().filter(|act| !act.called_off).cloned().collect(),
                 fenced: machine.row.fenced,
                 leaving_since: machine.row.leaving_since,
                 drain: machine.parting.drain.clone(),
