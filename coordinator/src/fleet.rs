@@ -1,7 +1,7 @@
 //! What the API asks of the coordinator, answered from the core and the store.
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::collections::BTreeMap;
 use std::time::Duration;

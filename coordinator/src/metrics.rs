@@ -149,28 +149,16 @@ fn write_series(text: &mut String, name: &str, kind: &str, help: &str, values: &
 mod tests {
     use std::collections::BTreeSet;
 
-    use keelson_coordinator_core::{Saved, Settings};
-    use keelson_model::{Plan, ReleaseCatalog};
-    use keelson_planner::Place;
-    use keelson_protocol::{MonoTime, SecretBytes, WallTime};
+    use keelson_coordinator_core::Saved;
+    use keelson_protocol::{MonoTime, WallTime};
 
     use super::*;
+    use crate::fleet::tests::settings;
 
     #[test]
     fn every_series_is_there_from_the_beginning_and_described_once() {
-        let settings = Settings {
-            install: "test".parse().unwrap(),
-            place: Place {
-                network: "10.210.0.0/16".parse().unwrap(),
-                first_address: [10, 210, 1, 0].into(),
-                zones: vec!["zone-a".to_owned()],
-            },
-            plans: Plan::built_in(),
-            releases: ReleaseCatalog::default(),
-            token_key: SecretBytes::new(vec![3; 32]),
-        };
         let now = Now { mono: MonoTime::default(), wall: WallTime(1) };
-        let text = render(&CoordinatorCore::restore(settings, Saved::default(), now), now);
+        let text = render(&CoordinatorCore::restore(settings(), Saved::default(), now), now);
         for series in [
             "keelson_machines_by_verdict{verdict=\"hung\"} 0",
             "keelson_machines_by_verdict{verdict=\"cut off\"} 0",

@@ -12,6 +12,19 @@ use crate::repair::needs_fence;
 use crate::row::{MachineRow, Row};
 use crate::state::{CallFor, CoordinatorCore, Now};
 
+/// The next step towards power for a machine that is off.
+enum PowerStep {
+    /// Take its power away for certain first.
+    Fence,
+    /// Ask for it anew: it has never spoken, so nothing of it is lost.
+    Create,
+    PowerOn,
+    /// Make it anew around its disk, which also gives it power.
+    Rebuild,
+    /// Ask once more for the power it may have been given.
+    AskAgain,
+}
+
 impl CoordinatorCore {
     /// Asks the provider for whatever separates machines from their blueprints.
     pub(crate) fn reconcile_machines(&mut self, now: Now, name: &ClusterName) {
@@ -109,44 +122,68 @@ impl CoordinatorCore {
 
     /// Gives a machine its power, once its pods have been given up or that has taken too long.
     fn switch_on(&mut self, now: Now, planned: BlueprintMachine, cluster: ClusterName) {
-        let id = planned.id.clone();
-        let pending = self.evacuation_pending(now, &planned, &cluster);
-        let warm = self.warm(now);
-        let Some(machine) = self.machines.get_mut(&id) else { return };
-        if machine.row.powering {
+        let (id, incarnation) = (planned.id.clone(), planned.incarnation);
+        match self.power_step(now, &planned, &cluster) {
+            None => {}
+            Some(PowerStep::Fence) => self.call_fence(&id, cluster, incarnation),
+            Some(PowerStep::Create) => self.call_create(now, planned, cluster),
+            Some(PowerStep::AskAgain) => self.call_power_on(&id, cluster, incarnation),
+            Some(PowerStep::PowerOn) => {
+                self.begin_power(&id);
+                self.call_power_on(&id, cluster, incarnation);
+                self.save_machine(&id);
+            }
+            Some(PowerStep::Rebuild) => {
+                self.begin_power(&id);
+                self.call_rebuild(planned, cluster);
+                self.save_machine(&id);
+            }
+        }
+    }
+
+    /// What gives its power to a machine that is off, or nothing while that has to wait.
+    fn power_step(&self, now: Now, planned: &BlueprintMachine, cluster: &ClusterName) -> Option<PowerStep> {
+        let machine = self.machines.get(&planned.id)?;
+        let row = &machine.row;
+        let rebuilds = row.acting == Some(RepairAction::Rebuild);
+        if row.powering {
             // It may have its power, and work. Asked for once more, power changes nothing; to be made anew it needs a fence.
-            let incarnation = planned.incarnation;
-            let anew = machine.row.renew || machine.row.acting == Some(RepairAction::Rebuild);
-            return match anew {
-                true if !warm => {}
-                true => self.call_fence(&id, cluster, incarnation),
-                false => self.call_power_on(&id, cluster, incarnation),
+            return match row.renew || rebuilds {
+                true => self.warm(now).then_some(PowerStep::Fence),
+                false => Some(PowerStep::AskAgain),
             };
         }
+        let pending = self.evacuation_pending(now, planned, cluster);
         // The list that has it as off may be old: only a fence is a proof, for pods and for a new machine around its disk.
-        if machine.row.fenced.is_none() && (pending || needs_fence(machine)) {
-            return self.call_fence(&id, cluster, planned.incarnation);
+        if row.fenced.is_none() && (pending || needs_fence(machine)) {
+            return Some(PowerStep::Fence);
         }
         // One to be renewed is made anew in a moment.
-        if pending || machine.row.renew {
-            return;
+        if pending || row.renew {
+            return None;
         }
-        if machine.row.enrolled_key.is_none() && machine.row.fenced.is_none() {
-            return self.call_create(now, planned, cluster);
-        }
-        // From here on it may have power, whatever becomes of the answer.
+        let unknown = row.enrolled_key.is_none() && row.fenced.is_none();
+        Some(match rebuilds {
+            _ if unknown => PowerStep::Create,
+            true => PowerStep::Rebuild,
+            false => PowerStep::PowerOn,
+        })
+    }
+
+    /// From here on the machine may have power, whatever becomes of the answer. What was done to let it go begins anew: its
+    /// kubelet will register its node again.
+    fn begin_power(&mut self, id: &MachineId) {
+        let Some(machine) = self.machines.get_mut(id) else { return };
         (machine.row.fenced, machine.row.powering) = (None, true);
-        // What was done to let it go begins anew: its kubelet will register its node again.
         (machine.parting, machine.row.leaving_since) = (Parting::default(), None);
-        if machine.row.acting == Some(RepairAction::Rebuild) {
-            let token = self.token(&id, planned.incarnation);
-            let call = ProviderCall::Rebuild { machine: Box::new(planned), cluster, token };
-            let call = self.call(CallFor::PowerOn(id.clone()), call);
-            self.machines.get_mut(&id).into_iter().for_each(|machine| machine.call = call);
-        } else {
-            self.call_power_on(&id, cluster, planned.incarnation);
-        }
-        self.save_machine(&id);
+    }
+
+    fn call_rebuild(&mut self, planned: BlueprintMachine, cluster: ClusterName) {
+        let id = planned.id.clone();
+        let token = self.token(&id, planned.incarnation);
+        let call = ProviderCall::Rebuild { machine: Box::new(planned), cluster, token };
+        let call = self.call(CallFor::PowerOn(id.clone()), call);
+        self.machines.get_mut(&id).into_iter().for_each(|machine| machine.call = call);
     }
 
     fn call_power_on(&mut self, id: &MachineId, cluster: ClusterName, incarnation: Incarnation) {

@@ -10,7 +10,9 @@ use std::net::{IpAddr, SocketAddr};
 use common::demo::*;
 use common::{World, named};
 use keelson_coordinator_core::{ClusterState, ProviderFailure, Remedy, ScalePool};
-use keelson_model::{ClusterSpec, DrainSpec, DrainThen, OperationState, Plan, PlanName, PoolName, Role};
+use keelson_model::{
+    ClusterSpec, DrainSpec, DrainThen, OperationState, Plan, PlanName, PoolName, RepairAction, Role,
+};
 use keelson_protocol::MachineId;
 
 fn scale_request(pool: &str, count: u16, drain: Option<DrainSpec>) -> ScalePool {
@@ -28,6 +30,22 @@ fn endpoint(world: &World) -> Vec<SocketAddr> {
 
 fn address(world: &World, name: &str) -> IpAddr {
     blueprint(world).machines[&id(name)].address.into()
+}
+
+/// The first machine that is on its way out.
+fn until_one_leaves(world: &mut World) -> MachineId {
+    loop {
+        if let Some(machine) = blueprint(world).machines.values().find(|machine| machine.leaving) {
+            return machine.id.clone();
+        }
+        world.step();
+    }
+}
+
+/// A member of etcd besides this one.
+fn other_member(world: &World, member: &MachineId) -> MachineId {
+    let mut members = blueprint(world).with_role(Role::Etcd);
+    members.find(|machine| machine.id != *member).unwrap().id.clone()
 }
 
 fn assert_ready(world: &World) {
@@ -98,13 +116,7 @@ fn what_is_left_of_a_machine_without_power_is_given_up_also_by_the_next_coordina
     let mut world = ready("ha");
     world.pods_stay = true;
     world.scale("demo", "worker", 2);
-    let leaves = loop {
-        let leaving = blueprint(&world).machines.values().find(|machine| machine.leaving);
-        if let Some(machine) = leaving {
-            break machine.id.clone();
-        }
-        world.step();
-    };
+    let leaves = until_one_leaves(&mut world);
     world.machines.get_mut(&leaves).unwrap().power_off();
     world.run(40);
     world.restart();
@@ -244,18 +256,9 @@ fn a_member_that_leaves_and_that_the_quorum_needs_gets_its_power_back() {
         let pool_name = if plan == "ha" { "etcd" } else { "master" };
         hold_budgets(&mut world);
         world.scale("demo", pool_name, 1);
-        let leaves = loop {
-            let leaving = blueprint(&world).machines.values().find(|machine| machine.leaving);
-            if let Some(machine) = leaving {
-                break machine.id.clone();
-            }
-            world.step();
-        };
+        let leaves = until_one_leaves(&mut world);
         (world.etcd_silent, world.budgets) = (true, BTreeSet::new());
-        let lost = {
-            let mut members = blueprint(&world).with_role(Role::Etcd);
-            members.find(|machine| machine.id != leaves).unwrap().id.clone()
-        };
+        let lost = other_member(&world, &leaves);
         world.machines.remove(&lost);
         world.machines.get_mut(&leaves).unwrap().power_off();
         world.run(120);
@@ -363,4 +366,86 @@ fn an_endpoint_that_cannot_be_changed_stays_where_it_is() {
     world.run(80);
     assert_ready(&world);
     assert_eq!(endpoint(&world).len(), 5);
+}
+
+/// Two calls at once could arrive in any order, and the older one would win.
+#[test]
+fn the_provider_is_told_of_new_targets_only_after_it_has_answered_for_the_old_ones() {
+    let mut world = ready("ha");
+    let leads_to = |world: &World| world.exposed[&("demo".parse().unwrap(), "api".to_owned())].len();
+    let confirmed =
+        |world: &World| world.core.cluster(&"demo".parse().unwrap()).unwrap().exposures["api"].set;
+    world.answers_late = true;
+    world.scale("demo", "master", 4);
+    world.run(2);
+    assert_eq!((leads_to(&world), confirmed(&world)), (4, false));
+    world.scale("demo", "master", 5);
+    world.run(20);
+    assert_eq!(endpoint(&world).len(), 5);
+    assert_eq!(leads_to(&world), 4, "a second call went out before the first was answered");
+    world.answer_once();
+    assert!(!confirmed(&world), "the answer to the old targets counts for the new ones");
+    world.run(2);
+    assert_eq!(leads_to(&world), 5);
+    world.answers_late = false;
+    world.run(120);
+    assert!(confirmed(&world));
+    assert_ready(&world);
+}
+
+/// Its power is taken away by a guard's leave, and counts against the budget of the next repair.
+#[test]
+fn power_taken_from_a_machine_on_its_way_out_is_an_act_like_any_other() {
+    let mut world = ready("ha");
+    world.scale("demo", "worker", 2);
+    world.pods_stay = true;
+    world.run(10);
+    let leaves = until_one_leaves(&mut world);
+    let name = leaves.as_str().strip_prefix("demo-").unwrap().to_owned();
+    freeze(&mut world, &name);
+    while world.fences.is_empty() {
+        assert_eq!(acts(&world, &name), []);
+        world.step();
+    }
+    assert_eq!(world.fences, [leaves]);
+    assert_eq!(acts(&world, &name), [RepairAction::PowerCycle]);
+    world.restart();
+    assert_eq!(acts(&world, &name), [RepairAction::PowerCycle], "not on disk");
+}
+
+#[test]
+fn a_drain_that_a_budget_blocks_holds_no_repair() {
+    let mut world = ready("ha");
+    hold_budgets(&mut world);
+    let drain = Some(DrainSpec { timeout_s: 3_600, then: DrainThen::Wait });
+    let accepted = world.core.scale_pool(world.now(), &scale_request("worker", 2, drain)).unwrap();
+    world.carry_out(accepted.effects);
+    world.run(20);
+    let leaves = until_one_leaves(&mut world);
+    let hangs = if leaves == id("worker-1") { "worker-2" } else { "worker-1" };
+    freeze(&mut world, hangs);
+    world.run(60);
+    assert_eq!(world.fences, [id(hangs)], "{:?}", waits(&world));
+    assert!(world.machines[&leaves].on);
+}
+
+/// After a start nobody knows who the members are, and etcd is silent for want of just this vote.
+#[test]
+fn a_member_that_leaves_gets_its_power_back_when_etcd_has_not_been_heard_for_long() {
+    let mut world = ready("ha");
+    world.scale("demo", "etcd", 1);
+    let leaves = until_one_leaves(&mut world);
+    let lost = other_member(&world, &leaves);
+    world.etcd_silent = true;
+    world.machines.remove(&lost);
+    world.machines.get_mut(&leaves).unwrap().power_off();
+    world.restart();
+    world.run(240);
+    assert!(!world.machines[&leaves].on, "nobody asked etcd long enough");
+    world.run(240);
+    assert!(world.machines[&leaves].on, "{:?}", waits(&world));
+    world.etcd_silent = false;
+    world.run(500);
+    assert_ready(&world);
+    assert_eq!(pool(&world, "etcd").len(), 1);
 }

@@ -44,7 +44,8 @@ struct World {
     _home: tempfile::TempDir,
 }
 
-fn settings() -> Settings {
+/// A core with one release and the built-in plans.
+pub(crate) fn settings() -> Settings {
     let release = Release {
         name: RELEASE.parse().unwrap(),
         components: BTreeMap::new(),

@@ -7,6 +7,7 @@ pub(crate) mod demo;
 mod programs;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::SocketAddr;
 
 use keelson_coordinator_core::{
     Accepted, CallId, ClusterState, CoordinatorCore, CreateCluster, Effect, EnrolId, Input, Now, PlanChange,
@@ -74,7 +75,8 @@ pub(crate) struct World {
     pub(crate) core: CoordinatorCore,
     pub(crate) disk: Disk,
     pub(crate) machines: BTreeMap<MachineId, FakeMachine>,
-    pub(crate) exposed: BTreeSet<(ClusterName, String)>,
+    /// Where the provider leads the users of each service.
+    pub(crate) exposed: BTreeMap<(ClusterName, String), Vec<SocketAddr>>,
     pub(crate) events: Vec<FleetEvent>,
     pub(crate) sent: Vec<ToAgent>,
     /// Machines whose power was taken away, in order.
@@ -153,7 +155,7 @@ impl World {
             core,
             disk,
             machines: BTreeMap::new(),
-            exposed: BTreeSet::new(),
+            exposed: BTreeMap::new(),
             events: Vec::new(),
             sent: Vec::new(),
             fences: Vec::new(),
@@ -318,6 +320,13 @@ impl World {
         }
     }
 
+    /// The provider's answers of until now arrive, and none to what is asked because of them.
+    pub(crate) fn answer_once(&mut self) {
+        for (id, result) in std::mem::take(&mut self.answers) {
+            self.input(Input::Provider { id, result });
+        }
+    }
+
     /// The coordinator is killed and started again.
     pub(crate) fn restart(&mut self) {
         self.die_before = None;
@@ -391,12 +400,12 @@ impl World {
             ProviderCall::Expose { .. } if self.refuse_expose.is_some() => {
                 Err(self.refuse_expose.clone().unwrap())
             }
-            ProviderCall::Expose { cluster, name, .. } => {
-                self.exposed.insert((cluster, name));
+            ProviderCall::Expose { cluster, name, targets, .. } => {
+                self.exposed.insert((cluster, name), targets);
                 Ok(ProviderAnswer::Exposed(([127, 0, 0, 1], 16443).into()))
             }
             ProviderCall::Unexpose { cluster } => {
-                self.exposed.retain(|(owner, _)| *owner != cluster);
+                self.exposed.retain(|(owner, _), _| *owner != cluster);
                 Ok(ProviderAnswer::Done)
             }
         };
