@@ -7,7 +7,7 @@ use std::time::Duration;
 use keelson_agent_core::{Event, LinkNews, Seed, enrol_retry_delay};
 use keelson_protocol::errors::chain;
 use keelson_protocol::health::Facts;
-use keelson_protocol::message::{EnrolRequest, RefusalCode, ToCoordinator};
+use keelson_protocol::message::{EnrolRequest, Refusal, ToCoordinator};
 use keelson_protocol::wire::{VERSION_MAX, VERSION_MIN};
 use keelson_protocol::{Generation, Incarnation, MachineId};
 use keelson_transport::{
@@ -115,7 +115,11 @@ impl LinkTask {
                 }
                 Err(failure) => failure,
             };
-            let retry_in = enrol_retry_delay(attempt, failure.refusal, &mut self.seed);
+            let code = failure.refusal.as_ref().map(|refusal| refusal.code);
+            let retry_in = enrol_retry_delay(attempt, code, &mut self.seed);
+            if let Some(refusal) = failure.refusal {
+                self.tell(LinkNews::Refused(refusal)).await?;
+            }
             warn!(error = failure.why, ?retry_in, "no link certificate yet");
             self.tell(LinkNews::Enrolling { why: failure.why, retry_in }).await?;
             tokio::time::sleep(retry_in).await;
@@ -141,7 +145,7 @@ impl LinkTask {
         let config = EnrolConfig::new(metadata.coordinators, metadata.ca_fingerprint);
         let enrolled = enrol(&config, request).await.map_err(|error| {
             let refusal = match &error {
-                EnrolError::Refused { refusal } => Some(refusal.code),
+                EnrolError::Refused { refusal } => Some(refusal.clone()),
                 _ => None,
             };
             Failure { why: chain(&error), refusal }
@@ -161,7 +165,7 @@ impl LinkTask {
             ClientEvent::Disconnected { why, retry_in, .. } => LinkNews::Disconnected { why, retry_in },
             ClientEvent::Refused(refusal) => {
                 warn!(%refusal, "the coordinator refuses this machine");
-                LinkNews::Refused { why: refusal.to_string() }
+                LinkNews::Refused(refusal)
             }
             ClientEvent::Message(message) => {
                 return self.send(Input::Event(Event::Message(Box::new(message)))).await;
@@ -185,7 +189,7 @@ impl LinkTask {
 /// Why there is no certificate yet.
 struct Failure {
     why: String,
-    refusal: Option<RefusalCode>,
+    refusal: Option<Refusal>,
 }
 
 impl Failure {

@@ -160,6 +160,8 @@ pub enum Step {
         /// What to do.
         act: RemedyAct,
     },
+    /// Switch the machine off; programs end in order first.
+    PowerOff,
 }
 
 /// How long removing a tree may take: ten gigabytes in small files, on a slow disk.
@@ -200,6 +202,7 @@ impl Step {
             Self::Balance(_) => StepKey::Balancer,
             Self::AnswerPeers(_) => StepKey::Peers,
             Self::Act { of, .. } => StepKey::Act(of.clone()),
+            Self::PowerOff => StepKey::Power,
         }
     }
 
@@ -249,6 +252,8 @@ pub enum StepKey {
     Peers,
     /// Acts of the remedy of that name, or of the fence.
     Act(String),
+    /// The machine's power.
+    Power,
 }
 
 impl std::fmt::Display for StepKey {
@@ -263,6 +268,7 @@ impl std::fmt::Display for StepKey {
             Self::Balancer => f.write_str("balancer"),
             Self::Peers => f.write_str("answering of peers"),
             Self::Act(name) => write!(f, "remedy {name}"),
+            Self::Power => f.write_str("power"),
         }
     }
 }

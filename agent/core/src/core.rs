@@ -13,6 +13,7 @@ use crate::action::{Action, Step, StepKey};
 use crate::certificates::{CertificateRun, LinkRun};
 use crate::clock::Clock;
 use crate::desired::Desired;
+use crate::dismissal::Dismissal;
 use crate::event::{Event, LinkNews, Observation, StepOutput};
 use crate::fence::Fence;
 use crate::files::Files;
@@ -110,6 +111,7 @@ pub struct AgentCore {
     pub(crate) probes: Probes,
     pub(crate) remedies: Remedies,
     pub(crate) fence: Fence,
+    pub(crate) dismissal: Dismissal,
     pub(crate) clock: Clock,
     pub(crate) looks: Looks,
     pub(crate) reporter: Reporter,
@@ -178,7 +180,7 @@ impl AgentCore {
             ledger.incarnation = me.incarnation;
             ledger.config = None;
             ledger.remedies.clear();
-            ledger.fence = None;
+            (ledger.fence, ledger.dismissed) = (None, None);
         }
         let seed_mixed = Seed(seed.0 ^ u64::try_from(me.boot.0 & u128::from(u64::MAX)).unwrap_or(0));
         let mut core = Self {
@@ -196,6 +198,7 @@ impl AgentCore {
             probes: Probes::default(),
             remedies: Remedies::default(),
             fence: Fence::default(),
+            dismissal: Dismissal::default(),
             clock: Clock::default(),
             looks: Looks::default(),
             reporter: Reporter::new(now),
@@ -276,6 +279,9 @@ impl AgentCore {
     }
 
     pub(crate) fn reconcile(&mut self) {
+        if self.is_dismissed() {
+            return self.reconcile_dismissal();
+        }
         if let (Some(config), Some(desired)) = (self.ledger.config.take(), self.desired.take()) {
             self.reconcile_files(&config, &desired);
             self.reconcile_certificates(&config, &desired);
@@ -359,6 +365,7 @@ impl AgentCore {
             StepKey::Balancer => self.balancer_done(result.is_ok()),
             StepKey::Peers => self.responder_done(result.is_ok()),
             StepKey::Act(name) => self.act_done(&name, result),
+            StepKey::Power => self.power_off_ordered(result.is_ok()),
         }
     }
 
@@ -407,7 +414,11 @@ impl AgentCore {
         }
         self.link_view.take(&news, self.now.wall);
         self.link_changed();
+        if let LinkNews::Refused(refusal) = &news {
+            self.turned_away(refusal);
+        }
         if matches!(news, LinkNews::Connected { .. }) {
+            self.welcomed();
             self.journal.session_began();
             self.reporter.session_began();
             self.requests_again();

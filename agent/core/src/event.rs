@@ -7,7 +7,7 @@ use std::time::Duration;
 use keelson_protocol::WallTime;
 use keelson_protocol::config::RouteSpec;
 use keelson_protocol::health::Pressure;
-use keelson_protocol::message::ToAgent;
+use keelson_protocol::message::{Refusal, ToAgent};
 use keelson_protocol::peer::PeerAnswer;
 use serde::{Deserialize, Serialize};
 
@@ -82,10 +82,7 @@ pub enum LinkNews {
         retry_in: Duration,
     },
     /// The coordinator refuses to speak with this machine.
-    Refused {
-        /// Why, with what to do.
-        why: String,
-    },
+    Refused(Refusal),
 }
 
 /// Result of a step that did what it should.

@@ -16,9 +16,9 @@ use crate::digest::Digest;
 use crate::event::Invocation;
 
 const MAGIC: &[u8; 8] = b"KEELSONL";
-/// 2: configs name peers. 3: configs have remedies and leases, and what was done of them is remembered. Nothing older
-/// was ever released, so nothing reads it.
-const VERSION: u16 = 3;
+/// 2: configs name peers. 3: configs have remedies and leases, and what was done of them is remembered. 4: a machine
+/// remembers that it was dismissed. Nothing older was ever released, so nothing reads it.
+const VERSION: u16 = 4;
 const HEAD_BYTES: usize = 8 + 2 + 32;
 /// Largest ledger, in bytes: the largest config and a full buffer of long events, twice.
 const LEDGER_BYTES_MAX: usize = 32 * 1024 * 1024;
@@ -48,6 +48,8 @@ pub struct Ledger {
     pub remedies: BTreeMap<String, RemedyRecord>,
     /// The machine has given up its work.
     pub fence: Option<FenceRecord>,
+    /// Since when the machine has no work any more, by its clock: the coordinator has said that its place is taken.
+    pub dismissed: Option<WallTime>,
 }
 
 /// What is known of a unit that the agent made.
@@ -161,6 +163,7 @@ impl Ledger {
             events_dropped: 0,
             remedies: BTreeMap::new(),
             fence: None,
+            dismissed: None,
         }
     }
 
@@ -239,6 +242,7 @@ mod tests {
         let record = RemedyRecord { begun: VecDeque::from([WallTime(4)]), progress: Some(progress) };
         ledger.remedies.insert("mend".to_owned(), record);
         ledger.fence = Some(FenceRecord { since: WallTime(6), told: true });
+        ledger.dismissed = Some(WallTime(8));
         ledger.events.push_back(AgentEvent {
             sequence: 1,
             at: WallTime(5),
@@ -290,28 +294,32 @@ mod tests {
             assert!(Ledger::decode(&good[..position]).is_err(), "cut at {position}");
         }
         let mut newer = good;
-        newer[9] = 4;
-        assert_eq!(Ledger::decode(&newer), Err(LedgerError::Newer { got: 4, known: 3 }));
+        newer[9] = 5;
+        assert_eq!(Ledger::decode(&newer), Err(LedgerError::Newer { got: 5, known: 4 }));
     }
 
     #[test]
     fn bytes_of_older_versions_are_refused_with_what_comes_next() {
-        let older = [include_str!("../golden/ledger-v1.hex"), include_str!("../golden/ledger-v2.hex")];
+        let older = [
+            include_str!("../golden/ledger-v1.hex"),
+            include_str!("../golden/ledger-v2.hex"),
+            include_str!("../golden/ledger-v3.hex"),
+        ];
         for (got, hex) in (1..).zip(older.map(str::trim)) {
             let pair = |at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap();
             let bytes: Vec<u8> = (0..hex.len()).step_by(2).map(pair).collect();
             let error = Ledger::decode(&bytes).unwrap_err();
-            assert_eq!(error, LedgerError::Older { got, known: 3 });
+            assert_eq!(error, LedgerError::Older { got, known: 4 });
             let text = format!(
-                "the ledger has version {got}, this agent reads only 3: it waits for the coordinator to send the config again"
+                "the ledger has version {got}, this agent reads only 4: it waits for the coordinator to send the config again"
             );
             assert_eq!(error.to_string(), text);
         }
     }
 
     #[test]
-    fn bytes_of_version_3_stay_readable() {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/golden/ledger-v3.hex");
+    fn bytes_of_version_4_stay_readable() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/golden/ledger-v4.hex");
         let hex: String =
             sample().encode().expose_secret().iter().map(|byte| format!("{byte:02x}")).collect();
         if std::env::var_os("KEELSON_GOLDEN_WRITE").is_some() {

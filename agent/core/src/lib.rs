@@ -22,6 +22,7 @@ mod clock;
 mod core;
 mod desired;
 mod digest;
+mod dismissal;
 mod event;
 mod fence;
 mod files;

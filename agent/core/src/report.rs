@@ -216,7 +216,7 @@ impl AgentCore {
             return NodeState::Idle;
         }
         // A machine that was rebooted while it is cut off has started nothing, and yet is no new one.
-        if self.ledger.fence.is_some() {
+        if self.ledger.fence.is_some() || self.is_dismissed() {
             return NodeState::Degraded;
         }
         let given_up = |phase: &Phase| matches!(phase, Phase::GivenUp { .. });

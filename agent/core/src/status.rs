@@ -195,8 +195,8 @@ impl LinkView {
             LinkNews::Disconnected { why, retry_in } => {
                 LinkStatus::Disconnected { since_ms, why: why.clone(), retry_at_ms: retry_at(retry_in) }
             }
-            LinkNews::Refused { why } => {
-                LinkStatus::Disconnected { since_ms, why: format!("refused: {why}"), retry_at_ms: None }
+            LinkNews::Refused(refusal) => {
+                LinkStatus::Disconnected { since_ms, why: format!("refused: {refusal}"), retry_at_ms: None }
             }
         };
     }

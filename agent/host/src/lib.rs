@@ -136,6 +136,7 @@ impl Host {
                 self.routes.change(&add, &remove).await.map(|()| StepOutput::Done)
             }
             Step::Act { act, .. } => acts::run(act, &self.systemd).await.map(StepOutput::Said),
+            Step::PowerOff => self.systemd.power_off().await.map(|()| StepOutput::Done),
             Step::MakeLinkKey | Step::InstallLink { .. } | Step::Balance(_) | Step::AnswerPeers(_) => {
                 Err(HostError::NotMine)
             }

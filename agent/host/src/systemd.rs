@@ -140,6 +140,11 @@ impl Systemd {
         self.call("Reboot", &(), "reboot").await.map(drop)
     }
 
+    /// Asks for the machine to be switched off; programs end in order first.
+    pub(crate) async fn power_off(&self) -> Result<(), HostError> {
+        self.call("PowerOff", &(), "switch the machine off").await.map(drop)
+    }
+
     async fn call<B>(&self, method: &str, body: &B, what: &str) -> Result<zbus::Message, HostError>
     where
         B: serde::Serialize + DynamicType,

@@ -13,6 +13,7 @@ use ring::hmac;
 
 use crate::effect::{Effect, EnrolId};
 use crate::limits::TOKEN_LIFE;
+use crate::session::check_incarnation;
 use crate::state::{CoordinatorCore, Now};
 
 impl CoordinatorCore {
@@ -76,12 +77,7 @@ impl CoordinatorCore {
             );
         };
         let row = &machine.row;
-        if row.incarnation != request.incarnation {
-            return refuse(
-                RefusalCode::OldIncarnation,
-                "another machine has this id now; this one was replaced and will be removed",
-            );
-        }
+        check_incarnation(row, request.incarnation)?;
         let token = hex::decode(request.token.expose_secret()).unwrap_or_default();
         let text = self.token_text(&row.id, row.incarnation);
         if hmac::verify(&self.token_key(), text.as_bytes(), &token).is_err() {

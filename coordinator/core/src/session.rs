@@ -1,5 +1,6 @@
 //! Sessions of the link: who may speak, what was heard, and who fell silent.
 
+use std::cmp::Ordering;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use keelson_protocol::{BootId, ClusterName, Generation, Incarnation, MachineId};
 use crate::effect::{Effect, SessionId};
 use crate::limits::{FIRST_HEARTBEAT_MAX, RENEWED_KEYS_MAX, SECOND_HOLDER_AFTER, TICK_GAP_MAX, WARM_UP};
 use crate::metrics::AgentRepair;
+use crate::row::MachineRow;
 use crate::state::{CoordinatorCore, Machine, Now, Voice};
 
 impl CoordinatorCore {
@@ -60,12 +62,7 @@ impl CoordinatorCore {
                 format!("no blueprint names {id}; it will be removed"),
             );
         };
-        if machine.row.incarnation != incarnation {
-            return refuse(
-                RefusalCode::OldIncarnation,
-                format!("{id} was replaced: the certificate is of incarnation {incarnation}"),
-            );
-        }
+        check_incarnation(&machine.row, incarnation)?;
         let Some(last) = self.last_heard(machine) else { return Ok(()) };
         let alive = machine.session.is_some() && now.mono.since(last) < SECOND_HOLDER_AFTER;
         let same_boot = machine.boot == Some(boot);
@@ -83,7 +80,11 @@ impl CoordinatorCore {
     fn refuse_session(&mut self, now: Now, session: SessionId, id: &MachineId, refusal: Refusal) {
         self.metrics.sessions_refused += 1;
         let event = self.event_of(now, id, Severity::Alarm, "SessionRefused");
-        let (cause, outcome) = (refusal.to_string(), "the session was ended".to_owned());
+        let outcome = match refusal.code {
+            RefusalCode::OldIncarnation => "the session was ended; that machine switches itself off",
+            _ => "the session was ended",
+        };
+        let (cause, outcome) = (refusal.to_string(), outcome.to_owned());
         self.note(FleetEvent { cause, outcome, ..event });
         self.send(session, ToAgent::Refused(refusal));
         let why = "refused".to_owned();
@@ -413,4 +414,25 @@ fn severity(kind: EventKind) -> Severity {
         | EventKind::ClockWrong => Severity::Warning,
         EventKind::RepairWithheld | EventKind::RepairFailed | EventKind::Fenced => Severity::Alarm,
     }
+}
+
+/// Whether a machine is the one of its id that is in force, or why not.
+pub(crate) fn check_incarnation(row: &MachineRow, incarnation: Incarnation) -> Result<(), Refusal> {
+    let id = &row.id;
+    let (code, text) = match incarnation.cmp(&row.incarnation) {
+        Ordering::Equal => return Ok(()),
+        Ordering::Less => (
+            RefusalCode::OldIncarnation,
+            format!("{id} was replaced: this is incarnation {incarnation}, {} is in force", row.incarnation),
+        ),
+        // No machine is newer than the coordinator's own record, unless that is not the newest.
+        Ordering::Greater => (
+            RefusalCode::UnknownMachine,
+            format!(
+                "incarnation {incarnation} of {id} is not known, only {}: was an old copy of the database restored?",
+                row.incarnation
+            ),
+        ),
+    };
+    Err(Refusal { code, text })
 }

@@ -341,6 +341,9 @@ fn a_second_holder_of_an_identity_is_refused_while_the_first_lives() {
     assert_eq!(refusal(&world), Some(RefusalCode::SecondHolder));
     world.input(clone(Incarnation(0), BootId(77)));
     assert_eq!(refusal(&world), Some(RefusalCode::OldIncarnation));
+    // Newer than the record: the record is old, and says nothing against the machine.
+    world.input(clone(Incarnation(incarnation.0 + 1), BootId(77)));
+    assert_eq!(refusal(&world), Some(RefusalCode::UnknownMachine));
     // A machine that fell silent may come back with another boot: it was rebooted.
     let machine = world.machines.get_mut(&id).unwrap();
     machine.linked = false;

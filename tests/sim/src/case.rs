@@ -142,6 +142,12 @@ pub enum Fault {
         /// Which machine.
         target: Target,
     },
+    /// The host of a machine that was taken away comes back, with the machine and its disk. The infrastructure knows nothing
+    /// of it.
+    ComesBack {
+        /// Which machine, of those that were taken away and have no place any more.
+        target: Target,
+    },
     /// A program ends.
     UnitCrash {
         /// Which machine.
@@ -247,12 +253,13 @@ pub enum FaultKind {
     ProviderListsNothing,
     RepairByHand,
     ZoneFull,
+    ComesBack,
 }
 
 impl FaultKind {
     /// Kinds that seeds draw from. A list that leaves out what is there is an error of the provider that no seed draws:
     /// beside a machine that is dead too, nobody could tell it from the truth.
-    pub const DRAWN: [Self; 18] = [
+    pub const DRAWN: [Self; 19] = [
         Self::PowerLoss,
         Self::Reboot,
         Self::Freeze,
@@ -271,6 +278,7 @@ impl FaultKind {
         Self::HeartbeatsLost,
         Self::RepairByHand,
         Self::ZoneFull,
+        Self::ComesBack,
     ];
 }
 
@@ -286,6 +294,7 @@ impl Fault {
             Self::DiskFull { .. } => FaultKind::DiskFull,
             Self::DiskLost { .. } => FaultKind::DiskLost,
             Self::Vanish { .. } => FaultKind::Vanish,
+            Self::ComesBack { .. } => FaultKind::ComesBack,
             Self::UnitCrash { .. } => FaultKind::UnitCrash,
             Self::UnitHang { .. } => FaultKind::UnitHang,
             Self::ClockJump { .. } => FaultKind::ClockJump,
@@ -313,6 +322,7 @@ impl fmt::Display for Fault {
             Self::DiskFull { for_ms, .. } => write!(f, "disk is full {}", seconds(for_ms)),
             Self::DiskLost { .. } => f.write_str("loses its disk"),
             Self::Vanish { .. } => f.write_str("vanishes with its disk"),
+            Self::ComesBack { .. } => f.write_str("comes back, and was taken away"),
             Self::UnitCrash { .. } => f.write_str("a program ends"),
             Self::UnitHang { .. } => f.write_str("a program hangs"),
             Self::ClockJump { by_ms, .. } => write!(f, "wall clock is set by {by_ms} ms"),

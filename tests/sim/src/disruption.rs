@@ -13,8 +13,11 @@ use crate::world::{Ix, World};
 impl World {
     /// All that a machine runs is about to be taken away for a while, by an act of ours.
     pub(crate) fn check_act(&mut self, ix: Ix, act: &str) {
-        self.check_member_act(ix, act);
-        self.check_api_act(ix, act);
+        // One that was taken away is no part of its cluster any more.
+        if !self.was_taken_away(ix) {
+            self.check_member_act(ix, act);
+            self.check_api_act(ix, act);
+        }
     }
 
     /// A machine's API server is about to be taken away for a while: another one must be left, if another one ever worked.

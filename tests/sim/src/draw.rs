@@ -101,6 +101,7 @@ fn fault(kind: FaultKind, random: &mut Stream) -> Fault {
         FaultKind::DiskFull => Fault::DiskFull { target, for_ms },
         FaultKind::DiskLost => Fault::DiskLost { target },
         FaultKind::Vanish => Fault::Vanish { target },
+        FaultKind::ComesBack => Fault::ComesBack { target },
         FaultKind::UnitCrash => Fault::UnitCrash { target, unit: random.number() },
         FaultKind::UnitHang => Fault::UnitHang { target, unit: random.number() },
         FaultKind::ClockJump => {

@@ -42,6 +42,13 @@ impl World {
                     self.happens_to(ix, fault);
                 }
             }
+            Fault::ComesBack { target } => {
+                let gone = self.may_come_back();
+                if let Some(ix) = self.among(target, &gone) {
+                    self.fault_on(ix, fault);
+                    self.boot(ix);
+                }
+            }
             Fault::RepairByHand { target, action, over } => {
                 if let Some(ix) = self.target(target) {
                     self.fault_on(ix, fault);
@@ -124,10 +131,20 @@ impl World {
     fn target(&self, target: &Target) -> Option<Ix> {
         match target {
             Target::Named(id) => self.by_id.get(id).copied(),
-            Target::Drawn(_) if self.by_id.is_empty() => None,
             Target::Drawn(draw) => {
-                let number = usize::try_from(*draw % self.by_id.len() as u64).unwrap_or(0);
-                self.by_id.values().nth(number).copied()
+                let number = draw.checked_rem(self.by_id.len() as u64)?;
+                self.by_id.values().nth(usize::try_from(number).unwrap_or(0)).copied()
+            }
+        }
+    }
+
+    /// The newest of some machines with a name, or any of them by a draw.
+    fn among(&self, target: &Target, machines: &[Ix]) -> Option<Ix> {
+        match target {
+            Target::Named(id) => machines.iter().copied().rfind(|ix| self.machines[*ix].id == *id),
+            Target::Drawn(draw) => {
+                let number = draw.checked_rem(machines.len() as u64)?;
+                machines.get(usize::try_from(number).unwrap_or(0)).copied()
             }
         }
     }

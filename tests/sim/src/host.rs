@@ -273,6 +273,8 @@ impl Host {
             }
             // What remedies throw away is not simulated; a reboot is the world's.
             Step::Act { .. } => (Ok(StepOutput::Said("done".to_owned())), None),
+            // The world's part.
+            Step::PowerOff => (Ok(StepOutput::Done), None),
             Step::AnswerPeers(channel) => {
                 self.memory.peers = channel;
                 (Ok(StepOutput::Done), None)

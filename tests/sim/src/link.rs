@@ -234,6 +234,7 @@ impl World {
             }
             EnrolReply::Refused(refusal) => {
                 self.enrol_failed(ix, Some(refusal.code), &refusal.to_string());
+                self.give(ix, Event::Link(LinkNews::Refused(refusal)));
             }
         }
     }
@@ -371,9 +372,8 @@ impl World {
             ToAgent::Refused(refusal) => {
                 let wait = self.machines[ix].net.below(RETRY_MAX_MS) + 1;
                 self.link_wait(ix, Stand::Down, wait);
-                self.give(ix, Event::Link(LinkNews::Refused { why: refusal.to_string() }));
-                let retry_in = Duration::from_millis(wait);
-                let why = refusal.to_string();
+                let (why, retry_in) = (refusal.to_string(), Duration::from_millis(wait));
+                self.give(ix, Event::Link(LinkNews::Refused(refusal)));
                 self.give(ix, Event::Link(LinkNews::Disconnected { why, retry_in }));
             }
             message => self.give(ix, Event::Message(Box::new(message))),

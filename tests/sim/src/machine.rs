@@ -477,8 +477,10 @@ impl World {
     }
 
     fn run_step(&mut self, ix: Ix, step: Step) {
-        if let Step::Act { act: RemedyAct::Reboot, .. } = step {
-            return self.reboots_itself(ix);
+        match step {
+            Step::Act { act: RemedyAct::Reboot, .. } => return self.reboots_itself(ix),
+            Step::PowerOff => return self.switches_itself_off(ix),
+            _ => {}
         }
         let key = step.key();
         let fails = self.stormy && self.machines[ix].random.chance(self.weather.step_fails_permille);
@@ -513,10 +515,17 @@ impl World {
         }
     }
 
+    fn switches_itself_off(&mut self, ix: Ix) {
+        self.told(ix, "switches itself off");
+        self.check_act(ix, "it switches itself off");
+        self.lose_power(ix);
+    }
+
     /// A program that serves is taken away for a moment.
     fn check_step(&mut self, ix: Ix, step: &Step) {
         let (Step::Restart { unit, .. } | Step::Stop { unit }) = step else { return };
         match unit.as_str() {
+            _ if self.was_taken_away(ix) => {}
             ETCD if self.machines[ix].host.serves(ETCD) => self.check_member_act(ix, "its agent restarts it"),
             API_SERVER => self.check_api_act(ix, "its agent restarts it"),
             _ => {}

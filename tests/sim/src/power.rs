@@ -6,6 +6,7 @@ use keelson_providers::MachineState;
 use crate::case::Fault;
 use crate::check::Checker;
 use crate::clock::Clock;
+use crate::host::{Disk, Host};
 use crate::kube::FakeKube;
 use crate::link::Link;
 use crate::machine::{Machine, Power};
@@ -80,7 +81,9 @@ impl World {
     /// A machine that has no power is no more.
     fn remove(&mut self, ix: Ix) {
         let machine = &mut self.machines[ix];
-        machine.host = crate::host::Host::default();
+        // Its disk is still there, should its host come back.
+        let disk = std::mem::take(&mut machine.host.disk);
+        machine.host = Host { disk, ..Host::default() };
         let (id, address, cluster) = (machine.id.clone(), machine.address, machine.cluster.clone());
         self.by_id.remove(&id);
         self.by_address.remove(&address);
@@ -154,17 +157,50 @@ impl World {
 
     /// A machine's kernel starts again, on whatever disk it has.
     pub(crate) fn reboot(&mut self, ix: Ix) {
-        let id = self.machines[ix].id.clone();
         self.power_off(ix);
-        self.infrastructure.provider.set_state(&id, MachineState::On);
+        self.seen_as(ix, MachineState::On);
         self.boot(ix);
     }
 
     /// A machine loses its power, and nobody is told.
     pub(crate) fn lose_power(&mut self, ix: Ix) {
-        let id = self.machines[ix].id.clone();
-        self.infrastructure.provider.set_state(&id, MachineState::Off);
+        self.seen_as(ix, MachineState::Off);
         self.power_off(ix);
+    }
+
+    /// The provider's view of a machine changes, if it has one.
+    fn seen_as(&mut self, ix: Ix, state: MachineState) {
+        if !self.was_taken_away(ix) {
+            self.infrastructure.provider.set_state(&self.machines[ix].id, state);
+        }
+    }
+
+    /// Whether the provider has given a machine up, and perhaps made another one in its place.
+    pub(crate) fn was_taken_away(&self, ix: Ix) -> bool {
+        self.by_id.get(&self.machines[ix].id) != Some(&ix)
+    }
+
+    /// Machines that were taken away, have disks that know who they are, and whose place is another's or nobody's by what the
+    /// coordinator has on disk.
+    pub(crate) fn may_come_back(&self) -> Vec<Ix> {
+        let may = |ix: &Ix| {
+            let machine = &self.machines[*ix];
+            let row = self.store.machines.get(&machine.id);
+            let disk = &machine.host.disk;
+            self.was_taken_away(*ix)
+                && machine.is_off()
+                && disk.ledger.is_some()
+                && disk.identity.is_some()
+                && row.is_none_or(|row| row.incarnation > machine.incarnation)
+        };
+        (0..self.machines.len()).filter(may).collect()
+    }
+
+    /// A machine that was taken away and runs all the same.
+    pub(crate) fn runs_unknown(&self) -> Option<String> {
+        let mut ghosts = (0..self.machines.len()).filter(|ix| self.was_taken_away(*ix));
+        let ghost = ghosts.find(|ix| !self.machines[*ix].is_off()).map(|ix| &self.machines[ix])?;
+        Some(format!("{} incarnation {} was taken away, and runs", ghost.id, ghost.incarnation))
     }
 
     /// Whether the world may take a machine's disk: it never costs a cluster its quorum by itself.
@@ -186,7 +222,7 @@ impl World {
 
     /// A machine's disk is replaced by a blank one.
     pub(crate) fn lose_disk(&mut self, ix: Ix) {
-        self.machines[ix].host.disk = crate::host::Disk::default();
+        self.machines[ix].host.disk = Disk::default();
         self.machines[ix].kept = None;
         self.reboot(ix);
     }

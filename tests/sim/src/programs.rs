@@ -121,6 +121,9 @@ impl World {
     }
 
     fn etcd_starts(&mut self, ix: Ix) -> Result<(), String> {
+        if self.was_taken_away(ix) {
+            return Err("the member has been permanently removed".to_owned());
+        }
         let name = self.machines[ix].cluster.clone();
         let holds = self.etcd_serves(&name, ix);
         let machine = &mut self.machines[ix];

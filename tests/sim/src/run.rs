@@ -167,7 +167,10 @@ impl World {
         if let Some(operation) = core.operations().find(|operation| !operation.is_done()) {
             return Some(format!("{} runs: {}", operation.id, operation.what()));
         }
-        self.provider_differs().or_else(|| self.etcd_differs()).or_else(|| self.nodes_differ())
+        self.runs_unknown()
+            .or_else(|| self.provider_differs())
+            .or_else(|| self.etcd_differs())
+            .or_else(|| self.nodes_differ())
     }
 
     /// A fault that nobody sees any more, and that is not told to be mended.

@@ -230,6 +230,7 @@ fn fault(words: &[&str]) -> Result<Fault, String> {
         }
         ["lose-disk", machine] => Fault::DiskLost { target: named(machine)? },
         ["vanish", machine] => Fault::Vanish { target: named(machine)? },
+        ["come-back", machine] => Fault::ComesBack { target: named(machine)? },
         ["crash-unit", machine, unit] => Fault::UnitCrash { target: named(machine)?, unit: number(unit)? },
         ["hang-unit", machine, unit] => Fault::UnitHang { target: named(machine)?, unit: number(unit)? },
         ["partition", side, rest @ ..] => {

@@ -15,7 +15,7 @@ use keelson_agent_core::{
 };
 use keelson_protocol::config::*;
 use keelson_protocol::health::*;
-use keelson_protocol::message::{ToAgent, ToCoordinator};
+use keelson_protocol::message::{Refusal, RefusalCode, ToAgent, ToCoordinator};
 use keelson_protocol::peer::{PeerAnswer, PeerSaid, PeerTarget};
 use keelson_protocol::{BootId, Generation, Incarnation, MachineId, MonoTime, SecretBytes, WallTime};
 
@@ -84,6 +84,8 @@ pub struct World {
     /// When peers were asked, and how many.
     pub peers_asked: Vec<(u64, usize)>,
     pub boot: u128,
+    /// Whether it has switched itself off.
+    pub off: bool,
     next_invocation: u128,
     pub connected: bool,
     pub certificate_life: Duration,
@@ -135,6 +137,7 @@ impl World {
             peers: BTreeMap::new(),
             peers_asked: Vec::new(),
             boot: 1,
+            off: false,
             next_invocation: 1,
             connected: false,
             certificate_life: Duration::from_secs(86_400),
@@ -172,6 +175,13 @@ impl World {
 
     pub fn offer(&mut self, config: &NodeConfig) {
         self.give(Event::Message(Box::new(ToAgent::Config(Box::new(config.clone())))));
+    }
+
+    /// The coordinator does not speak with this machine.
+    pub fn refuse(&mut self, code: RefusalCode) {
+        self.connected = false;
+        let refusal = Refusal { code, text: "no blueprint has this machine".to_owned() };
+        self.give(Event::Link(LinkNews::Refused(refusal)));
     }
 
     /// The coordinator asks whether this machine can reach others.
@@ -221,6 +231,7 @@ impl World {
     pub fn reboot(&mut self) {
         self.log.push("-- reboot".to_owned());
         self.boot += 1;
+        self.off = false;
         self.units.clear();
         self.routes.clear();
         self.files.retain(|path, _| !path.starts_with("/run/"));
@@ -261,6 +272,9 @@ impl World {
         assert!(self.ticks < 3_000_000, "the core does not come to rest: {:#?}", self.core.status());
         if self.play_reboot() {
             return true;
+        }
+        if self.off {
+            return false;
         }
         if let Some(action) = self.actions.pop_front() {
             self.carry_out(action);
@@ -475,6 +489,11 @@ impl World {
                 }
             }
             Step::Reload => self.reload(),
+            Step::PowerOff => {
+                self.log.push("switch off".to_owned());
+                self.off = true;
+                self.units.clear();
+            }
             Step::Start { unit, .. } => {
                 self.log.push(format!("start {unit}"));
                 let up = self
