@@ -129,6 +129,25 @@ async fn the_kind_of_the_disks_cannot_be_changed() {
 }
 
 #[tokio::test]
+async fn a_disk_that_is_exchanged_comes_back_with_what_is_on_it() {
+    let host = Host::new().await;
+    let wanted = request(&host, 0, 1);
+    create(&host, &wanted).await.unwrap();
+    let (machine, aside) = (&wanted.key.machine, host.state_dir().join("aside"));
+    let mark = host.machine_dir(machine).join("var/mark");
+    std::fs::write(&mark, "first").unwrap();
+    let bench = FaultBench::open(&host.state_dir()).unwrap();
+    bench.exchange_disk(machine, &aside).unwrap();
+    assert_eq!(state(&host, &wanted.key).await, Some(MachineState::Off));
+    bench.power_on(machine).unwrap();
+    assert!(!mark.exists(), "its disk is blank");
+    bench.exchange_disk(machine, &aside).unwrap();
+    assert_eq!(std::fs::read_to_string(&mark).unwrap(), "first");
+    assert!(!aside.join("var/mark").exists() && aside.join("metadata").exists());
+    host.destroy();
+}
+
+#[tokio::test]
 async fn a_machine_that_vanishes_is_not_listed_and_has_no_disk() {
     let host = Host::new().await;
     let wanted = request(&host, 0, 1);

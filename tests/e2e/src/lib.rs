@@ -9,7 +9,7 @@ mod lone;
 use std::env;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
@@ -131,6 +131,12 @@ impl Installation {
         let errors = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.success(), "runc {arguments:?} failed: {errors}");
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// Where the installation keeps what it has.
+    #[must_use]
+    pub fn state_dir(&self) -> &Path {
+        &self.state_dir
     }
 
     /// The fault bench of this installation.

@@ -160,6 +160,40 @@ impl FaultBench {
         Ok(self.site.delete(&record.key, Instant::now() + ACT_WAIT)?)
     }
 
+    /// Exchanges a machine's disk, and what it is told at boot, for those in `with`, and leaves it without power: when it is
+    /// switched on, it wakes as whoever had that disk before. Into an empty directory, which is made when it is absent, the
+    /// disk goes, and the machine wakes with a blank one; what it is told stays then.
+    ///
+    /// # Errors
+    /// [`ProviderError::NotFound`] without such a machine, [`ProviderError::Invalid`] when disks have a size of their own or
+    /// `with` is on another file system, else what the host refused.
+    pub fn exchange_disk(&self, machine: &MachineId, with: &Path) -> Result<(), ProviderError> {
+        let until = Instant::now() + ACT_WAIT;
+        if self.site.install.var_tmpfs_bytes.is_some() {
+            let detail = "this machine's disk is in memory and cannot be taken out".to_owned();
+            return Err(ProviderError::Invalid { field: "machine", detail });
+        }
+        let _lock = FileLock::acquire(&self.site.paths.machine_lock(machine), until)?;
+        self.record(machine)?;
+        self.site.cgroups.kill(machine, until)?;
+        let paths = self.site.paths.machine(machine);
+        files::make_dir(with)?;
+        let blank = !with.join("var").exists();
+        for (inside, name) in [(paths.var(), "var"), (paths.metadata(), "metadata")] {
+            let (outside, aside) = (with.join(name), with.join(format!("{name}.new")));
+            match blank {
+                true if name == "metadata" => copy_files(&inside, &outside)?,
+                true => move_directory(&inside, &outside)?,
+                false => {
+                    move_directory(&inside, &aside)?;
+                    move_directory(&outside, &inside)?;
+                    move_directory(&aside, &outside)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Puts a cut in force, beside those that are.
     ///
     /// # Errors
@@ -309,6 +343,27 @@ impl FaultBench {
             }
         }
     }
+}
+
+fn move_directory(from: &Path, to: &Path) -> Result<(), ProviderError> {
+    match std::fs::rename(from, to) {
+        Err(error) if error.kind() == ErrorKind::CrossesDevices => {
+            let detail = format!("{} is not on the file system of the machines", to.display());
+            Err(ProviderError::Invalid { field: "with", detail })
+        }
+        moved => Ok(moved.map_err(LocalError::file("move", from))?),
+    }
+}
+
+fn copy_files(from: &Path, to: &Path) -> Result<(), ProviderError> {
+    files::make_dir(to)?;
+    let copied = std::fs::read_dir(from).and_then(|mut entries| {
+        entries.try_for_each(|entry| {
+            let entry = entry?;
+            std::fs::copy(entry.path(), to.join(entry.file_name())).map(drop)
+        })
+    });
+    Ok(copied.map_err(LocalError::file("copy", from))?)
 }
 
 fn carries_no_port(side: &Side) -> bool {
