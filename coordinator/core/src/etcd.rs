@@ -22,7 +22,14 @@ pub struct EtcdWatch {
     pub error: Option<String>,
     /// Whether nothing was changed since [`Self::members`] was listed.
     fresh: bool,
+    /// When it was asked for that list.
+    listed: Option<MonoTime>,
+    /// Whether a member may have been added since then. Its machine may be given up meanwhile, for the list says that it is no
+    /// member.
+    adding: bool,
     call: Option<CallId>,
+    /// When that call was made.
+    asked: Option<MonoTime>,
     /// When it may be asked again.
     after: Option<MonoTime>,
 }
@@ -38,18 +45,19 @@ impl CoordinatorCore {
         let Some(session) = self.way_to_etcd(cluster) else { return };
         let view = self.member_view(cluster);
         let change = view.as_ref().filter(|_| cluster.etcd.fresh).and_then(next_member_call);
-        self.call_etcd(name, session, change.unwrap_or(EtcdCall::Look));
+        self.call_etcd(now, name, session, change.unwrap_or(EtcdCall::Look));
     }
 
-    fn call_etcd(&mut self, name: &ClusterName, session: SessionId, call: EtcdCall) {
+    fn call_etcd(&mut self, now: Now, name: &ClusterName, session: SessionId, call: EtcdCall) {
         let id = CallId(self.next_call);
         self.next_call += 1;
         self.etcd_calls.insert(id, (name.clone(), call.clone()));
-        self.effects.push(Effect::Etcd { id, session, cluster: name.clone(), call });
         if let Some(cluster) = self.clusters.get_mut(name) {
-            cluster.etcd.call = Some(id);
+            cluster.etcd.adding |= matches!(call, EtcdCall::AddLearner { .. });
+            (cluster.etcd.call, cluster.etcd.asked) = (Some(id), Some(now.mono));
             cluster.etcd.fresh = false;
         }
+        self.effects.push(Effect::Etcd { id, session, cluster: name.clone(), call });
     }
 
     /// Whether somebody waits for a word of the cluster's etcd.
@@ -60,7 +68,16 @@ impl CoordinatorCore {
             machine.leaving && standings.get(&machine.id) != Some(&Standing::Absent)
                 || joins && standings.get(&machine.id) != Some(&Standing::Voter)
         };
-        cluster.held.is_some() || cluster.row.blueprint.with_role(Role::Etcd).any(moves)
+        let machines = || cluster.row.blueprint.with_role(Role::Etcd);
+        let strays = |members: &Vec<EtcdMember>| {
+            members.iter().any(|member| !machines().any(|machine| keelson_planner::is_of(member, machine)))
+        };
+        // After a start they are listed once: the coordinator before may have begun what nothing else tells of.
+        let stray = match &cluster.etcd.members {
+            Some(members) => strays(members),
+            None => cluster.row.first_answer.is_some(),
+        };
+        cluster.held.is_some() || cluster.etcd.adding || stray || machines().any(moves)
     }
 
     /// A session with a machine whose member works; one that stays, when there is one.
@@ -93,6 +110,15 @@ impl CoordinatorCore {
         machines.map(|machine| (machine.id.clone(), keelson_planner::standing(machine, members))).collect()
     }
 
+    /// Whether etcd has listed its members since a machine has no power: then the rest works without it, and it may be made anew.
+    pub(crate) fn listed_without(&self, id: &MachineId) -> bool {
+        let Some(machine) = self.machines.get(id) else { return false };
+        let cluster = self.clusters.get(&machine.row.cluster);
+        cluster
+            .and_then(|cluster| cluster.etcd.listed)
+            .is_some_and(|listed| machine.off_since.is_none_or(|off| off <= listed))
+    }
+
     pub(crate) fn on_etcd(&mut self, now: Now, id: CallId, result: Result<EtcdAnswer, String>) {
         let Some((name, call)) = self.etcd_calls.remove(&id) else { return };
         let Some(cluster) = self.clusters.get_mut(&name).filter(|c| c.etcd.call == Some(id)) else { return };
@@ -101,7 +127,8 @@ impl CoordinatorCore {
         cluster.etcd.error = result.as_ref().err().cloned();
         match result {
             Ok(EtcdAnswer::Members { members, leader }) => {
-                cluster.etcd.members = Some(members);
+                (cluster.etcd.members, cluster.etcd.listed) = (Some(members), cluster.etcd.asked);
+                cluster.etcd.adding = false;
                 cluster.etcd.leader = leader;
                 cluster.etcd.fresh = true;
                 cluster.etcd.after = None;

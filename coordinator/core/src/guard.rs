@@ -153,8 +153,12 @@ impl CoordinatorCore {
         let leaves = planned.leaving && !machine.parting.removed && !self.keeps_api(name, planned);
         // A drain that a budget blocks takes nothing away, and may wait for just this repair.
         let blocked = machine.parting.drain.as_ref().is_some_and(|drain| drain.blocked().next().is_some());
-        let leaves = leaves && !blocked;
-        leaves && self.clusters.get(name).is_some_and(|cluster| has_begun(cluster, machine))
+        // And one whose vote the quorum needs goes only when another member is back.
+        let stays = |cluster: &Cluster| {
+            planned.roles.contains(&Role::Etcd) && self.quorum(cluster).outlives_loss(&planned.id).is_err()
+        };
+        let goes = |cluster: &Cluster| has_begun(cluster, machine) && !stays(cluster);
+        leaves && !blocked && self.clusters.get(name).is_some_and(goes)
             || is_changing(now, machine)
             || self.is_repaired(now, planned)
     }

@@ -1,6 +1,6 @@
 //! From spec to blueprint, step by step: the next plan is made when the one in force was carried out.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use keelson_model::{
@@ -59,14 +59,14 @@ impl CoordinatorCore {
         cluster.held = planned.held;
         self.set_blueprint(name, planned.blueprint);
         for id in refused {
-            self.give_back(now, name, &id);
+            self.give_back(now, &id);
         }
     }
 
     /// A member that the plan does not let go gets its power back after a while, with its disk: without power it helps
     /// nobody, and while it waits no other machine is repaired.
-    fn give_back(&mut self, now: Now, name: &ClusterName, id: &MachineId) {
-        let known = self.clusters.get(name).is_some_and(|cluster| cluster.etcd.members.is_some());
+    fn give_back(&mut self, now: Now, id: &MachineId) {
+        let known = self.listed_without(id);
         let fenced = self.machines.get(id).and_then(|machine| machine.row.fenced);
         // Where nothing can be known its power may be what is missing for that.
         let patience = if known { RENEW_REFUSED_MAX } else { RENEW_UNKNOWN_MAX };
@@ -176,8 +176,11 @@ impl CoordinatorCore {
         let released =
             |machine: &&BlueprintMachine| machine.leaving && self.is_released(&blueprint.cluster, machine);
         let renew = self.to_renew(blueprint);
+        // What was listed before they lost their power says nothing of those that would have to do without them.
+        let member = |id: &MachineId| blueprint.machines[id].roles.contains(&Role::Etcd);
+        let outdated = renew.iter().any(|id| member(id) && !self.listed_without(id));
         Progress {
-            etcd: self.standings(&blueprint.cluster),
+            etcd: if outdated { BTreeMap::new() } else { self.standings(&blueprint.cluster) },
             ready: self.working(blueprint),
             released: blueprint
                 .machines

@@ -368,6 +368,44 @@ fn an_endpoint_that_cannot_be_changed_stays_where_it_is() {
     assert_eq!(endpoint(&world).len(), 5);
 }
 
+/// What etcd listed last says that it is no member, and that was before.
+#[test]
+fn a_member_that_was_added_a_moment_ago_is_taken_out_though_its_machine_is_given_up() {
+    for (heard, dies) in [(false, false), (false, true), (true, false), (true, true)] {
+        gives_up_an_added_member(1, heard, dies);
+        gives_up_an_added_member(2, heard, dies);
+    }
+}
+
+/// Scales etcd back when one more was added to `voters`: whether that was `heard` already, or the coordinator `dies`.
+fn gives_up_an_added_member(voters: usize, heard: bool, dies: bool) {
+    let mut world = ready("small");
+    let members = |world: &World| world.members[&"demo".parse().unwrap()].len();
+    world.scale("demo", "etcd", 3);
+    world.etcd_answers_late = true;
+    while members(&world) <= voters {
+        world.etcd_answer_once();
+        world.step();
+    }
+    if heard {
+        // The next list is on its way.
+        world.etcd_answer_once();
+    }
+    world.scale("demo", "etcd", 1);
+    if dies {
+        world.step();
+        world.restart();
+    }
+    world.etcd_answers_late = false;
+    world.run(120);
+    assert_ready(&world);
+    assert_eq!(members(&world), 1, "{:?}", world.reasons());
+    world.scale("demo", "etcd", 3);
+    world.run(120);
+    assert_ready(&world);
+    assert_eq!(members(&world), 3);
+}
+
 /// Two calls at once could arrive in any order, and the older one would win.
 #[test]
 fn the_provider_is_told_of_new_targets_only_after_it_has_answered_for_the_old_ones() {

@@ -298,6 +298,22 @@ fn a_member_that_cannot_be_made_anew_gets_its_power_back_though_etcd_is_silent()
     assert_eq!(world.state("demo"), Some(ClusterState::Ready), "{:?}", waits(&world));
 }
 
+/// What etcd said before may no longer hold: another member may have died a moment ago.
+#[test]
+fn the_disk_of_a_member_is_given_up_only_when_etcd_has_answered_without_it() {
+    let mut world = ready("ha");
+    let before = incarnation(&world, "etcd-1");
+    repair(&mut world, "etcd-1", RepairAction::Recreate, Override::None);
+    world.etcd_silent = true;
+    world.run(30);
+    assert_eq!(fences(&world), ["demo-etcd-1"]);
+    assert_eq!(incarnation(&world, "etcd-1"), before);
+    world.etcd_silent = false;
+    world.run(120);
+    assert!(incarnation(&world, "etcd-1") > before);
+    assert_eq!(world.state("demo"), Some(ClusterState::Ready), "{:?}", waits(&world));
+}
+
 #[test]
 fn nobody_else_of_the_control_plane_is_repaired_while_one_takes_another_config() {
     let mut world = ready("ha");

@@ -16,7 +16,7 @@ pub mod quorum;
 mod waiting;
 
 pub use lint::{Finding, lint};
-pub use membership::{MemberView, next_member_call, standing};
+pub use membership::{MemberView, is_of, next_member_call, standing};
 pub use plan::{Addresses, Place, PlanError, PlanInput, Planned, RENDERING, Wanted, plan};
 pub use quorum::{Quorum, QuorumLost};
 pub use waiting::waiting;

@@ -37,7 +37,8 @@ pub fn standing(machine: &BlueprintMachine, members: &[EtcdMember]) -> Standing 
 }
 
 /// Whether a member is that of a machine. One that has not started yet has no name.
-fn is_of(member: &EtcdMember, machine: &BlueprintMachine) -> bool {
+#[must_use]
+pub fn is_of(member: &EtcdMember, machine: &BlueprintMachine) -> bool {
     let joins = machine.seat.as_ref().is_some_and(|seat| seat.begins == SeatBegins::Joining);
     let named = member.name == member_name(machine) || (joins && member.name.is_empty() && member.learner);
     // A founding member that never started has no name either.

@@ -238,9 +238,13 @@ impl World {
         }
     }
 
-    /// Whether a machine leaves its cluster and has no pod any more: the next thing is that its power goes.
+    /// Whether a machine leaves its cluster and has no pod any more, or the whole cluster goes: the next thing is that its
+    /// power does.
     fn has_left(&self, ix: Ix) -> bool {
         let machine = &self.machines[ix];
+        if self.store.clusters.get(&machine.cluster).is_none_or(|row| !row.wanted) {
+            return true;
+        }
         let planned = self.store.planned(&machine.id, machine.incarnation);
         let pods = self.kubes.get(&machine.cluster).map_or(0, |kube| kube.pods_on(&machine.id));
         planned.is_some_and(|planned| planned.leaving) && pods == 0
@@ -527,9 +531,15 @@ impl World {
         match unit.as_str() {
             _ if self.was_taken_away(ix) => {}
             ETCD if self.machines[ix].host.serves(ETCD) => self.check_member_act(ix, "its agent restarts it"),
-            API_SERVER => self.check_api_act(ix, "its agent restarts it"),
+            // Before a cluster was ready for the first time every config goes out at once.
+            API_SERVER if self.was_ready(ix) => self.check_api_act(ix, "its agent restarts it"),
             _ => {}
         }
+    }
+
+    fn was_ready(&self, ix: Ix) -> bool {
+        let cluster = self.store.clusters.get(&self.machines[ix].cluster);
+        cluster.is_some_and(|row| row.first_ready.is_some())
     }
 
     pub(crate) fn told(&mut self, ix: Ix, what: &str) {

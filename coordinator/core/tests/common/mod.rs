@@ -118,6 +118,8 @@ pub(crate) struct World {
     pub(crate) cut_off: BTreeSet<MachineId>,
     /// Of these, whose agents do not answer peers either.
     pub(crate) refused: BTreeSet<MachineId>,
+    /// Whether etcd's answers are on their way.
+    pub(crate) etcd_answers_late: bool,
     /// Whether etcd answers nothing.
     pub(crate) etcd_silent: bool,
     probed: VecDeque<(SessionId, ToCoordinator)>,
@@ -167,6 +169,7 @@ impl World {
             says: BTreeMap::new(),
             boot_ms: 0,
             answers_late: false,
+            etcd_answers_late: false,
             stillborn: BTreeSet::new(),
             no_room: BTreeSet::new(),
             refuse: VecDeque::new(),
@@ -249,7 +252,9 @@ impl World {
         {
             self.input(Input::Provider { id, result });
         }
-        while let Some((id, result)) = self.etcd_answers.pop_front() {
+        while !self.etcd_answers_late
+            && let Some((id, result)) = self.etcd_answers.pop_front()
+        {
             self.input(Input::Etcd { id, result });
         }
         while let Some((session, message)) = self.probed.pop_front() {
@@ -324,6 +329,13 @@ impl World {
     pub(crate) fn answer_once(&mut self) {
         for (id, result) in std::mem::take(&mut self.answers) {
             self.input(Input::Provider { id, result });
+        }
+    }
+
+    /// The same of etcd's answers.
+    pub(crate) fn etcd_answer_once(&mut self) {
+        for (id, result) in std::mem::take(&mut self.etcd_answers) {
+            self.input(Input::Etcd { id, result });
         }
     }
 
