@@ -3,25 +3,45 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use keelson_agent_core::{Ledger, LedgerFound};
 use keelson_host::{Durability, HostError, write_atomically};
 use keelson_protocol::SecretBytes;
 
+/// How often a file that cannot be read is tried, and the pause between.
+const READ_TRIES: u32 = 5;
+const READ_PAUSE: Duration = Duration::from_secs(1);
 /// Only root may read it: configs hold secrets.
 const MODE: u32 = 0o600;
 
 /// Reads the ledger. One that cannot be used is kept aside, so that the agent starts in any case and a person can look.
 pub(crate) fn read(path: &Path) -> LedgerFound {
-    let bytes = match fs::read(path) {
+    let bytes = match read_in_time(path) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return LedgerFound::Absent,
-        Err(error) => return LedgerFound::SetAside { why: format!("the ledger cannot be read: {error}") },
+        Err(error) => {
+            let why = format!("the ledger cannot be read: {error}; {}", set_aside(path));
+            return LedgerFound::SetAside { why };
+        }
     };
     match Ledger::decode(&bytes) {
         Ok(ledger) => LedgerFound::Intact(Box::new(ledger)),
         Err(error) => LedgerFound::SetAside { why: format!("{error}; {}", set_aside(path)) },
     }
+}
+
+/// Reads the file; a disk that fails for a moment is given some.
+fn read_in_time(path: &Path) -> io::Result<Vec<u8>> {
+    let mut last = fs::read(path);
+    for _ in 1..READ_TRIES {
+        match &last {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => std::thread::sleep(READ_PAUSE),
+            _ => break,
+        }
+        last = fs::read(path);
+    }
+    last
 }
 
 fn set_aside(path: &Path) -> String {
@@ -73,7 +93,7 @@ mod tests {
         let bytes = SecretBytes::new(old);
         write(&path, &bytes).unwrap();
         let LedgerFound::SetAside { why } = read(&path) else { panic!("it was taken") };
-        let reason = "the ledger has version 1, this agent reads only 3: \
+        let reason = "the ledger has version 1, this agent reads only 4: \
                       it waits for the coordinator to send the config again";
         let kept = root.path().join("ledger.unusable");
         assert_eq!(why, format!("{reason}; it is kept as {}", kept.display()));

@@ -19,6 +19,7 @@ use nix::fcntl::{Flock, FlockArg};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use tracing::{debug, info};
 
 use crate::bulk;
@@ -35,6 +36,8 @@ use crate::steps::Steps;
 const INPUTS_MAX: usize = 256;
 /// A look that takes longer has lost its answer.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(20);
+/// A write of the ledger that takes longer is given up: a disk that hangs must not keep a machine from giving up its work.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long the coordinator is given to hear that the agent stops.
 const GOODBYE: Duration = Duration::from_millis(500);
 /// How long after a change of a file is waited for more of them.
@@ -160,7 +163,9 @@ struct Shell {
     ledger: PathBuf,
     /// Actions that wait for the ledger to be written.
     queue: VecDeque<Action>,
-    persisting: Option<JoinHandle<Result<(), String>>>,
+    persisting: Option<LedgerWrite>,
+    /// A write that was given up and still goes on: no other one begins before it ends.
+    hung: Option<JoinHandle<Result<(), String>>>,
     sender: mpsc::Sender<Input>,
 }
 
@@ -208,6 +213,7 @@ impl Shell {
             ledger: paths.ledger(),
             queue: VecDeque::new(),
             persisting: None,
+            hung: None,
             sender,
         };
         Ok((shell, inputs))
@@ -222,7 +228,8 @@ impl Shell {
             tokio::select! {
                 biased;
                 result = written(&mut self.persisting) => {
-                    self.persisting = None;
+                    let write = self.persisting.take().and_then(|write| write.work);
+                    self.hung = self.hung.take().or(write.filter(|write| !write.is_finished()));
                     self.step(Event::Persisted(result));
                 }
                 Some(input) = inputs.recv() => match input {
@@ -307,9 +314,14 @@ impl Shell {
 
     fn persist(&mut self, bytes: SecretBytes) {
         let path = self.ledger.clone();
-        self.persisting = Some(tokio::task::spawn_blocking(move || {
-            ledger_file::write(&path, &bytes).map_err(|error| error.chain())
-        }));
+        let hung = self.hung.as_ref().is_some_and(|write| !write.is_finished());
+        let work = (!hung).then(|| {
+            tokio::task::spawn_blocking(move || {
+                ledger_file::write(&path, &bytes).map_err(|error| error.chain())
+            })
+        });
+        self.hung = self.hung.take().filter(|_| hung);
+        self.persisting = Some(LedgerWrite { work, ends: Instant::now() + WRITE_TIMEOUT });
     }
 
     fn send(&self, message: ToCoordinator) {
@@ -329,7 +341,7 @@ impl Shell {
 
     /// Waits for the ledger, when it is being written, and tells the coordinator that this is no crash.
     async fn goodbye(&mut self) {
-        if let Some(write) = self.persisting.take() {
+        if let Some(write) = self.persisting.take().and_then(|write| write.work) {
             let _ = tokio::time::timeout(GOODBYE, write).await;
         }
         if let Some(link) = self.link.take() {
@@ -352,10 +364,21 @@ async fn watch_files(host: Arc<Host>, sender: mpsc::Sender<Input>) {
     }
 }
 
+/// A write of the ledger, which ends in time whatever the disk does: everything but heartbeats waits for it.
+struct LedgerWrite {
+    /// `None` when it was not begun, because an earlier one hangs.
+    work: Option<JoinHandle<Result<(), String>>>,
+    ends: Instant,
+}
+
 /// The end of the write in flight; never, when there is none.
-async fn written(persisting: &mut Option<JoinHandle<Result<(), String>>>) -> Result<(), String> {
-    match persisting {
-        Some(write) => write.await.unwrap_or_else(|_| Err("the write was given up".to_owned())),
-        None => std::future::pending().await,
+async fn written(persisting: &mut Option<LedgerWrite>) -> Result<(), String> {
+    let Some(write) = persisting else { return std::future::pending().await };
+    let Some(work) = &mut write.work else {
+        return Err("an earlier write of it has not ended yet".to_owned());
+    };
+    match tokio::time::timeout_at(write.ends, work).await {
+        Ok(result) => result.unwrap_or_else(|_| Err("the write was given up".to_owned())),
+        Err(_) => Err(format!("it was not written within {} s", WRITE_TIMEOUT.as_secs())),
     }
 }

@@ -307,7 +307,7 @@ pub struct ProbeSpec {
 pub enum ProbeTarget {
     /// A TCP port.
     Tcp(SocketAddr),
-    /// A Unix socket.
+    /// A Unix socket on which a server of HTTP/2, such as one of gRPC, answers.
     Unix(String),
     /// An HTTP endpoint.
     Http {

@@ -160,7 +160,7 @@ pub enum Step {
         /// What to do.
         act: RemedyAct,
     },
-    /// Switch the machine off; programs end in order first.
+    /// Switch the machine off; programs are ended first.
     PowerOff,
 }
 

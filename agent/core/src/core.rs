@@ -100,6 +100,8 @@ pub struct AgentCore {
     pub(crate) journal: Journal,
     pub(crate) units: BTreeMap<String, UnitRun>,
     pub(crate) units_seen: UnitsSeen,
+    /// When units that are to be stopped were last told so.
+    pub(crate) stopping: BTreeMap<String, MonoTime>,
     pub(crate) files: Files,
     pub(crate) certificates: BTreeMap<String, CertificateRun>,
     /// Whether all were held as wanted at the last comparison.
@@ -161,14 +163,13 @@ impl AgentCore {
     #[must_use]
     pub fn restore(start: Start, now: MonoTime, wall: WallTime) -> Self {
         let Start { me, ledger, version, seed } = start;
-        let empty = || Ledger::empty(me.machine.clone(), me.incarnation);
+        // Numbers of events that were used must not be used again, and a ledger that is not there may have been lost: the
+        // milliseconds since 1970 are ahead of any count.
+        let event_next = u64::try_from(wall.0).unwrap_or(1).max(1);
+        let empty = || Ledger { event_next, ..Ledger::empty(me.machine.clone(), me.incarnation) };
         let (mut ledger, mut found) = match ledger {
             LedgerFound::Absent => (empty(), "there is no ledger: the machine is new".to_owned()),
-            LedgerFound::SetAside { why } => {
-                // Numbers of events that were used must not be used again; the seconds since 1970 are ahead of any count.
-                let event_next = u64::try_from(wall.0 / 1_000).unwrap_or(1).max(1);
-                (Ledger { event_next, ..empty() }, why)
-            }
+            LedgerFound::SetAside { why } => (empty(), why),
             LedgerFound::Intact(ledger) => (*ledger, String::new()),
         };
         if (&ledger.machine, ledger.incarnation) != (&me.machine, me.incarnation) {
@@ -188,6 +189,7 @@ impl AgentCore {
             journal: Journal::restored(&ledger),
             units: BTreeMap::new(),
             units_seen: UnitsSeen::default(),
+            stopping: BTreeMap::new(),
             files: Files::new(),
             certificates: BTreeMap::new(),
             certificates_stand: false,
@@ -392,7 +394,7 @@ impl AgentCore {
             self.looks.succeeded(class);
         }
         match observation {
-            Ok(Observation::Units(units)) => self.units_seen.answered(units),
+            Ok(Observation::Units(units)) => self.units_answered(units),
             Ok(Observation::Files(files)) => self.files.seen(files),
             Ok(Observation::Certificates(certificates)) => self.certificates_seen(certificates),
             Ok(Observation::Routes(routes)) => self.network.routes_seen(routes),

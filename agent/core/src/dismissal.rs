@@ -20,11 +20,14 @@ const SUBJECT: &str = "machine";
 /// A coordinator that says for so long that it knows no such machine means it: one that was restored from an old copy of
 /// its database leaves people this time to notice.
 const UNKNOWN_MAX: Duration = Duration::from_secs(600);
+/// Longest pause between two such refusals that are about the same: the link tries four times in this time, and enrolment
+/// twice.
+const UNKNOWN_PAUSE_MAX: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Default)]
 pub(crate) struct Dismissal {
-    /// Since when the coordinator says that it knows no such machine.
-    unknown_since: Option<MonoTime>,
+    /// Since when the coordinator says that it knows no such machine, and when it said so last.
+    unknown: Option<(MonoTime, MonoTime)>,
     /// It was said during this life of the agent that the machine is to go. What the ledger says alone starts nothing and
     /// ends nothing: meanwhile the machine may have been taken back.
     said: bool,
@@ -37,7 +40,9 @@ impl AgentCore {
         let goes = match refusal.code {
             RefusalCode::OldIncarnation => true,
             RefusalCode::UnknownMachine => {
-                let since = *self.dismissal.unknown_since.get_or_insert(now);
+                let goes_on = |(_, last): &(MonoTime, MonoTime)| now.since(*last) <= UNKNOWN_PAUSE_MAX;
+                let since = self.dismissal.unknown.filter(goes_on).map_or(now, |(since, _)| since);
+                self.dismissal.unknown = Some((since, now));
                 now.since(since) >= UNKNOWN_MAX
             }
             _ => false,

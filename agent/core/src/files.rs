@@ -130,7 +130,9 @@ impl AgentCore {
                 Some(FileSeen::Present { mode, .. }) if *mode != wanted.mode => {
                     format!("its mode was {mode:o} instead of {:o}", wanted.mode)
                 }
-                Some(FileSeen::Present { .. } | FileSeen::Unknown { .. }) | None => continue,
+                // What cannot be read is made anew beside it, and put in its place.
+                Some(FileSeen::Unknown { why }) => format!("it could not be read: {why}"),
+                Some(FileSeen::Present { .. }) | None => continue,
             };
             different.insert(path.clone(), seen);
         }

@@ -230,7 +230,7 @@ impl AgentCore {
 
     /// Whether the limit allows one more, by the wall clock, because it must hold over reboots.
     fn budget(&mut self, name: &str, limit: RemedyLimit) -> Result<(), Held> {
-        let now = self.now.wall;
+        let now = self.corrected_now().wall;
         let Some(record) = self.ledger.remedies.get_mut(name) else { return Ok(()) };
         record.forget(now);
         for (period, words, most) in
@@ -256,8 +256,9 @@ impl AgentCore {
     }
 
     fn begin(&mut self, spec: &RemedySpec, cause: String) {
+        let now = self.corrected_now().wall;
         let record = self.ledger.remedies.entry(spec.name.clone()).or_default();
-        record.begun.push_back(self.now.wall);
+        record.begun.push_back(now);
         let progress = Progress { spec: digest(spec), boot: self.me.boot, done: 0, cause, did: Vec::new() };
         record.progress = Some(progress);
         let run = RemedyRun { hold: spec.hold.clone(), ..RemedyRun::default() };

@@ -4,6 +4,7 @@
 //! `Restart=always`, which brings a fallen program back after a second even without the agent; above it the budget,
 //! which stops what is futile.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use keelson_protocol::MonoTime;
@@ -14,10 +15,11 @@ use crate::action::{Step, StepKey};
 use crate::core::AgentCore;
 use crate::desired::Desired;
 use crate::digest::Digest;
-use crate::event::{Active, Invocation};
+use crate::event::{Active, Invocation, UnitSeen};
 use crate::ledger::StartRecord;
 use crate::looks::Class;
 use crate::probes::Said;
+use crate::rest::News;
 use crate::unit_text;
 
 mod seen;
@@ -44,6 +46,8 @@ pub(crate) const STABLE_AFTER: Duration = Duration::from_secs(60);
 pub(crate) const START_MAX: Duration = Duration::from_secs(300);
 /// A process that lives and does not answer for this long is hung.
 pub(crate) const HUNG_AFTER: Duration = Duration::from_secs(30);
+/// A unit that is on its way down is told to stop again after this time: its stop has a time-out of its own.
+const STOP_AGAIN: Duration = Duration::from_secs(5);
 /// So many bad answers in a row make a healthy unit unhealthy: one may be lost.
 pub(crate) const BAD_ANSWERS_MAX: u32 = 3;
 
@@ -160,7 +164,8 @@ impl AgentCore {
 
     /// Whether nothing is in the way of any unit; the same for all of them, and worked out once.
     fn cleared(&self, desired: &Desired) -> Result<(), String> {
-        if let Some(stale) = self.stale_units(desired).next() {
+        // One that is stopped is in nobody's way, though its file could not be removed yet.
+        if let Some(stale) = self.stale_units(desired).find(|name| !self.is_known_stopped(name)) {
             return Err(format!("{stale} of the config before to stop"));
         }
         self.files.on_its_way(desired).map_or(Ok(()), |path| Err(format!("file {path}")))
@@ -365,9 +370,7 @@ impl AgentCore {
         if !before.same_state(&run.phase) {
             run.since = self.now.wall;
         }
-        let seen = self.units_seen.get(name).map(|seen| seen.active);
-        let up = seen.is_some_and(|active| active != Active::Stopped);
-        if up && self.free(&StepKey::Unit(name.to_owned())) {
+        if self.is_to_be_stopped(name) {
             run.ordered(Order::Stop, self.now.mono);
             self.run(Step::Stop { unit: name.to_owned() });
         }
@@ -409,12 +412,41 @@ impl AgentCore {
     fn stop_stale_units(&mut self, desired: &Desired) {
         let stale: Vec<String> = self.stale_units(desired).cloned().collect();
         for name in stale {
-            let seen = self.units_seen.get(&name).map(|seen| seen.active);
-            let up = seen.is_some_and(|active| !matches!(active, Active::Stopped));
-            if up && self.free(&StepKey::Unit(name.clone())) {
+            if self.is_to_be_stopped(&name) {
                 self.run(Step::Stop { unit: name });
             }
         }
+    }
+
+    /// Whether a unit runs, and a stop may be ordered now. One on its way down is told again only after a while: it may take
+    /// its time.
+    fn is_to_be_stopped(&mut self, name: &str) -> bool {
+        let Some(active) = self.units_seen.get(name).map(|seen| seen.active) else { return false };
+        if active == Active::Stopped {
+            self.stopping.remove(name);
+            return false;
+        }
+        if let Some(again) = self.stopping.get(name).map(|at| at.plus(STOP_AGAIN))
+            && active == Active::Settling
+            && again > self.now.mono
+        {
+            self.wake_at(again);
+            return false;
+        }
+        let free = self.free(&StepKey::Unit(name.to_owned()));
+        if free {
+            self.stopping.insert(name.to_owned(), self.now.mono);
+        }
+        free
+    }
+
+    /// A look at all units was answered.
+    pub(crate) fn units_answered(&mut self, seen: Arc<[UnitSeen]>) -> News {
+        let now = self.now.mono;
+        if !self.units_seen.in_sight(now) {
+            self.units.values_mut().for_each(UnitRun::was_out_of_sight);
+        }
+        self.units_seen.answered(seen, now)
     }
 
     /// The file of a unit of an earlier config was removed: nothing of it is left.

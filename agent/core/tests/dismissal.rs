@@ -64,13 +64,26 @@ fn a_machine_that_is_unknown_goes_after_ten_minutes_and_not_before() {
     assert!(world.off);
 }
 
+/// What was said an hour ago says nothing about now.
+#[test]
+fn an_hour_without_a_word_begins_the_ten_minutes_anew() {
+    let (mut world, _) = ready();
+    for _ in 0..3 {
+        world.refuse(RefusalCode::UnknownMachine);
+        world.run_for(3_600_000);
+    }
+    assert!(!world.off);
+}
+
 #[test]
 fn a_welcome_between_begins_the_ten_minutes_anew() {
     let (mut world, _) = ready();
     for _ in 0..5 {
         world.refuse(RefusalCode::UnknownMachine);
-        world.run_for(500_000);
-        world.refuse(RefusalCode::UnknownMachine);
+        for _ in 0..20 {
+            world.refuse(RefusalCode::UnknownMachine);
+            world.run_for(25_000);
+        }
         world.connect();
         world.run_for(1_000);
     }

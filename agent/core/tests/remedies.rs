@@ -128,7 +128,7 @@ fn the_machine_reboots_when_nothing_else_helps_and_then_no_more_than_it_may() {
         |told| told.starts_with("reboot") && told.contains("2 within a day is the limit, made again in ")
     ));
     // A day is counted by the wall clock; this one passes in a moment.
-    world.faults.clock_ms = 86_400_000;
+    world.faults.passed_ms = 86_400_000;
     world.run_for(2_400_000);
     assert_eq!(world.boot, 4, "the next day it may again");
 }
@@ -221,7 +221,39 @@ fn limits_hold_over_kills_of_the_agent_and_reboots() {
         }
         assert_eq!(moved(&world), most);
         // A day is counted by the wall clock; this one passes in a moment.
-        world.faults.clock_ms += 86_400_000;
+        world.faults.passed_ms += 86_400_000;
+    }
+}
+
+/// A disk that stalls makes a program fall, and lets nobody see that it works again.
+#[test]
+fn time_in_which_nothing_was_seen_throws_no_state_away() {
+    for blind_ms in [250_000, 900_000] {
+        let (mut world, config) = remedied_and_ready();
+        world.fall("containerd.service");
+        world.run_for(500);
+        world.faults.blind = true;
+        world.run_for(blind_ms);
+        world.faults.blind = false;
+        world.run_for(600_000);
+        assert_eq!(world.acts(), [] as [&str; 0], "after {blind_ms} ms");
+        assert_eq!(world.events_of(EventKind::RepairFailed), [] as [&str; 0]);
+        world.assert_converged(&config);
+    }
+}
+
+#[test]
+fn a_clock_that_is_set_gives_no_limit_back() {
+    for day_ms in [86_400_000, -86_400_000] {
+        let (mut world, _) = remedied_and_ready();
+        world.corrupt("containerd.service", "nothing");
+        world.run_for(3 * 3_600_000);
+        assert_eq!(moved(&world), 2);
+        world.faults.clock_ms = day_ms;
+        world.run_for(3_600_000);
+        world.faults.clock_ms = 0;
+        world.run_for(3_600_000);
+        assert_eq!(moved(&world), 2, "the clock was set by {day_ms} ms");
     }
 }
 

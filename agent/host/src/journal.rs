@@ -1,6 +1,7 @@
 //! The journal, read by journalctl(1): its file format is systemd's own affair.
 
 use std::process::Stdio;
+use std::time::Duration;
 
 use tokio::process::{Child, Command};
 
@@ -45,6 +46,8 @@ fn arguments(request: &JournalRequest) -> Vec<String> {
 
 /// So many of a unit's last lines are looked through for its last words.
 const LAST_WORDS_LINES: &str = "--lines=20";
+/// Longest wait for them: all units are waited for with this one.
+const LAST_WORDS_WAIT: Duration = Duration::from_secs(2);
 /// Longest last words, in characters.
 const LAST_WORDS_MAX: usize = 200;
 
@@ -55,8 +58,11 @@ pub(crate) async fn last_words(unit: &str) -> String {
     command.args(["--no-pager", "--quiet", "--boot", "--output=cat", LAST_WORDS_LINES]);
     // What programs print, without what systemd says about them.
     command.arg(format!("--unit={unit}")).arg("_TRANSPORT=stdout");
-    let output = command.stdin(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true).output().await;
-    output.map_or_else(|_| String::new(), |output| last_line(&String::from_utf8_lossy(&output.stdout)))
+    let output = command.stdin(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true).output();
+    match tokio::time::timeout(LAST_WORDS_WAIT, output).await {
+        Ok(Ok(output)) => last_line(&String::from_utf8_lossy(&output.stdout)),
+        Ok(Err(_)) | Err(_) => String::new(),
+    }
 }
 
 fn last_line(text: &str) -> String {

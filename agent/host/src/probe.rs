@@ -16,7 +16,7 @@ use hyper_util::rt::TokioIo;
 use keelson_protocol::config::{ClientFiles, Expect, ProbeSpec, ProbeTarget};
 use rustls::pki_types::ServerName;
 use serde::Deserialize;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsConnector;
 
@@ -70,9 +70,7 @@ impl Prober {
             ProbeTarget::Tcp(address) => {
                 return TcpStream::connect(address).await.map(drop).map_err(|error| io_text(&error));
             }
-            ProbeTarget::Unix(path) => {
-                return UnixStream::connect(path).await.map(drop).map_err(|error| io_text(&error));
-            }
+            ProbeTarget::Unix(path) => return speaks_http2(path).await,
             ProbeTarget::Http { address, path } => Question { address: *address, path, tls: None },
             ProbeTarget::Https { address, path, server_name, ca_path, client } => {
                 let tls = Tls { server_name, ca_path, client: client.as_ref() };
@@ -222,6 +220,28 @@ fn node_ready(body: &[u8]) -> Result<(), String> {
 }
 
 /// Short words for what happens all the time.
+/// What a client of HTTP/2 says first: its preface and an empty SETTINGS frame (RFC 9113, section 3.4).
+const HTTP2_HELLO: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+/// Length of a frame's head, which has the frame's type in its fourth byte.
+const HTTP2_HEAD_BYTES: usize = 9;
+const HTTP2_SETTINGS: u8 = 4;
+
+/// Whether a server on a Unix socket says what a server of HTTP/2, such as one of gRPC, says first. That it can be connected to
+/// proves nothing: the kernel takes connections for a program that hangs.
+async fn speaks_http2(path: &str) -> Result<(), String> {
+    let mut stream = UnixStream::connect(path).await.map_err(|error| io_text(&error))?;
+    let mut head = [0; HTTP2_HEAD_BYTES];
+    let asked = async {
+        stream.write_all(HTTP2_HELLO).await?;
+        stream.read_exact(&mut head).await
+    };
+    asked.await.map_err(|error| io_text(&error))?;
+    match head[3] {
+        HTTP2_SETTINGS => Ok(()),
+        _ => Err("it does not speak HTTP/2".to_owned()),
+    }
+}
+
 fn io_text(error: &std::io::Error) -> String {
     match error.kind() {
         std::io::ErrorKind::ConnectionRefused => "connection refused".to_owned(),

@@ -135,12 +135,12 @@ impl Systemd {
         known(self.call("ResetFailedUnit", &(unit,), &format!("reset {unit}")).await)
     }
 
-    /// Asks for a reboot; programs end in order first.
+    /// Asks for a reboot. systemd ends all programs at once, with SIGTERM first, and unmounts what it can.
     pub(crate) async fn reboot(&self) -> Result<(), HostError> {
         self.call("Reboot", &(), "reboot").await.map(drop)
     }
 
-    /// Asks for the machine to be switched off; programs end in order first.
+    /// Asks for the machine to be switched off, in the same way.
     pub(crate) async fn power_off(&self) -> Result<(), HostError> {
         self.call("PowerOff", &(), "switch the machine off").await.map(drop)
     }

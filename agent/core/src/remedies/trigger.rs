@@ -88,12 +88,13 @@ impl AgentCore {
     }
 
     /// A unit that has worked with its present inputs, unless a full disk or a lack of memory explains why it does not any
-    /// more.
+    /// more, or nobody has seen it a moment ago.
     fn proven(&self, unit: &str, desired: &Desired) -> Option<&UnitRun> {
         let full = |pressure: keelson_protocol::health::Pressure| {
             pressure.disk_used_percent.max(pressure.inodes_used_percent) >= DISK_EXPLAINS_PERCENT
         };
-        if self.reporter.pressure.is_some_and(full) || self.reporter.memory_tight {
+        let seen = self.units_seen.in_sight(self.now.mono);
+        if !seen || self.reporter.pressure.is_some_and(full) || self.reporter.memory_tight {
             return None;
         }
         let worked = self.ledger.units.get(unit)?.worked?;

@@ -2,6 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
+
+use keelson_protocol::MonoTime;
 
 use crate::event::UnitSeen;
 use crate::rest::News;
@@ -17,11 +20,16 @@ pub(crate) struct UnitsSeen {
     asked: Arc<[String]>,
     /// The last answer; `None` when something of it was forgotten since.
     answer: Option<Arc<[UnitSeen]>>,
+    /// When that was.
+    at: Option<MonoTime>,
 }
+
+/// Units are looked at each second. Who has not seen them for longer does not know what they did.
+const OUT_OF_SIGHT: Duration = Duration::from_secs(15);
 
 impl Default for UnitsSeen {
     fn default() -> Self {
-        Self { by_name: BTreeMap::new(), listed: None, asked: Arc::from([]), answer: None }
+        Self { by_name: BTreeMap::new(), listed: None, asked: Arc::from([]), answer: None, at: None }
     }
 }
 
@@ -51,8 +59,14 @@ impl UnitsSeen {
         Arc::clone(listed)
     }
 
+    /// Whether units were seen a moment ago.
+    pub(crate) fn in_sight(&self, now: MonoTime) -> bool {
+        self.at.is_some_and(|at| now.since(at) <= OUT_OF_SIGHT)
+    }
+
     /// The look was answered, in the order of its question.
-    pub(crate) fn answered(&mut self, seen: Arc<[UnitSeen]>) -> News {
+    pub(crate) fn answered(&mut self, seen: Arc<[UnitSeen]>, now: MonoTime) -> News {
+        self.at = Some(now);
         let before = self.answer.replace(Arc::clone(&seen));
         if before.is_some_and(|before| Arc::ptr_eq(&before, &seen) || before == seen) {
             return News::None;

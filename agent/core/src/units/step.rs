@@ -157,6 +157,8 @@ pub(crate) struct UnitRun {
     vain_since: Option<MonoTime>,
     /// Since when the probe that tells whether it lives has failed.
     dead_since: Option<MonoTime>,
+    /// Since when it has been on its way up or down although it was to stay as it is.
+    settling_since: Option<MonoTime>,
     /// That probe is good: it is not healthy, because of others.
     lives: bool,
 }
@@ -187,8 +189,14 @@ impl UnitRun {
             vain: 0,
             vain_since: None,
             dead_since: None,
+            settling_since: None,
             lives: false,
         }
+    }
+
+    /// Nobody has looked for a while: that it did not work all that time is not known.
+    pub(crate) fn was_out_of_sight(&mut self) {
+        (self.failing_since, self.vain_since) = (None, None);
     }
 
     /// Whether it came up, and did not fall at once.
@@ -217,6 +225,9 @@ impl UnitRun {
             self.vain_since = None;
         } else {
             self.vain_since.get_or_insert(facts.now);
+        }
+        if facts.reading != Reading::Settling {
+            self.settling_since = None;
         }
         match &facts.reading {
             Reading::Unknown => None,
@@ -430,6 +441,16 @@ impl UnitRun {
             }
             Phase::Unhealthy { since, .. } if facts.alive.is_some() => {
                 self.hung(facts, since, "it has not started".to_owned())
+            }
+            // Somebody has restarted it, and it does not come up: no answer of its probe is about this run.
+            Phase::Healthy { .. } | Phase::Unhealthy { .. } => {
+                let ends = self.settling_since.get_or_insert(facts.now).plus(STOPPING_MAX);
+                if facts.now >= ends {
+                    self.phase = Phase::Starting { since: facts.now };
+                    self.announce = true;
+                }
+                self.wake = Some(ends.max(facts.now));
+                None
             }
             _ => None,
         }

@@ -238,6 +238,14 @@ impl World {
         self.kill_agent();
     }
 
+    /// Numbers of the events that the coordinator has stored, which follow one another.
+    pub fn stored_numbers(&self) -> Vec<u64> {
+        let numbers: Vec<u64> = self.stored_events.iter().map(|event| event.sequence).collect();
+        let first = numbers.first().copied().unwrap_or_default();
+        assert_eq!(numbers, (first..first + numbers.len() as u64).collect::<Vec<_>>());
+        numbers
+    }
+
     /// Plays until `ms` have passed.
     pub fn run_for(&mut self, ms: u64) {
         let end = self.now + ms;
@@ -315,7 +323,8 @@ impl World {
             }
             Action::Run(step) => self.run_step(step),
             Action::Look(Look { id, query }) => {
-                let observation = Ok(self.look(query));
+                let blind = self.faults.blind.then(|| "nothing is seen".to_owned());
+                let observation = blind.map_or_else(|| Ok(self.look(query)), Err);
                 self.answer(Event::Observed { id, observation });
             }
             Action::Probe { id, probe } => {
@@ -374,7 +383,7 @@ impl World {
             }
             ToCoordinator::TimeRequest { asked_at } => {
                 // The coordinator's clock is 500 ms ahead.
-                let now = wall_of(self.now).plus(Duration::from_millis(500));
+                let now = self.true_wall().plus(Duration::from_millis(500));
                 self.answer(Event::Message(Box::new(ToAgent::Time { asked_at: *asked_at, now })));
             }
             _ => {}

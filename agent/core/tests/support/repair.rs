@@ -23,6 +23,10 @@ pub struct Faults {
     pub failing_act: Option<String>,
     /// The machine's wall clock minus the right one.
     pub clock_ms: i64,
+    /// What passed in a moment, for all clocks but the monotonic one.
+    pub passed_ms: i64,
+    /// Looks at the machine fail: systemd does not answer, or the disk does not.
+    pub blind: bool,
     /// The machine does not reboot when it is told to.
     pub never_reboots: bool,
     /// The machine goes down then.
@@ -32,7 +36,12 @@ pub struct Faults {
 impl World {
     /// The machine's own wall clock.
     pub(super) fn wall(&self) -> WallTime {
-        WallTime(wall_of(self.now).0 + self.faults.clock_ms)
+        WallTime(self.true_wall().0 + self.faults.clock_ms)
+    }
+
+    /// The right time.
+    pub(super) fn true_wall(&self) -> WallTime {
+        WallTime(wall_of(self.now).0 + self.faults.passed_ms)
     }
 
     /// Reboots when that was ordered and its time has come.
