@@ -53,6 +53,8 @@ pub(crate) fn judge(evidence: &Evidence, heard: Heard) -> Verdict {
     };
     match evidence.power {
         PowerSeen::Off => return Verdict::Off,
+        // Who is reached is there, whatever a list says.
+        PowerSeen::Missing if evidence.peers.reached > 0 => return Verdict::CutOff,
         PowerSeen::Missing => return Verdict::Missing,
         PowerSeen::On | PowerSeen::Unknown => {}
     }

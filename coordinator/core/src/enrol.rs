@@ -13,7 +13,6 @@ use ring::hmac;
 
 use crate::effect::{Effect, EnrolId};
 use crate::limits::TOKEN_LIFE;
-use crate::session::check_incarnation;
 use crate::state::{CoordinatorCore, Now};
 
 impl CoordinatorCore {
@@ -77,12 +76,12 @@ impl CoordinatorCore {
             );
         };
         let row = &machine.row;
-        check_incarnation(row, request.incarnation)?;
         let token = hex::decode(request.token.expose_secret()).unwrap_or_default();
-        let text = self.token_text(&row.id, row.incarnation);
+        let text = self.token_text(&row.id, request.incarnation);
         if hmac::verify(&self.token_key(), text.as_bytes(), &token).is_err() {
             return refuse(RefusalCode::WrongToken, "the token is not the one that this machine was given");
         }
+        self.check_incarnation(row, request.incarnation)?;
         let Some(key_hash) = key_hash else {
             return refuse(RefusalCode::BadSigningRequest, "the signing request is malformed or not P-256");
         };

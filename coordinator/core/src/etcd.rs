@@ -80,15 +80,17 @@ impl CoordinatorCore {
         cluster.held.is_some() || cluster.etcd.adding || stray || machines().any(moves)
     }
 
-    /// A session with a machine whose member works; one that stays, when there is one.
+    /// A session with a machine whose member works; one that votes and stays, when there is one. The list may be old, and name
+    /// nobody who works.
     fn way_to_etcd(&self, cluster: &Cluster) -> Option<SessionId> {
         let working = self.working(&cluster.row.blueprint);
         let standings = self.standings(&cluster.row.spec.name);
-        let votes = |machine: &&BlueprintMachine| {
-            working.contains(&machine.id)
-                && standings.get(&machine.id).is_none_or(|standing| *standing == Standing::Voter)
+        let works = |machine: &&BlueprintMachine| working.contains(&machine.id);
+        let votes = |machine: &BlueprintMachine| {
+            standings.get(&machine.id).is_none_or(|standing| *standing == Standing::Voter)
         };
-        let machine = cluster.row.blueprint.with_role(Role::Etcd).filter(votes).min_by_key(|m| m.leaving)?;
+        let machines = cluster.row.blueprint.with_role(Role::Etcd).filter(works);
+        let machine = machines.min_by_key(|machine| (!votes(machine), machine.leaving))?;
         self.machines.get(&machine.id)?.session
     }
 

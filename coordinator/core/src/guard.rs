@@ -121,7 +121,10 @@ impl CoordinatorCore {
         let (mut broken, mut total) = (0, 0);
         for machine in machines {
             total += 1;
-            broken += usize::from(is_broken(machine));
+            // One on its way out that has no power was switched off by us.
+            let gone = machine.row.fenced.is_some()
+                && cluster.row.blueprint.machines.get(&machine.row.id).is_some_and(|planned| planned.leaving);
+            broken += usize::from(is_broken(machine) && !gone);
         }
         within(Scope::Cluster, broken, total)?;
         let count = |count: crate::detect::Count| (count.total - count.heard) as usize;
@@ -150,7 +153,9 @@ impl CoordinatorCore {
         let Some(machine) = self.machines.get(&planned.id) else { return false };
         let name = &machine.row.cluster;
         // One that waits for a master to work is not what that master's repair may wait for.
-        let leaves = planned.leaving && !machine.parting.removed && !self.keeps_api(name, planned);
+        // And one without power, which gets none any more, comes back for nobody.
+        let goes_still = !machine.parting.removed && machine.row.fenced.is_none();
+        let leaves = planned.leaving && goes_still && !self.keeps_api(name, planned);
         // A drain that a budget blocks takes nothing away, and may wait for just this repair.
         let blocked = machine.parting.drain.as_ref().is_some_and(|drain| drain.blocked().next().is_some());
         // And one whose vote the quorum needs goes only when another member is back.
@@ -160,7 +165,7 @@ impl CoordinatorCore {
         let goes = |cluster: &Cluster| has_begun(cluster, machine) && !stays(cluster);
         leaves && !blocked && self.clusters.get(name).is_some_and(goes)
             || is_changing(now, machine)
-            || self.is_repaired(now, planned)
+            || !planned.leaving && self.is_repaired(now, planned)
     }
 
     /// Whether a machine is being repaired, or was a moment ago and does not work yet.
@@ -226,7 +231,10 @@ impl CoordinatorCore {
         // One that leaves and that the quorum needs waits for just this repair.
         let quorum = self.quorum(cluster);
         let moves = |other: &&BlueprintMachine| match other.leaving {
-            true => quorum.outlives_loss(&other.id).is_ok(),
+            true => {
+                standings.get(&other.id) != Some(&keelson_model::Standing::Absent)
+                    && quorum.outlives_loss(&other.id).is_ok()
+            }
             false => !votes(other) && standings.get(&other.id) != Some(&keelson_model::Standing::Absent),
         };
         others.find(moves).map(|other| &other.id)
@@ -297,8 +305,10 @@ fn retries(now: Now, machine: &Machine, action: RepairAction) -> Result<(), Hold
             return Err(Hold::Retries { acts: acts.len(), until: at.plus(ACTS_WINDOW) });
         }
     }
+    // Of one that is gone nothing is left that could still come of the last repair.
+    let gone = machine.verdict == Verdict::Missing;
     let until = last.at.plus(cool_down(recent.len()));
-    if now.wall < until { Err(Hold::CoolDown { until }) } else { Ok(()) }
+    if now.wall < until && !gone { Err(Hold::CoolDown { until }) } else { Ok(()) }
 }
 
 /// How long a machine is left alone after so many repairs within the hour.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use keelson_model::kubernetes::{Cordon, DrainForce, DrainState, KubeAnswer, KubeCall, KubeFailure, PodWait};
 use keelson_model::{
-    BlueprintMachine, DrainThen, FleetEvent, LeaveStep, MachinePhase, Role, Severity, Standing,
+    BlueprintMachine, DrainThen, FleetEvent, LeaveStep, MachinePhase, Role, Severity, Standing, Verdict,
 };
 use keelson_protocol::{ClusterName, MachineId, MonoTime};
 
@@ -147,14 +147,16 @@ impl CoordinatorCore {
         planned.leaving && planned.is_node() && drained && out && !self.keeps_api(name, planned)
     }
 
-    /// Whether a master that leaves may be the last one that works: none of those that stay does.
+    /// Whether a master that leaves may be the last one that works: none of those that stay does. One that is not heard, because
+    /// it is cut off or because the coordinator has just started, may serve its users all the same.
     pub(crate) fn keeps_api(&self, name: &ClusterName, planned: &BlueprintMachine) -> bool {
         let Some(cluster) = self.clusters.get(name).filter(|cluster| cluster.row.wanted) else {
             return false;
         };
-        let heard = self.made(planned).is_some_and(Machine::is_heard);
+        let dead = |verdict| matches!(verdict, Verdict::Hung | Verdict::Off | Verdict::Missing);
+        let perhaps = |machine: &Machine| machine.row.fenced.is_none() && !dead(machine.verdict);
         planned.roles.contains(&Role::Master)
-            && heard
+            && self.made(planned).is_some_and(perhaps)
             && !cluster.row.blueprint.staying(Role::Master).any(|other| self.works(other))
     }
 
@@ -254,6 +256,8 @@ impl CoordinatorCore {
                 (parting.drained, parting.unknown) = (true, true);
                 machine.kube_after = None;
             }
+            // With power again its kubelet registers another one.
+            (KubeCall::DeleteNode { .. }, Ok(_)) if machine.row.fenced.is_none() => {}
             (KubeCall::DeleteNode { .. }, Ok(_)) => {
                 parting.removed = true;
                 self.plan_soon(name);

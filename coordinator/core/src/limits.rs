@@ -22,6 +22,9 @@ pub const LIST_INTERVAL_SILENT: Duration = Duration::from_secs(1);
 /// A list may show what was so long before it was asked for: what it says of a machine that was switched on since then is
 /// not believed, because it would lose its power once more while it boots.
 pub const LIST_LAG_MAX: Duration = Duration::from_secs(5);
+/// How long a machine of which nothing is known may stay at the provider: long enough for people to notice that an old copy of
+/// the database was restored. As long as such a machine itself waits before it switches itself off.
+pub const UNKNOWN_MAX: Duration = Duration::from_secs(600);
 /// How long after its start the coordinator calls no machine silent that it has not heard yet: 20,000 agents need half
 /// a minute to come back.
 pub const WARM_UP: Duration = Duration::from_secs(30);

@@ -10,7 +10,7 @@ use crate::metrics::RepairOutcome;
 use crate::nodes::KubeFor;
 use crate::repair::needs_fence;
 use crate::row::{MachineRow, Row};
-use crate::state::{CallFor, CoordinatorCore, Now};
+use crate::state::{CallFor, CoordinatorCore, Machine, Now};
 
 /// The next step towards power for a machine that is off.
 enum PowerStep {
@@ -88,9 +88,9 @@ impl CoordinatorCore {
             ) => self.reconcile_acting(now, id),
             // It goes anyway, and its pods can be moved at once when it has no power for certain.
             (MachinePhase::Off { .. }, Some(planned))
-                if planned.leaving && !self.votes_are_short(now, &cluster, id) =>
+                if planned.leaving && !machine.row.powering && !self.votes_are_short(now, &cluster, id) =>
             {
-                if machine.row.fenced.is_none() {
+                if machine.row.fenced.is_none() && self.knows_power(now, machine) {
                     self.call_fence(id, cluster, planned.incarnation);
                 }
             }
@@ -102,6 +102,8 @@ impl CoordinatorCore {
                 | MachinePhase::Deleting { .. },
                 Some(planned),
             ) => self.call_create(now, planned, cluster),
+            // A cluster outlives its machines. Where nothing is known of it, nothing is known of them.
+            (_, None) if !self.clusters.contains_key(&cluster) => {}
             // Never asked for: there is nothing to remove, and nothing to wait for.
             (MachinePhase::Planned, None) => self.forget_machine(id),
             (_, None) => self.take_away(now, id, cluster),
@@ -118,6 +120,12 @@ impl CoordinatorCore {
         cluster.filter(|_| self.warm(now)).is_some_and(|cluster| {
             (cluster.etcd.members.is_some() || long) && self.quorum(cluster).outlives_loss(id).is_err()
         })
+    }
+
+    /// Whether a machine that is written down as off was seen so by this process, or everybody who lives has had time to come
+    /// back: it may have been switched on while nobody watched.
+    fn knows_power(&self, now: Now, machine: &Machine) -> bool {
+        machine.off_since.is_some() || self.warm(now)
     }
 
     /// Gives a machine its power, once its pods have been given up or that has taken too long.
@@ -144,6 +152,10 @@ impl CoordinatorCore {
     /// What gives its power to a machine that is off, or nothing while that has to wait.
     fn power_step(&self, now: Now, planned: &BlueprintMachine, cluster: &ClusterName) -> Option<PowerStep> {
         let machine = self.machines.get(&planned.id)?;
+        // With power its kubelet would begin again what is being given up, and register what is being removed.
+        if machine.kube_call.is_some() {
+            return None;
+        }
         let row = &machine.row;
         let rebuilds = row.acting == Some(RepairAction::Rebuild);
         if row.powering {
@@ -156,7 +168,7 @@ impl CoordinatorCore {
         let pending = self.evacuation_pending(now, planned, cluster);
         // The list that has it as off may be old: only a fence is a proof, for pods and for a new machine around its disk.
         if row.fenced.is_none() && (pending || needs_fence(machine)) {
-            return Some(PowerStep::Fence);
+            return self.knows_power(now, machine).then_some(PowerStep::Fence);
         }
         // One to be renewed is made anew in a moment.
         if pending || row.renew {
@@ -205,7 +217,7 @@ impl CoordinatorCore {
         let Some(off_since) = machine.off_since else { return false };
         let runs_pods = planned.roles.contains(&Role::Worker) && machine.row.enrolled_key.is_some();
         let others = cluster.row.blueprint.staying(Role::Worker).count() > 1;
-        let stands = cluster.row.wanted && cluster.row.first_ready.is_some();
+        let stands = cluster.row.wanted && cluster.row.first_answer.is_some();
         // One that was asked for may still force pods away: they must not begin again under it.
         let asked = machine.kube_call.and_then(|call| self.kube_calls.get(&call));
         let under_way = asked.is_some_and(|(_, purpose)| {

@@ -13,7 +13,7 @@ use crate::effect::{
 };
 use crate::limits::{
     LIST_INTERVAL, LIST_INTERVAL_SILENT, LIST_LAG_MAX, PROVIDER_CALLS_MAX, PROVIDER_RETRY_MAX,
-    PROVIDER_RETRY_MIN, REFUSED_RETRY,
+    PROVIDER_RETRY_MIN, REFUSED_RETRY, UNKNOWN_MAX,
 };
 use crate::state::{CallFor, CoordinatorCore, Exposure, Machine, Now};
 
@@ -175,14 +175,16 @@ impl CoordinatorCore {
 
     fn compare_list(&mut self, now: Now, seen: Vec<SeenMachine>) {
         let mut by_id: BTreeMap<MachineId, SeenMachine> = BTreeMap::new();
+        let mut unowned = Vec::new();
         for machine in seen {
             let owned = self.machines.get(&machine.machine);
             if owned.is_some_and(|owned| owned.row.incarnation == machine.incarnation) {
                 by_id.insert(machine.machine.clone(), machine);
             } else {
-                self.sweep_orphan(machine);
+                unowned.push(machine);
             }
         }
+        self.sweep_orphans(now, unowned);
         let begun = self.list_begun;
         for seen in by_id.values().filter(|seen| seen.on) {
             if let Some(machine) = self.machines.get_mut(&seen.machine) {
@@ -196,9 +198,18 @@ impl CoordinatorCore {
             let off = matches!(machine.row.phase, MachinePhase::Off { .. });
             !off || machine.row.enrolled_key.is_some() || by_id.contains_key(&machine.row.id)
         });
-        let never_there: Vec<MachineId> = never_there.iter().map(|machine| machine.row.id.clone()).collect();
+        // What leaves out machines that speak says nothing by leaving others out.
+        let speaks = |machine: &&Machine| {
+            matches!(machine.row.phase, MachinePhase::Enrolled { .. })
+                && self.silent_for(now, machine).is_none()
+        };
+        let partial = settled.iter().filter(|m| speaks(m)).any(|m| !by_id.contains_key(&m.row.id));
+        let listed = |machine: &&Machine| !partial || by_id.contains_key(&machine.row.id);
+        let never_there: Vec<MachineId> =
+            never_there.iter().filter(|m| listed(m)).map(|machine| machine.row.id.clone()).collect();
         let gone: Vec<(MachineId, bool)> = settled
             .into_iter()
+            .filter(listed)
             .filter(|machine| match machine.row.phase {
                 MachinePhase::Booting { .. } => by_id.get(&machine.row.id).is_none_or(|seen| !seen.on),
                 // Whoever speaks has power: then the list is old.
@@ -259,8 +270,28 @@ impl CoordinatorCore {
         self.touch(id);
     }
 
-    /// A machine of ours that no blueprint and no row names: made by a process that died before it wrote that down, or
-    /// left over from a cluster that is gone.
+    /// Removes machines of ours that no row names. One that was replaced goes at once. One of which nothing is known goes when it
+    /// has been listed for long, and one that is newer than the record of it stays: an old copy of the database may have been
+    /// restored, and then their disks are all that there is of them.
+    fn sweep_orphans(&mut self, now: Now, unowned: Vec<SeenMachine>) {
+        let before = std::mem::take(&mut self.unknown);
+        for seen in unowned {
+            let known = self.machines.get(&seen.machine).map(|machine| machine.row.incarnation);
+            match known {
+                Some(newest) if seen.incarnation < newest => self.sweep_orphan(seen),
+                Some(_) => {}
+                None => {
+                    let key = (seen.machine.clone(), seen.incarnation);
+                    let since = before.get(&key).copied().unwrap_or(now.mono);
+                    self.unknown.insert(key, since);
+                    if now.mono.since(since) >= UNKNOWN_MAX {
+                        self.sweep_orphan(seen);
+                    }
+                }
+            }
+        }
+    }
+
     fn sweep_orphan(&mut self, seen: SeenMachine) {
         let purpose = CallFor::Orphan(seen.machine.clone());
         if self.calls.values().any(|call| *call == purpose) {
@@ -338,7 +369,9 @@ impl CoordinatorCore {
             return self.call_exposures(now, name);
         }
         let due = cluster.unexpose_after.is_none_or(|after| after <= now.mono);
-        if cluster.unexposed || cluster.unexpose_call.is_some() || !due {
+        // One that is being exposed would come after it, and stay.
+        let exposing = cluster.exposures.values().any(|exposure| exposure.call.is_some());
+        if cluster.unexposed || cluster.unexpose_call.is_some() || exposing || !due {
             return;
         }
         let call = ProviderCall::Unexpose { cluster: name.clone() };

@@ -117,7 +117,10 @@ impl CoordinatorCore {
         let cluster = machine.row.cluster.clone();
         let ends_pods = match machine.verdict {
             Verdict::Hung | Verdict::AgentDown | Verdict::Missing => false,
-            Verdict::GivenUp => !self.drain_is_late(now, machine),
+            Verdict::GivenUp => {
+                let planned = self.planned(&cluster, id);
+                !self.drain_is_late(now, machine) || planned.is_some_and(|p| self.keeps_api(&cluster, p))
+            }
             _ => true,
         };
         let due = machine.call.is_none() && machine.after.is_none_or(|after| after <= now.mono);
@@ -131,7 +134,7 @@ impl CoordinatorCore {
                 let empty = self.forgot_itself(machine).is_some() || machine.verdict == Verdict::Missing;
                 let paused = self.clusters.get(&cluster).map_or(Ok(()), |cluster| self.not_paused(cluster));
                 let allowed = match empty {
-                    true => paused,
+                    true => paused.and_then(|()| self.quorum_allows(id, RepairAction::Recreate)),
                     false => self.allowed(now, id, RepairAction::PowerCycle, Asker::Detector, census),
                 };
                 let incarnation = machine.row.incarnation;

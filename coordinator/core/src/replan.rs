@@ -12,7 +12,7 @@ use keelson_protocol::{ClusterName, Generation, Incarnation, MachineId};
 
 use crate::limits::{RENEW_REFUSED_MAX, RENEW_UNKNOWN_MAX};
 use crate::row::{Counter, Row};
-use crate::state::{CoordinatorCore, Machine, Now};
+use crate::state::{Cluster, CoordinatorCore, Machine, Now};
 
 /// Most steps of one plan: etcd goes from one to five members and a machine leaves in two steps each.
 const PLAN_STEPS_MAX: usize = 32;
@@ -66,8 +66,14 @@ impl CoordinatorCore {
     /// A member that the plan does not let go gets its power back after a while, with its disk: without power it helps
     /// nobody, and while it waits no other machine is repaired.
     fn give_back(&mut self, now: Now, id: &MachineId) {
-        let known = self.listed_without(id);
-        let fenced = self.machines.get(id).and_then(|machine| machine.row.fenced);
+        let machine = self.machines.get(id);
+        let cluster = machine.and_then(|machine| self.clusters.get(&machine.row.cluster));
+        // To give power back an old list is enough.
+        let needed = |cluster: &Cluster| {
+            cluster.etcd.members.is_some() && self.quorum(cluster).outlives_loss(id).is_err()
+        };
+        let known = self.listed_without(id) || cluster.is_some_and(needed);
+        let fenced = machine.and_then(|machine| machine.row.fenced);
         // Where nothing can be known its power may be what is missing for that.
         let patience = if known { RENEW_REFUSED_MAX } else { RENEW_UNKNOWN_MAX };
         if fenced.is_some_and(|since| now.wall.since(since) >= patience) {

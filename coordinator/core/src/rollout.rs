@@ -137,19 +137,34 @@ impl CoordinatorCore {
         let cluster = self.clusters.get(name)?;
         let machine = self.machines.get(id)?;
         let planned = self.planned(name, id).filter(|planned| in_control_plane(planned))?;
-        // A machine with a config of a coordinator that did not write down what it sent counts as one that changes.
+        // A machine with a config of a coordinator that did not write down what it sent counts as one that changes, and so does
+        // one that works on an older config than the one that was on its way to it.
+        let has = |sent: &SentConfig| machine.told >= Some(sent.generation);
         let same = match &machine.row.sent {
-            Some(sent) => sent.services == services,
+            Some(sent) => sent.services == services && (has(sent) || !self.works(planned)),
             None => machine.told.is_none(),
         };
-        if same || cluster.row.first_ready.is_none() {
+        if same {
             return None;
+        }
+        // Until a cluster was ready everybody gets it at once, but for the only master that works.
+        if cluster.row.first_ready.is_none() {
+            return self.no_other_master(cluster, planned);
         }
         self.unsettled_master(cluster, id).or_else(|| {
             let quorum = Quorum::of(&self.standings(name), &self.working(&cluster.row.blueprint));
             let risky = planned.roles.contains(&Role::Etcd) && cluster.etcd.members.is_some();
             (risky && quorum.outlives_loss(id).is_err() && quorum.needed() > 1).then(|| id.clone())
         })
+    }
+
+    /// A master that shall work before this one, which works, begins anew; `None` when another one works.
+    fn no_other_master(&self, cluster: &Cluster, planned: &BlueprintMachine) -> Option<MachineId> {
+        let alone = planned.roles.contains(&Role::Master) && self.works(planned);
+        let mut others = cluster.row.blueprint.staying(Role::Master).filter(|other| other.id != planned.id);
+        let first = others.next().filter(|_| alone)?;
+        let works = self.works(first) || others.any(|other| self.works(other));
+        (!works).then(|| first.id.clone())
     }
 
     /// Another machine of the control plane that is not ready with what it was sent.

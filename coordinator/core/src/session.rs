@@ -62,7 +62,7 @@ impl CoordinatorCore {
                 format!("no blueprint names {id}; it will be removed"),
             );
         };
-        check_incarnation(&machine.row, incarnation)?;
+        self.check_incarnation(&machine.row, incarnation)?;
         let Some(last) = self.last_heard(machine) else { return Ok(()) };
         let alive = machine.session.is_some() && now.mono.since(last) < SECOND_HOLDER_AFTER;
         let same_boot = machine.boot == Some(boot);
@@ -75,6 +75,33 @@ impl CoordinatorCore {
             );
         }
         Ok(())
+    }
+
+    /// Whether a machine is the one of its id that is in force, or why not. What is planned cannot be taken back: one whose
+    /// successor is, but not made yet, was replaced already.
+    pub(crate) fn check_incarnation(
+        &self,
+        row: &MachineRow,
+        incarnation: Incarnation,
+    ) -> Result<(), Refusal> {
+        let id = &row.id;
+        let planned = self.planned(&row.cluster, id).map(|planned| planned.incarnation);
+        let newest = planned.map_or(row.incarnation, |planned| planned.max(row.incarnation));
+        let (code, text) = match incarnation.cmp(&newest) {
+            Ordering::Equal => return Ok(()),
+            Ordering::Less => (
+                RefusalCode::OldIncarnation,
+                format!("{id} was replaced: this is incarnation {incarnation}, {newest} is in force"),
+            ),
+            // No machine is newer than the coordinator's own record, unless that is not the newest.
+            Ordering::Greater => (
+                RefusalCode::UnknownMachine,
+                format!(
+                    "incarnation {incarnation} of {id} is not known, only {newest}: was an old copy of the database restored?"
+                ),
+            ),
+        };
+        Err(Refusal { code, text })
     }
 
     fn refuse_session(&mut self, now: Now, session: SessionId, id: &MachineId, refusal: Refusal) {
@@ -414,25 +441,4 @@ fn severity(kind: EventKind) -> Severity {
         | EventKind::ClockWrong => Severity::Warning,
         EventKind::RepairWithheld | EventKind::RepairFailed | EventKind::Fenced => Severity::Alarm,
     }
-}
-
-/// Whether a machine is the one of its id that is in force, or why not.
-pub(crate) fn check_incarnation(row: &MachineRow, incarnation: Incarnation) -> Result<(), Refusal> {
-    let id = &row.id;
-    let (code, text) = match incarnation.cmp(&row.incarnation) {
-        Ordering::Equal => return Ok(()),
-        Ordering::Less => (
-            RefusalCode::OldIncarnation,
-            format!("{id} was replaced: this is incarnation {incarnation}, {} is in force", row.incarnation),
-        ),
-        // No machine is newer than the coordinator's own record, unless that is not the newest.
-        Ordering::Greater => (
-            RefusalCode::UnknownMachine,
-            format!(
-                "incarnation {incarnation} of {id} is not known, only {}: was an old copy of the database restored?",
-                row.incarnation
-            ),
-        ),
-    };
-    Err(Refusal { code, text })
 }

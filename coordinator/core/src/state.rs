@@ -14,7 +14,7 @@ use keelson_planner::{Addresses, Place};
 use keelson_protocol::config::NodeConfig;
 use keelson_protocol::health::{Facts, HealthReport, Heartbeat, NodeState};
 use keelson_protocol::{
-    BootId, ClusterName, Generation, InstallId, MachineId, MonoTime, SecretBytes, WallTime,
+    BootId, ClusterName, Generation, Incarnation, InstallId, MachineId, MonoTime, SecretBytes, WallTime,
 };
 
 use crate::effect::{CallId, Effect, HealthCheck, Input, SessionId};
@@ -292,6 +292,8 @@ pub struct CoordinatorCore {
     pub(crate) next_list: MonoTime,
     /// When the list under way, or the last one, was begun.
     pub(crate) list_begun: MonoTime,
+    /// Machines at the provider of which nothing is known, and since when each is listed.
+    pub(crate) unknown: BTreeMap<(MachineId, Incarnation), MonoTime>,
     pub(crate) started: MonoTime,
     /// Until when machines that were not heard since the start may be on their way back.
     pub(crate) returning_until: MonoTime,
@@ -347,6 +349,7 @@ impl CoordinatorCore {
             next_call: 0,
             next_list: now.mono,
             list_begun: now.mono,
+            unknown: BTreeMap::new(),
             started: now.mono,
             returning_until: now.mono.plus(WARM_UP),
             listening_since: now.mono,

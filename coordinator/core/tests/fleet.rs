@@ -405,10 +405,26 @@ fn an_orphan_at_the_provider_is_swept() {
     let mut orphan = world.machines[&"demo-etcd-1".parse().unwrap()].clone();
     orphan.linked = false;
     world.machines.insert("demo-lost-7".parse().unwrap(), orphan);
-    world.run(80);
+    world.run(1_180);
+    assert!(world.machines.contains_key(&"demo-lost-7".parse().unwrap()), "nobody had time to notice");
+    world.run(100);
     assert!(!world.machines.contains_key(&"demo-lost-7".parse().unwrap()));
     assert_eq!(world.machines.len(), 4);
     assert!(world.reasons().contains(&"OrphanRemoved"));
+}
+
+/// An old copy of the database was restored: the record is old, and not the machine.
+#[test]
+fn a_machine_that_is_newer_than_its_record_is_not_removed() {
+    let mut world = World::new();
+    world.create(&small("demo"));
+    world.run(CONVERGED);
+    let id = "demo-worker-1".parse().unwrap();
+    let machine = world.machines.get_mut(&id).unwrap();
+    (machine.incarnation, machine.linked) = (Incarnation(99), false);
+    world.run(2_000);
+    assert_eq!(world.machines[&id].incarnation, Incarnation(99));
+    assert!(world.reasons().iter().all(|reason| *reason != "OrphanRemoved"), "{:?}", world.reasons());
 }
 
 #[test]

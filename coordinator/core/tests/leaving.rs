@@ -368,6 +368,109 @@ fn an_endpoint_that_cannot_be_changed_stays_where_it_is() {
     assert_eq!(endpoint(&world).len(), 5);
 }
 
+/// Just after its start the coordinator has heard nobody, and somebody's users may be served all the same.
+#[test]
+fn a_master_that_may_be_the_last_one_is_kept_though_it_is_not_heard() {
+    let mut world = ready("ha");
+    hold_budgets(&mut world);
+    world.scale("demo", "master", 1);
+    world.run(20);
+    let leaving: Vec<MachineId> = {
+        let machines = blueprint(&world).machines.values();
+        machines.filter(|machine| machine.leaving).map(|machine| machine.id.clone()).collect()
+    };
+    let stays = blueprint(&world).staying(Role::Master).next().unwrap().id.clone();
+    world.machines.get_mut(&stays).unwrap().linked = false;
+    world.budgets.clear();
+    for id in &leaving {
+        world.machines.get_mut(id).unwrap().linked = false;
+        world.cut_off.insert(id.clone());
+    }
+    world.restart();
+    world.run(100);
+    assert!(world.fences.iter().all(|id| !leaving.contains(id)), "{:?}", world.fences);
+}
+
+/// It waits for an API server to remove its node, and the repair of that one must not wait for it.
+#[test]
+fn a_machine_on_its_way_out_without_power_holds_no_repair() {
+    let mut world = ready("ha");
+    world.evacuates_slowly = true;
+    world.scale("demo", "master", 2);
+    let leaves = until_one_leaves(&mut world);
+    world.run(30);
+    assert_eq!(world.fences, std::slice::from_ref(&leaves));
+    let hangs = blueprint(&world).staying(Role::Master).next().unwrap().id.clone();
+    world.machines.get_mut(&hangs).unwrap().linked = false;
+    world.run(40);
+    assert_eq!(world.fences, [leaves, hangs], "{:?}", waits(&world));
+}
+
+/// Its member is out: it takes no part any more, however long its pods stay.
+#[test]
+fn a_lost_member_is_replaced_while_one_that_is_out_is_drained() {
+    let mut world = ready("ha-stacked");
+    world.scale("demo", "master", 5);
+    world.run(200);
+    assert_ready(&world);
+    hold_budgets(&mut world);
+    let drain = Some(DrainSpec { timeout_s: 86_400, then: DrainThen::Wait });
+    let accepted = world.core.scale_pool(world.now(), &scale_request("master", 3, drain)).unwrap();
+    world.carry_out(accepted.effects);
+    let leaves = until_one_leaves(&mut world);
+    world.run(40);
+    let out = |world: &World| {
+        let address = blueprint(world).machines[&leaves].address;
+        world.members[&"demo".parse().unwrap()].iter().all(|member| member.address != Some(address))
+    };
+    assert!(out(&world), "its member is still there");
+    let lost = blueprint(&world).staying(Role::Etcd).next().unwrap().id.clone();
+    let before = world.core.machine(&lost).unwrap().row.incarnation;
+    world.machines.remove(&lost);
+    world.run(200);
+    assert!(world.core.machine(&lost).unwrap().row.incarnation > before, "{:?}", waits(&world));
+    assert!(world.machines[&leaves].on);
+}
+
+/// What comes after it would stay for ever.
+#[test]
+fn services_are_taken_back_only_after_they_were_exposed() {
+    let mut world = World::new();
+    world.answers_late = true;
+    world.create(&named("demo", "small"));
+    world.run(4);
+    assert!(!world.exposed.is_empty());
+    world.delete("demo");
+    world.run(10);
+    assert!(!world.exposed.is_empty(), "it was taken back while it was being exposed");
+    world.answers_late = false;
+    world.run(60);
+    assert!(world.exposed.is_empty() && world.machines.is_empty());
+}
+
+/// Nobody heard that it has its power, and the quorum comes back with it.
+#[test]
+fn a_member_that_was_given_its_power_keeps_it_though_the_coordinator_died_meanwhile() {
+    let mut world = ready("ha");
+    world.scale("demo", "etcd", 1);
+    let leaves = until_one_leaves(&mut world);
+    let lost = other_member(&world, &leaves);
+    world.etcd_silent = true;
+    world.machines.remove(&lost);
+    (world.lose_power_answers, world.boot_ms) = (true, 5_000);
+    world.machines.get_mut(&leaves).unwrap().power_off();
+    while !world.machines[&leaves].on {
+        world.step();
+    }
+    world.fences.clear();
+    world.restart();
+    (world.lose_power_answers, world.etcd_silent) = (false, false);
+    world.run(30);
+    assert!(!world.fences.contains(&leaves), "{:?}", world.fences);
+    world.run(500);
+    assert_ready(&world);
+}
+
 /// What etcd listed last says that it is no member, and that was before.
 #[test]
 fn a_member_that_was_added_a_moment_ago_is_taken_out_though_its_machine_is_given_up() {

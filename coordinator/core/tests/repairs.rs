@@ -4,11 +4,13 @@
 
 mod common;
 
-use common::World;
 use common::demo::*;
-use keelson_coordinator_core::{ClusterState, Override, ProviderFailure, Remedy};
+use common::{World, hello};
+use keelson_coordinator_core::{ClusterState, Input, Override, ProviderFailure, Remedy, SessionId};
 use keelson_model::{FaultClass, MachinePhase, RepairAction, Verdict};
+use keelson_protocol::BootId;
 use keelson_protocol::health::NodeState;
+use keelson_protocol::message::{RefusalCode, ToAgent};
 
 /// Steps of half a second in which a new coordinator lets its fleet come back.
 const WARM: u32 = 70;
@@ -296,6 +298,99 @@ fn a_member_that_cannot_be_made_anew_gets_its_power_back_though_etcd_is_silent()
     world.etcd_silent = false;
     world.run(200);
     assert_eq!(world.state("demo"), Some(ClusterState::Ready), "{:?}", waits(&world));
+}
+
+/// Its successor is planned and not made yet: what is planned cannot be taken back.
+#[test]
+fn a_machine_that_comes_back_before_its_successor_is_made_is_refused() {
+    let mut world = ready("ha");
+    let before = incarnation(&world, "worker-2");
+    world.evacuates_slowly = true;
+    repair(&mut world, "worker-2", RepairAction::Recreate, Override::None);
+    until_fenced(&mut world, "worker-2");
+    world.step();
+    let planned = |world: &World| {
+        world.core.cluster(&"demo".parse().unwrap()).unwrap().row.blueprint.machines[&id("worker-2")]
+            .incarnation
+    };
+    assert!(planned(&world) > before && incarnation(&world, "worker-2") == before);
+    let hello = hello(BootId(77), None);
+    world.input(Input::Opened {
+        session: SessionId(9_999),
+        machine: id("worker-2"),
+        incarnation: before,
+        hello,
+    });
+    let refused = world.sent.iter().any(|message| match message {
+        ToAgent::Refused(refusal) => refusal.code == RefusalCode::OldIncarnation,
+        _ => false,
+    });
+    assert!(refused && machine(&world, "worker-2").session.is_none());
+    world.evacuate_at_last();
+    world.run(120);
+    assert_eq!(world.state("demo"), Some(ClusterState::Ready), "{:?}", waits(&world));
+}
+
+/// Its list leaves out machines that are heard, so that it says nothing of one that is not.
+#[test]
+fn a_list_that_leaves_out_who_speaks_makes_nobody_missing() {
+    let mut world = ready("ha");
+    world.unlisted.extend(["worker-1", "worker-2"].map(id));
+    world.peers_answer = false;
+    freeze(&mut world, "worker-2");
+    world.run(30);
+    assert_ne!(verdict(&world, "worker-2"), Verdict::Missing);
+    assert_eq!(acts(&world, "worker-2"), []);
+}
+
+#[test]
+fn a_machine_that_its_peers_reach_is_not_missing_whatever_a_list_says() {
+    let mut world = ready("ha");
+    world.unlisted.insert(id("worker-2"));
+    freeze(&mut world, "worker-2");
+    world.cut_off.insert(id("worker-2"));
+    world.run(60);
+    assert_eq!(verdict(&world, "worker-2"), Verdict::CutOff);
+    assert_eq!(acts(&world, "worker-2"), []);
+}
+
+/// An old or damaged copy of the database.
+#[test]
+fn machines_of_a_cluster_of_which_nothing_is_known_are_left_alone() {
+    let mut world = ready("ha");
+    let before = world.machines.len();
+    world.disk.saved.material.clear();
+    world.restart();
+    world.run(100);
+    assert_eq!(world.machines.len(), before);
+    assert_eq!(world.fences, []);
+}
+
+/// Nobody waits for what the last repair brought: it is gone.
+#[test]
+fn a_machine_that_is_gone_again_is_made_anew_at_once() {
+    let mut world = ready("ha");
+    for _ in 0..2 {
+        world.machines.remove(&id("worker-2"));
+        world.run(40);
+        assert_eq!(world.state("demo"), Some(ClusterState::Ready), "{:?}", waits(&world));
+    }
+    world.machines.remove(&id("worker-2"));
+    world.run(60);
+    assert!(waits(&world).iter().any(|wait| wait.contains("2 times")), "{:?}", waits(&world));
+}
+
+/// An old list is no reason to give up a disk, and reason enough to give power back.
+#[test]
+fn a_member_that_the_quorum_came_to_need_gets_its_power_back_after_a_minute() {
+    let mut world = ready("ha");
+    repair(&mut world, "etcd-1", RepairAction::Recreate, Override::None);
+    until_fenced(&mut world, "etcd-1");
+    world.etcd_silent = true;
+    world.machines.get_mut(&id("etcd-2")).unwrap().lose_disk();
+    freeze(&mut world, "etcd-2");
+    world.run(160);
+    assert!(powered(&world, "etcd-1"), "{:?}", waits(&world));
 }
 
 /// What etcd said before may no longer hold: another member may have died a moment ago.

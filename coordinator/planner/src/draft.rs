@@ -88,13 +88,14 @@ impl<'a> Draft<'a> {
     fn may_renew_member(&mut self, id: &MachineId) -> bool {
         let progress = self.input.progress;
         let quorum = Quorum::of(&progress.etcd, &progress.ready);
+        let absent = |machine: &MachineId| progress.etcd.get(machine) == Some(&Standing::Absent);
         let moves = |hold: &&EtcdHold| match hold {
             EtcdHold::Unready { .. } => false,
-            EtcdHold::Leaving { machine } => machine != id && quorum.outlives_loss(machine).is_ok(),
-            // One that is not even added yet takes no part, and may never come.
-            EtcdHold::Joining { machine } => {
-                machine != id && progress.etcd.get(machine) != Some(&Standing::Absent)
+            EtcdHold::Leaving { machine } => {
+                machine != id && !absent(machine) && quorum.outlives_loss(machine).is_ok()
             }
+            // One that is not even added yet takes no part, and may never come.
+            EtcdHold::Joining { machine } => machine != id && !absent(machine),
         };
         let other = self.etcd_busy.iter().find(moves).cloned();
         let outlived = quorum.outlives_loss(id).is_ok();

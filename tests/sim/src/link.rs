@@ -253,7 +253,7 @@ impl World {
     // From machine to coordinator.
 
     pub(crate) fn send_heartbeat(&mut self, ix: Ix, heartbeat: Heartbeat) {
-        if heartbeat.state == NodeState::Ready {
+        if heartbeat.state == NodeState::Ready && !self.was_taken_away(ix) {
             self.taken.remove(&self.machines[ix].id);
         }
         let Stand::Up(session) = self.machines[ix].link.stand else { return };

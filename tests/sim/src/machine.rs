@@ -531,15 +531,9 @@ impl World {
         match unit.as_str() {
             _ if self.was_taken_away(ix) => {}
             ETCD if self.machines[ix].host.serves(ETCD) => self.check_member_act(ix, "its agent restarts it"),
-            // Before a cluster was ready for the first time every config goes out at once.
-            API_SERVER if self.was_ready(ix) => self.check_api_act(ix, "its agent restarts it"),
+            API_SERVER => self.check_api_act(ix, "its agent restarts it"),
             _ => {}
         }
-    }
-
-    fn was_ready(&self, ix: Ix) -> bool {
-        let cluster = self.store.clusters.get(&self.machines[ix].cluster);
-        cluster.is_some_and(|row| row.first_ready.is_some())
     }
 
     pub(crate) fn told(&mut self, ix: Ix, what: &str) {

@@ -185,13 +185,16 @@ impl World {
     pub(crate) fn may_come_back(&self) -> Vec<Ix> {
         let may = |ix: &Ix| {
             let machine = &self.machines[*ix];
-            let row = self.store.machines.get(&machine.id);
+            let row = self.store.machines.get(&machine.id).map(|row| row.incarnation);
+            let planned = self.store.clusters.get(&machine.cluster);
+            let planned = planned.and_then(|row| row.blueprint.machines.get(&machine.id));
+            let newest = row.max(planned.map(|planned| planned.incarnation));
             let disk = &machine.host.disk;
             self.was_taken_away(*ix)
                 && machine.is_off()
                 && disk.ledger.is_some()
                 && disk.identity.is_some()
-                && row.is_none_or(|row| row.incarnation > machine.incarnation)
+                && newest.is_none_or(|newest| newest > machine.incarnation)
         };
         (0..self.machines.len()).filter(may).collect()
     }

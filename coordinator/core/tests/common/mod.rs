@@ -97,6 +97,8 @@ pub(crate) struct World {
     pub(crate) boot_ms: u64,
     /// Whether the provider's answers are on their way.
     pub(crate) answers_late: bool,
+    /// Machines that its list leaves out.
+    pub(crate) unlisted: BTreeSet<MachineId>,
     /// Machines that never speak after their first boot.
     pub(crate) stillborn: BTreeSet<MachineId>,
     /// Machines that it has no room for.
@@ -130,7 +132,7 @@ pub(crate) struct World {
     /// Nodes whose pods a disruption budget keeps.
     pub(crate) budgets: BTreeSet<String>,
     kube_answers: VecDeque<(CallId, Result<KubeAnswer, KubeFailure>)>,
-    /// Whether the API server takes its time to give up pods, and what it was asked for meanwhile.
+    /// Whether the API server takes its time to give up pods and nodes, and what it was asked for meanwhile.
     pub(crate) evacuates_slowly: bool,
     slow: Vec<(CallId, ClusterName, KubeCall)>,
     pub(crate) ms: u64,
@@ -169,6 +171,7 @@ impl World {
             says: BTreeMap::new(),
             boot_ms: 0,
             answers_late: false,
+            unlisted: BTreeSet::new(),
             etcd_answers_late: false,
             stillborn: BTreeSet::new(),
             no_room: BTreeSet::new(),
@@ -290,9 +293,11 @@ impl World {
             match effect {
                 Effect::Persist(rows) => rows.into_iter().for_each(|row| self.disk.write(row)),
                 Effect::Provider { id, call } => self.provider(id, call),
-                Effect::Kube { id, cluster, call: call @ KubeCall::Evacuate { .. } }
-                    if self.evacuates_slowly =>
-                {
+                Effect::Kube {
+                    id,
+                    cluster,
+                    call: call @ (KubeCall::Evacuate { .. } | KubeCall::DeleteNode { .. }),
+                } if self.evacuates_slowly => {
                     self.slow.push((id, cluster, call));
                 }
                 Effect::Kube { id, cluster, call } => {
@@ -465,7 +470,7 @@ impl World {
             incarnation: machine.incarnation,
             on: machine.on,
         };
-        self.machines.iter().map(seen).collect()
+        self.machines.iter().filter(|(id, _)| !self.unlisted.contains(id)).map(seen).collect()
     }
 
     /// What a machine's agent does in half a second: enrol, connect, or send a heartbeat.
