@@ -382,3 +382,21 @@ async fn written(persisting: &mut Option<LedgerWrite>) -> Result<(), String> {
         Err(_) => Err(format!("it was not written within {} s", WRITE_TIMEOUT.as_secs())),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A disk that hangs must not keep a machine from giving up its work.
+    #[tokio::test]
+    async fn a_write_that_hangs_ends_in_time_and_one_behind_it_at_once() {
+        let ends = Instant::now();
+        let mut hangs = Some(LedgerWrite { work: Some(tokio::spawn(std::future::pending())), ends });
+        assert_eq!(written(&mut hangs).await.unwrap_err(), "it was not written within 20 s");
+        let mut behind = Some(LedgerWrite { work: None, ends });
+        assert_eq!(written(&mut behind).await.unwrap_err(), "an earlier write of it has not ended yet");
+        let mut good =
+            Some(LedgerWrite { work: Some(tokio::spawn(async { Ok(()) })), ends: ends + WRITE_TIMEOUT });
+        assert_eq!(written(&mut good).await, Ok(()));
+    }
+}

@@ -253,6 +253,36 @@ fn io_text(error: &std::io::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tokio::net::UnixListener;
+
+    /// The kernel takes connections for a program that hangs, up to its backlog.
+    #[tokio::test]
+    async fn a_server_that_only_listens_does_not_work() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("socket").display().to_string();
+        let listener = UnixListener::bind(&path).unwrap();
+        let target = ProbeTarget::Unix(path.clone());
+        let probe = ProbeSpec { name: "socket".to_owned(), target, expect: Expect::Answer, timeout_ms: 300 };
+        let prober = Prober::default();
+        assert_eq!(prober.ask(&probe).await.unwrap_err(), "no answer within 300 ms");
+        let says = |words: &'static [u8]| async {
+            let (asked, ()) = tokio::join!(prober.ask(&probe), async {
+                // The first connection is that of the question before.
+                while let Ok((mut stream, _)) = listener.accept().await {
+                    let mut hello = vec![0; HTTP2_HELLO.len()];
+                    if stream.read_exact(&mut hello).await.is_ok() && stream.write_all(words).await.is_ok() {
+                        assert_eq!(hello, HTTP2_HELLO);
+                        return;
+                    }
+                }
+            });
+            asked
+        };
+        assert_eq!(says(b"HTTP/1.1 400 Bad Request\r\n").await.unwrap_err(), "it does not speak HTTP/2");
+        assert_eq!(says(&HTTP2_HELLO[24..]).await, Ok(()));
+        drop(listener);
+        assert_eq!(prober.ask(&probe).await.unwrap_err(), "connection refused");
+    }
 
     #[test]
     fn a_bad_answer_is_told_in_a_line() {

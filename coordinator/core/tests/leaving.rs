@@ -448,6 +448,23 @@ fn services_are_taken_back_only_after_they_were_exposed() {
     assert!(world.exposed.is_empty() && world.machines.is_empty());
 }
 
+/// The cluster was never ready as a whole, and has users all the same.
+#[test]
+fn the_only_master_that_works_begins_anew_only_when_another_one_works() {
+    let mut world = World::new();
+    world.no_room.extend([id("master-2"), id("master-3")]);
+    world.create(&named("demo", "ha"));
+    world.run(200);
+    world.scale("demo", "etcd", 5);
+    world.run(120);
+    let behind =
+        |world: &World| waits(world).iter().any(|wait| wait.contains("gets its config after demo-master-2"));
+    assert!(behind(&world), "{:?}", waits(&world));
+    world.no_room.clear();
+    world.run(200);
+    assert_ready(&world);
+}
+
 /// Nobody heard that it has its power, and the quorum comes back with it.
 #[test]
 fn a_member_that_was_given_its_power_keeps_it_though_the_coordinator_died_meanwhile() {
