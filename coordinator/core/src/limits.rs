@@ -22,6 +22,8 @@ pub const LIST_INTERVAL_SILENT: Duration = Duration::from_secs(1);
 /// A list may show what was so long before it was asked for: what it says of a machine that was switched on since then is
 /// not believed, because it would lose its power once more while it boots.
 pub const LIST_LAG_MAX: Duration = Duration::from_secs(5);
+/// A machine that is refused again and again for the same reason is told of so often.
+pub const REFUSAL_TOLD_EVERY: Duration = Duration::from_secs(300);
 /// How long a machine of which nothing is known may stay at the provider: long enough for people to notice that an old copy of
 /// the database was restored. As long as such a machine itself waits before it switches itself off.
 pub const UNKNOWN_MAX: Duration = Duration::from_secs(600);

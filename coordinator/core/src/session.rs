@@ -12,7 +12,9 @@ use keelson_protocol::wire::negotiate;
 use keelson_protocol::{BootId, ClusterName, Generation, Incarnation, MachineId};
 
 use crate::effect::{Effect, SessionId};
-use crate::limits::{FIRST_HEARTBEAT_MAX, RENEWED_KEYS_MAX, SECOND_HOLDER_AFTER, TICK_GAP_MAX, WARM_UP};
+use crate::limits::{
+    FIRST_HEARTBEAT_MAX, REFUSAL_TOLD_EVERY, RENEWED_KEYS_MAX, SECOND_HOLDER_AFTER, TICK_GAP_MAX, WARM_UP,
+};
 use crate::metrics::AgentRepair;
 use crate::row::MachineRow;
 use crate::state::{CoordinatorCore, Machine, Now, Voice};
@@ -106,13 +108,17 @@ impl CoordinatorCore {
 
     fn refuse_session(&mut self, now: Now, session: SessionId, id: &MachineId, refusal: Refusal) {
         self.metrics.sessions_refused += 1;
-        let event = self.event_of(now, id, Severity::Alarm, "SessionRefused");
-        let outcome = match refusal.code {
-            RefusalCode::OldIncarnation => "the session was ended; that machine switches itself off",
-            _ => "the session was ended",
-        };
-        let (cause, outcome) = (refusal.to_string(), outcome.to_owned());
-        self.note(FleetEvent { cause, outcome, ..event });
+        self.refusals.retain(|_, (_, told)| now.mono.since(*told) < REFUSAL_TOLD_EVERY);
+        if self.refusals.get(id).is_none_or(|(told, _)| *told != refusal) {
+            self.refusals.insert(id.clone(), (refusal.clone(), now.mono));
+            let event = self.event_of(now, id, Severity::Alarm, "SessionRefused");
+            let outcome = match refusal.code {
+                RefusalCode::OldIncarnation => "the session was ended; that machine switches itself off",
+                _ => "the session was ended",
+            };
+            let (cause, outcome) = (refusal.to_string(), outcome.to_owned());
+            self.note(FleetEvent { cause, outcome, ..event });
+        }
         self.send(session, ToAgent::Refused(refusal));
         let why = "refused".to_owned();
         self.effects.push(Effect::Close { session, why });

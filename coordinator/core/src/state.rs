@@ -13,6 +13,7 @@ use keelson_model::{
 use keelson_planner::{Addresses, Place};
 use keelson_protocol::config::NodeConfig;
 use keelson_protocol::health::{Facts, HealthReport, Heartbeat, NodeState};
+use keelson_protocol::message::Refusal;
 use keelson_protocol::{
     BootId, ClusterName, Generation, Incarnation, InstallId, MachineId, MonoTime, SecretBytes, WallTime,
 };
@@ -292,6 +293,8 @@ pub struct CoordinatorCore {
     pub(crate) next_list: MonoTime,
     /// When the list under way, or the last one, was begun.
     pub(crate) list_begun: MonoTime,
+    /// Machines whose sessions were refused: why, and when that was told.
+    pub(crate) refusals: BTreeMap<MachineId, (Refusal, MonoTime)>,
     /// Machines at the provider of which nothing is known, and since when each is listed.
     pub(crate) unknown: BTreeMap<(MachineId, Incarnation), MonoTime>,
     pub(crate) started: MonoTime,
@@ -349,6 +352,7 @@ impl CoordinatorCore {
             next_call: 0,
             next_list: now.mono,
             list_begun: now.mono,
+            refusals: BTreeMap::new(),
             unknown: BTreeMap::new(),
             started: now.mono,
             returning_until: now.mono.plus(WARM_UP),

@@ -341,6 +341,10 @@ fn a_second_holder_of_an_identity_is_refused_while_the_first_lives() {
     assert_eq!(refusal(&world), Some(RefusalCode::SecondHolder));
     world.input(clone(Incarnation(0), BootId(77)));
     assert_eq!(refusal(&world), Some(RefusalCode::OldIncarnation));
+    // It comes again and again, and is told of once.
+    world.input(clone(Incarnation(0), BootId(77)));
+    let told = world.events.iter().filter(|event| event.cause.starts_with("OldIncarnation")).count();
+    assert_eq!(told, 1);
     // Newer than the record: the record is old, and says nothing against the machine.
     world.input(clone(Incarnation(incarnation.0 + 1), BootId(77)));
     assert_eq!(refusal(&world), Some(RefusalCode::UnknownMachine));

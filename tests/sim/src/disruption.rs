@@ -71,7 +71,8 @@ impl World {
             true => (row.blueprint.machines.values().filter(alike).count() * TAKEN_PERCENT_MAX / 100).max(1),
             false => 1,
         };
-        let others = self.taken_of(&name).filter(alike).filter(|other| other.id != id);
+        // One on its way out comes back for nobody.
+        let others = self.taken_of(&name).filter(alike).filter(|other| other.id != id && !other.leaving);
         let others: Vec<String> = others.map(|other| other.id.to_string()).collect();
         if others.len() >= most {
             let what = format!(
