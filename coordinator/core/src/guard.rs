@@ -152,9 +152,9 @@ impl CoordinatorCore {
     pub(crate) fn is_disrupted(&self, now: Now, planned: &BlueprintMachine) -> bool {
         let Some(machine) = self.machines.get(&planned.id) else { return false };
         let name = &machine.row.cluster;
-        // One that waits for a master to work is not what that master's repair may wait for.
-        // And one without power, which gets none any more, comes back for nobody.
+        // One that leaves and has no power any more comes back for nobody.
         let goes_still = !machine.parting.removed && machine.row.fenced.is_none();
+        // One that waits for a master to work is not what that master's repair may wait for.
         let leaves = planned.leaving && goes_still && !self.keeps_api(name, planned);
         // A drain that a budget blocks takes nothing away, and may wait for just this repair.
         let blocked = machine.parting.drain.as_ref().is_some_and(|drain| drain.blocked().next().is_some());

@@ -42,6 +42,17 @@ fn until_one_leaves(world: &mut World) -> MachineId {
     }
 }
 
+/// A cluster whose etcd is silent, because it lost a member while another one leaves, which still works.
+fn needs_the_one_that_leaves() -> (World, MachineId) {
+    let mut world = ready("ha");
+    world.scale("demo", "etcd", 1);
+    let leaves = until_one_leaves(&mut world);
+    let lost = other_member(&world, &leaves);
+    world.etcd_silent = true;
+    world.machines.remove(&lost);
+    (world, leaves)
+}
+
 /// A member of etcd besides this one.
 fn other_member(world: &World, member: &MachineId) -> MachineId {
     let mut members = blueprint(world).with_role(Role::Etcd);
@@ -468,12 +479,7 @@ fn the_only_master_that_works_begins_anew_only_when_another_one_works() {
 /// Nobody heard that it has its power, and the quorum comes back with it.
 #[test]
 fn a_member_that_was_given_its_power_keeps_it_though_the_coordinator_died_meanwhile() {
-    let mut world = ready("ha");
-    world.scale("demo", "etcd", 1);
-    let leaves = until_one_leaves(&mut world);
-    let lost = other_member(&world, &leaves);
-    world.etcd_silent = true;
-    world.machines.remove(&lost);
+    let (mut world, leaves) = needs_the_one_that_leaves();
     (world.lose_power_answers, world.boot_ms) = (true, 5_000);
     world.machines.get_mut(&leaves).unwrap().power_off();
     while !world.machines[&leaves].on {
@@ -590,12 +596,7 @@ fn a_drain_that_a_budget_blocks_holds_no_repair() {
 /// After a start nobody knows who the members are, and etcd is silent for want of just this vote.
 #[test]
 fn a_member_that_leaves_gets_its_power_back_when_etcd_has_not_been_heard_for_long() {
-    let mut world = ready("ha");
-    world.scale("demo", "etcd", 1);
-    let leaves = until_one_leaves(&mut world);
-    let lost = other_member(&world, &leaves);
-    world.etcd_silent = true;
-    world.machines.remove(&lost);
+    let (mut world, leaves) = needs_the_one_that_leaves();
     world.machines.get_mut(&leaves).unwrap().power_off();
     world.restart();
     world.run(240);
