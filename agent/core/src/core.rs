@@ -214,7 +214,7 @@ impl AgentCore {
             unwritten: None,
             out: Vec::new(),
             wake: now,
-            rest: Rest::None,
+            rest: Rest::NEVER,
             me,
             ledger,
         };
@@ -235,11 +235,11 @@ impl AgentCore {
         self.now = Now { mono: now.max(self.now.mono), wall };
         self.wake = self.now.mono.plus(WAKE_MAX);
         let mut news = self.take(event);
-        if news == News::Some || self.rest.is_over(self.now) {
+        if self.rest.is_over(self.now, news) {
             news = News::Some;
             self.compare();
-        } else if let Some(due) = self.rest.due() {
-            self.wake_at(due);
+        } else {
+            self.wake_at(self.rest.due());
         }
         self.pass_time(news);
         self.flush();
@@ -263,14 +263,14 @@ impl AgentCore {
             Event::Woke => return News::None,
             Event::Persisted(result) => {
                 self.persisted(result);
-                return News::None;
+                return News::Progress;
             }
             Event::FilesTouched => {
                 self.looks.changed(Class::Files, self.now.mono);
                 self.looks.changed(Class::Certificates, self.now.mono);
                 return News::None;
             }
-            Event::Observed { id, observation } => return self.observed(id, observation),
+            Event::Observed { id, observation } => return self.observed(id, observation).max(News::Progress),
             Event::Probed { id, result } => return self.probes.answered(id, result),
             Event::Message(message) => return self.message(*message),
             Event::StepDone { key, result } => self.step_done(key, result),
@@ -349,7 +349,10 @@ impl AgentCore {
                 Ok(StepOutput::Written { failed })
             }
             Ok(output) => {
-                self.failures.remove(&key);
+                // A key is half of the way: a certificate that cannot be written keeps its wait, and is told once.
+                if !matches!(output, StepOutput::SigningRequest(_)) {
+                    self.failures.remove(&key);
+                }
                 Ok(output)
             }
             Err(why) => {

@@ -108,7 +108,7 @@ impl AgentCore {
         }
         let now = self.now.mono;
         match self.reporter.report_due {
-            Some(due) if due > now && news == News::None => self.wake_at(due),
+            Some(due) if due > now && news != News::Some => self.wake_at(due),
             _ => self.send_report(),
         }
         let heartbeat_due = due(self.reporter.heartbeat_at, HEARTBEAT_INTERVAL, now);

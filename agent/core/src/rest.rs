@@ -1,6 +1,7 @@
 //! When nothing has to be compared. A machine that is as it shall be stays so until something new is seen, a time comes
 //! that a comparison asked for, or somebody sets its clock; until then it only looks, asks and tells. So a ready machine
-//! costs next to nothing, and a comparison may cost what it needs.
+//! costs next to nothing, and a comparison may cost what it needs. One with something under way also goes on with every
+//! answer that it waits for, and at least once a second.
 
 use std::time::Duration;
 
@@ -13,6 +14,8 @@ use crate::core::{AgentCore, Now};
 
 /// A machine at rest is compared this often all the same: as often as its files are looked at.
 const COMPARE_EVERY: Duration = Duration::from_secs(30);
+/// One with something under way is compared at least this often.
+const COMPARE_BUSY_EVERY: Duration = Duration::from_secs(1);
 /// A wall clock that has moved by this much against the monotonic one was set, in milliseconds: validity of certificates
 /// is to be judged anew.
 const CLOCK_SET_MS: i64 = 1_000;
@@ -24,25 +27,24 @@ const EARLIER_MAX: Duration = Duration::from_millis(500);
 
 const _: () = assert!(EARLIER_MAX.as_millis() * 2 <= HEARTBEAT_INTERVAL.as_millis());
 
-/// Whether the next event is a reason to compare, whatever it is.
+/// What the last comparison found, and until when it holds.
 #[derive(Debug)]
-pub(crate) enum Rest {
-    /// It is: something is under way, or not as it shall be.
-    None,
-    /// It is not before this time.
-    Until {
-        /// When the next comparison is due.
-        due: MonoTime,
-        /// How far the wall clock was ahead of the monotonic one at the last comparison, in milliseconds.
-        clock_ahead_ms: i64,
-    },
+pub(crate) struct Rest {
+    /// Whether the machine is as it shall be and nothing is under way.
+    resting: bool,
+    /// When the next comparison is due, whatever is seen until then.
+    due: MonoTime,
+    /// How far the wall clock was ahead of the monotonic one, in milliseconds.
+    clock_ahead_ms: i64,
 }
 
 /// Whether an event tells anything that a comparison could come to another result by.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum News {
     /// It does not.
     None,
+    /// It may when something is under way: what was waited for has come, and nothing new with it.
+    Progress,
     /// It may.
     Some,
 }
@@ -54,21 +56,24 @@ impl News {
 }
 
 impl Rest {
-    pub(crate) fn is_over(&self, now: Now) -> bool {
-        match self {
-            Self::None => true,
-            Self::Until { due, clock_ahead_ms } => {
-                *due <= now.mono || ahead_ms(now).abs_diff(*clock_ahead_ms) >= CLOCK_SET_MS.unsigned_abs()
+    /// Nothing was compared yet: it is due at once.
+    pub(crate) const NEVER: Self = Self { resting: false, due: MonoTime(0), clock_ahead_ms: 0 };
+
+    /// Whether to compare now.
+    pub(crate) fn is_over(&self, now: Now, news: News) -> bool {
+        match news {
+            News::Some => true,
+            News::Progress if !self.resting => true,
+            News::Progress | News::None => {
+                self.due <= now.mono
+                    || ahead_ms(now).abs_diff(self.clock_ahead_ms) >= CLOCK_SET_MS.unsigned_abs()
             }
         }
     }
 
-    /// When a comparison is due, when that is known.
-    pub(crate) fn due(&self) -> Option<MonoTime> {
-        match self {
-            Self::None => None,
-            Self::Until { due, .. } => Some(*due),
-        }
+    /// When a comparison is due.
+    pub(crate) fn due(&self) -> MonoTime {
+        self.due
     }
 }
 
@@ -79,15 +84,12 @@ fn ahead_ms(now: Now) -> i64 {
 impl AgentCore {
     /// Whether nothing is under way, as of the last comparison.
     pub(crate) fn is_resting(&self) -> bool {
-        matches!(self.rest, Rest::Until { .. })
+        self.rest.resting
     }
 
     /// Until when things that are due again and again are done now.
     pub(crate) fn due_by(&self) -> MonoTime {
-        match self.rest {
-            Rest::None => self.now.mono,
-            Rest::Until { .. } => self.now.mono.plus(EARLIER_MAX),
-        }
+        if self.rest.resting { self.now.mono.plus(EARLIER_MAX) } else { self.now.mono }
     }
 
     /// Compares what was seen with what is wanted, and notes whether the machine rests from here on.
@@ -96,12 +98,12 @@ impl AgentCore {
         self.probes.want_none();
         self.reconcile();
         self.settle_state();
-        let due = self.wake;
-        self.wake = wake.min(due);
-        self.rest = match self.is_at_rest() {
-            true => Rest::Until { due, clock_ahead_ms: ahead_ms(self.now) },
-            false => Rest::None,
-        };
+        let resting = self.is_at_rest();
+        if !resting {
+            self.wake_at(self.now.mono.plus(COMPARE_BUSY_EVERY));
+        }
+        self.rest = Rest { resting, due: self.wake, clock_ahead_ms: ahead_ms(self.now) };
+        self.wake = self.wake.min(wake);
     }
 
     fn is_at_rest(&self) -> bool {

@@ -380,6 +380,8 @@ impl AgentCore {
         self.look_again(Class::Units);
         if result.is_err() {
             self.look_again(Class::Files);
+            // An order that failed has a wait of its own.
+            self.stopping.remove(name);
         }
         self.units_seen.forget(name);
         let Some(mut run) = self.take_run(name) else { return };
@@ -418,8 +420,8 @@ impl AgentCore {
         }
     }
 
-    /// Whether a unit runs, and a stop may be ordered now. One on its way down is told again only after a while: it may take
-    /// its time.
+    /// Whether a unit runs, and a stop may be ordered now. One that was told is told again only after a while: it may take
+    /// its time, or somebody starts it again and again.
     fn is_to_be_stopped(&mut self, name: &str) -> bool {
         let Some(active) = self.units_seen.get(name).map(|seen| seen.active) else { return false };
         if active == Active::Stopped {
@@ -427,7 +429,6 @@ impl AgentCore {
             return false;
         }
         if let Some(again) = self.stopping.get(name).map(|at| at.plus(STOP_AGAIN))
-            && active == Active::Settling
             && again > self.now.mono
         {
             self.wake_at(again);

@@ -469,6 +469,60 @@ fn a_certificate_that_is_old_when_it_comes_makes_no_storm() {
     assert_eq!(world.core.state(), NodeState::Ready);
 }
 
+/// The key is made each time, and that is no success: the wait grows, and the reason is told once.
+#[test]
+fn a_certificate_that_cannot_be_written_is_tried_less_and_less_often() {
+    let (mut world, config) = ready();
+    world.run_for(5_000);
+    world.certificates.remove("kubelet");
+    world.disk_full = true;
+    world.touch_files();
+    world.received.clear();
+    world.run_for(120_000);
+    let asked = |message: &ToCoordinator| matches!(message, ToCoordinator::SignCertificate { .. });
+    let times = world.received.iter().filter(|message| asked(message)).count();
+    assert!((4..=10).contains(&times), "asked {times} times in two minutes");
+    world.disk_full = false;
+    world.run_for(70_000);
+    world.assert_converged(&config);
+    let told = world.events_of(EventKind::ActionFailed);
+    assert_eq!(told.iter().filter(|event| event.starts_with("certificate kubelet")).count(), 1, "{told:#?}");
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_made_anew() {
+    let (mut world, config) = ready();
+    world.run_for(5_000);
+    let path = "/var/lib/keelson/kubelet.yaml";
+    world.faults.unreadable.insert(path.to_owned());
+    world.touch_files();
+    world.run_for(2_000);
+    world.run_until_ready(10_000);
+    world.assert_converged(&config);
+    assert!(world.faults.unreadable.is_empty());
+    let told = world.events_of(EventKind::Repaired);
+    assert!(
+        told.iter().any(|event| event.contains(path) && event.contains("could not be read")),
+        "{told:#?}"
+    );
+}
+
+#[test]
+fn a_unit_that_does_not_stop_is_told_to_only_so_often() {
+    let (mut world, mut config) = ready();
+    world.faults.unstoppable = Some("kubelet.service".to_owned());
+    config.generation = Generation(2);
+    config.units.retain(|unit| unit.name != "kubelet.service");
+    world.log.clear();
+    world.offer(&config);
+    world.run_for(30_000);
+    let stops = world.log.iter().filter(|line| *line == "stop kubelet.service").count();
+    assert!((2..=7).contains(&stops), "{stops} times in half a minute\n{}", world.log.join("\n"));
+    world.faults.unstoppable = None;
+    world.run_until_ready(20_000);
+    world.assert_converged(&config);
+}
+
 /// What a disk takes long for waits in line: the end of one write says nothing of what a later one holds.
 #[test]
 fn the_end_of_an_older_write_acknowledges_nothing_newer() {

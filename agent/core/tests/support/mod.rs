@@ -403,7 +403,9 @@ impl World {
                         let seen = self.files.get(path).map_or(FileSeen::Absent, |(content, mode)| {
                             FileSeen::Present { digest: Digest::of(content), mode: *mode }
                         });
-                        (path.clone(), seen)
+                        let damaged = self.faults.unreadable.contains(path);
+                        let unknown = FileSeen::Unknown { why: "input/output error".to_owned() };
+                        (path.clone(), if damaged { unknown } else { seen })
                     })
                     .collect(),
             ),
@@ -487,6 +489,7 @@ impl World {
                 for write in writes {
                     assert_eq!(Digest::of(write.content.expose_secret()), write.digest);
                     self.log.push(format!("write {}", write.path));
+                    self.faults.unreadable.remove(&write.path);
                     self.files.insert(write.path, (write.content.expose_secret().to_vec(), write.mode));
                 }
                 return Ok(StepOutput::Written { failed: Vec::new() });
@@ -524,6 +527,7 @@ impl World {
                 }
             }
             Step::MakeKey { certificate } => return Ok(StepOutput::SigningRequest(certificate.into_bytes())),
+            Step::InstallCertificate { .. } if self.disk_full => return Err("no room".to_owned()),
             Step::InstallCertificate { files, .. } => {
                 self.log.push(format!("install {}", files.name));
                 self.files.insert(files.certificate_path, (b"chain".to_vec(), 0o644));

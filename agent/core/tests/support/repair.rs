@@ -17,6 +17,8 @@ pub struct Faults {
     pub says: BTreeMap<String, String>,
     /// Units whose programs cannot work until an act whose log line has this in it.
     pub cured_by: BTreeMap<String, String>,
+    /// Files that cannot be read until they are written anew.
+    pub unreadable: BTreeSet<String>,
     /// A unit that does not stop.
     pub unstoppable: Option<String>,
     /// Acts fail whose log line has this in it.
