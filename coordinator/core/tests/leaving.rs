@@ -14,6 +14,7 @@ use keelson_model::{
     ClusterSpec, DrainSpec, DrainThen, OperationState, Plan, PlanName, PoolName, RepairAction, Role,
 };
 use keelson_protocol::MachineId;
+use keelson_protocol::health::NodeState;
 
 fn scale_request(pool: &str, count: u16, drain: Option<DrainSpec>) -> ScalePool {
     ScalePool { cluster: "demo".parse().unwrap(), pool: PoolName(pool.to_owned()), count, drain }
@@ -400,6 +401,30 @@ fn a_master_that_may_be_the_last_one_is_kept_though_it_is_not_heard() {
     world.restart();
     world.run(100);
     assert!(world.fences.iter().all(|id| !leaving.contains(id)), "{:?}", world.fences);
+}
+
+/// Its agent has given up, and its API server may answer all the same.
+#[test]
+fn a_master_that_may_be_the_last_one_is_kept_though_it_is_given_up() {
+    let mut world = ready("ha");
+    world.scale("demo", "master", 2);
+    world.run(100);
+    hold_budgets(&mut world);
+    let drain = Some(DrainSpec { timeout_s: 30, then: DrainThen::Wait });
+    let accepted = world.core.scale_pool(world.now(), &scale_request("master", 1, drain)).unwrap();
+    world.carry_out(accepted.effects);
+    let leaves = until_one_leaves(&mut world);
+    world.run(120);
+    world.fences.clear();
+    let stays = blueprint(&world).staying(Role::Master).next().unwrap().id.clone();
+    world.says.extend([(stays.clone(), NodeState::Failed), (leaves.clone(), NodeState::Failed)]);
+    world.run(600);
+    assert!(!world.fences.contains(&leaves), "{:?}", waits(&world));
+    // When the one that stays works again, the other can go.
+    world.says.remove(&stays);
+    world.run(400);
+    assert_ready(&world);
+    assert_eq!(blueprint(&world).with_role(Role::Master).count(), 1);
 }
 
 /// It waits for an API server to remove its node, and the repair of that one must not wait for it.

@@ -8,9 +8,9 @@ use common::demo::*;
 use common::{World, hello};
 use keelson_coordinator_core::{ClusterState, Input, Override, ProviderFailure, Remedy, SessionId};
 use keelson_model::{FaultClass, MachinePhase, RepairAction, Verdict};
-use keelson_protocol::BootId;
 use keelson_protocol::health::NodeState;
 use keelson_protocol::message::{RefusalCode, ToAgent};
+use keelson_protocol::{BootId, Generation};
 
 /// Steps of half a second in which a new coordinator lets its fleet come back.
 const WARM: u32 = 70;
@@ -21,6 +21,11 @@ fn fences(world: &World) -> Vec<String> {
 
 fn told(world: &World, reason: &str) -> bool {
     world.events.iter().any(|event| event.reason == reason)
+}
+
+/// Generation of the config that a machine works on.
+fn generation(world: &World, name: &str) -> Option<Generation> {
+    world.machines[&id(name)].generation
 }
 
 /// Steps until `name` has lost its power to a fence.
@@ -424,6 +429,38 @@ fn nobody_else_of_the_control_plane_is_repaired_while_one_takes_another_config()
     // One that does not get there keeps nobody from being mended.
     world.run(240);
     assert_eq!(fences(&world), ["demo-master-2"]);
+}
+
+/// It works with the old config, and taking the new one is a restart of its programs like any other.
+#[test]
+fn a_master_whose_config_was_lost_waits_for_its_turn_again() {
+    let mut world = ready("ha");
+    world.scale("demo", "etcd", 5);
+    let sent = |world: &World| machine(world, "master-1").row.sent.clone().unwrap().services;
+    let mut future = world.clone();
+    future.run(300);
+    let last = sent(&future);
+    // The config that is lost is the one after which nothing changes any more.
+    loop {
+        world.lose_configs.insert(id("master-1"));
+        while !world.lose_configs.is_empty() {
+            world.step();
+        }
+        if sent(&world) == last {
+            break;
+        }
+        thaw(&mut world, "master-1");
+    }
+    let before = generation(&world, "master-1");
+    world.says.insert(id("master-2"), NodeState::Applying);
+    world.run(2);
+    thaw(&mut world, "master-1");
+    world.run(40);
+    assert_eq!(generation(&world, "master-1"), before, "{:?}", waits(&world));
+    world.says.clear();
+    world.run(300);
+    assert!(generation(&world, "master-1") > before);
+    assert_eq!(world.state("demo"), Some(ClusterState::Ready), "{:?}", waits(&world));
 }
 
 #[test]

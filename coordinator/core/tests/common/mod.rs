@@ -91,6 +91,8 @@ pub(crate) struct World {
     pub(crate) refuse_rebuild: Option<ProviderFailure>,
     /// Whether it switches machines on and nobody hears that it did.
     pub(crate) lose_power_answers: bool,
+    /// Machines whose link breaks before the next config comes through.
+    pub(crate) lose_configs: BTreeSet<MachineId>,
     /// What agents say of their machines that are not ready.
     pub(crate) says: BTreeMap<MachineId, NodeState>,
     /// How long machines boot before they speak.
@@ -168,6 +170,7 @@ impl World {
             refuse_power: None,
             refuse_rebuild: None,
             lose_power_answers: false,
+            lose_configs: BTreeSet::new(),
             says: BTreeMap::new(),
             boot_ms: 0,
             answers_late: false,
@@ -543,9 +546,13 @@ impl World {
             self.probe(session, *id, targets);
         }
         if let ToAgent::Config(config) = &message
-            && let Some(machine) = self.machines.values_mut().find(|machine| machine.session == Some(session))
+            && let Some((id, machine)) =
+                self.machines.iter_mut().find(|(_, machine)| machine.session == Some(session))
         {
-            machine.generation = Some(config.generation);
+            match self.lose_configs.remove(id) {
+                true => (machine.session, machine.linked) = (None, false),
+                false => machine.generation = Some(config.generation),
+            }
         }
         self.sent.push(message);
     }
