@@ -183,9 +183,12 @@ impl AgentCore {
             ledger.remedies.clear();
             (ledger.fence, ledger.dismissed) = (None, None);
         }
+        let desired = ledger.config.as_ref().map(Desired::of);
+        // An earlier version of the agent may have owned fewer files for the same config.
+        ledger.files.extend(desired.iter().flat_map(|desired| desired.owned.iter().cloned()));
         let seed_mixed = Seed(seed.0 ^ u64::try_from(me.boot.0 & u128::from(u64::MAX)).unwrap_or(0));
         let mut core = Self {
-            desired: ledger.config.as_ref().map(Desired::of),
+            desired,
             journal: Journal::restored(&ledger),
             units: BTreeMap::new(),
             units_seen: UnitsSeen::default(),

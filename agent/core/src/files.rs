@@ -159,9 +159,11 @@ impl AgentCore {
             .filter(|name| self.is_known_stopped(name))
             .map(|name| unit_text::path(name))
             .collect();
+        // All that is wanted is in the ledger, and what is in it beyond that is stale.
+        let more = self.ledger.files.len() > desired.owned.len();
         let stale: Vec<String> = if !stopped.is_empty() {
             stopped
-        } else if self.stale_units(desired).next().is_none() {
+        } else if more && self.stale_units(desired).next().is_none() {
             self.ledger.files.difference(&desired.owned).cloned().collect()
         } else {
             return;

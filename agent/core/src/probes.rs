@@ -17,19 +17,21 @@ use crate::rest::News;
 #[derive(Debug, Default)]
 pub(crate) struct Probes {
     running: BTreeMap<Arc<ProbeSpec>, ProbeRun>,
-    /// What the last comparison wants to know, and how often.
-    wanted: BTreeMap<Arc<ProbeSpec>, Duration>,
-    /// Whether [`Self::wanted`] is not yet in [`Self::running`].
+    /// Number of the last comparison.
+    comparison: u64,
+    /// Whether something may be in [`Self::running`] that the last comparison does not want.
     changed: bool,
     id_last: u64,
 }
 
 #[derive(Debug, Default)]
 struct ProbeRun {
+    /// The last comparison that wants to know.
+    wanted_by: u64,
     every: Duration,
     in_flight: Option<u64>,
     began: Option<MonoTime>,
-    answer: Option<Result<(), String>>,
+    answer: Option<Result<(), Arc<str>>>,
     failures_in_row: u32,
 }
 
@@ -41,7 +43,7 @@ pub(crate) enum Said {
     /// The expected answer.
     Good,
     /// Another answer, or none, so many times in a row.
-    Bad { why: String, in_row: u32 },
+    Bad { why: Arc<str>, in_row: u32 },
 }
 
 impl Probes {
@@ -49,29 +51,33 @@ impl Probes {
         match self.running.get(probe).map(|run| (&run.answer, run.failures_in_row)) {
             None | Some((None, _)) => Said::Nothing,
             Some((Some(Ok(())), _)) => Said::Good,
-            Some((Some(Err(why)), in_row)) => Said::Bad { why: why.clone(), in_row },
+            Some((Some(Err(why)), in_row)) => Said::Bad { why: Arc::clone(why), in_row },
         }
     }
 
     /// A comparison begins: it says anew what it wants to know.
     pub(crate) fn want_none(&mut self) {
-        self.wanted.clear();
+        self.comparison += 1;
         self.changed = true;
     }
 
     /// Somebody wants this probe's answer at least this often, until the next comparison.
     pub(crate) fn want(&mut self, probe: &ProbeSpec, every: Duration) {
-        if let Some(known) = self.wanted.get_mut(probe) {
-            *known = every.min(*known);
+        let wanted_by = self.comparison;
+        let Some(run) = self.running.get_mut(probe) else {
+            let run = ProbeRun { wanted_by, every, ..ProbeRun::default() };
+            self.running.insert(Arc::new(probe.clone()), run);
             return;
-        }
-        let running = self.running.get_key_value(probe).map(|(probe, _)| Arc::clone(probe));
-        self.wanted.insert(running.unwrap_or_else(|| Arc::new(probe.clone())), every);
+        };
+        run.every = if run.wanted_by == wanted_by { every.min(run.every) } else { every };
+        run.wanted_by = wanted_by;
     }
 
     /// What it asks about was changed: its answers say nothing any more.
     pub(crate) fn forget(&mut self, probe: &ProbeSpec) {
-        self.running.remove(probe);
+        if let Some(run) = self.running.get_mut(probe) {
+            *run = ProbeRun { wanted_by: run.wanted_by, every: run.every, ..ProbeRun::default() };
+        }
     }
 
     /// A good answer after a good one is no news.
@@ -82,25 +88,14 @@ impl Probes {
         let news = result.is_err() || run.answer != Some(Ok(()));
         run.in_flight = None;
         run.failures_in_row = if result.is_ok() { 0 } else { run.failures_in_row.saturating_add(1) };
-        run.answer = Some(result);
+        run.answer = Some(result.map_err(Arc::from));
         News::when(news)
     }
 
-    /// Brings what runs in line with what is wanted, and forgets the others.
+    /// Forgets what the last comparison does not want.
     fn settle(&mut self) {
-        if !std::mem::take(&mut self.changed) {
-            return;
-        }
-        let wanted = &self.wanted;
-        self.running.retain(|probe, _| wanted.contains_key(probe));
-        for (probe, every) in wanted {
-            match self.running.get_mut(probe) {
-                Some(run) => run.every = *every,
-                None => {
-                    let run = ProbeRun { every: *every, ..ProbeRun::default() };
-                    self.running.insert(Arc::clone(probe), run);
-                }
-            }
+        if std::mem::take(&mut self.changed) {
+            self.running.retain(|_, run| run.wanted_by == self.comparison);
         }
     }
 }

@@ -262,9 +262,9 @@ impl UnitRun {
             (_, Said::Good) => self.healthy(now),
             (Phase::Healthy { .. } | Phase::Unhealthy { .. }, Said::Nothing) => {}
             (Phase::Healthy { .. }, Said::Bad { in_row, .. }) if *in_row < BAD_ANSWERS_MAX => {}
-            (Phase::Healthy { .. }, Said::Bad { why, .. }) => self.unhealthy(now, why.clone()),
+            (Phase::Healthy { .. }, Said::Bad { why, .. }) => self.unhealthy(now, why.to_string()),
             (Phase::Unhealthy { since, .. }, Said::Bad { why, .. }) => {
-                self.phase = Phase::Unhealthy { since: *since, why: why.clone() };
+                self.phase = Phase::Unhealthy { since: *since, why: why.to_string() };
             }
             (Phase::Starting { .. }, Said::Nothing) => {}
             (_, Said::Nothing) => self.phase = Phase::Starting { since: now },
@@ -480,20 +480,20 @@ impl UnitRun {
             (_, Said::Good) => self.healthy(now),
             (Phase::Healthy { .. }, Said::Bad { why, in_row }) => {
                 if *in_row >= BAD_ANSWERS_MAX {
-                    self.unhealthy(now, why.clone());
+                    self.unhealthy(now, why.to_string());
                 }
             }
             (Phase::Starting { since }, said) => {
                 if now.since(*since) > self.start_max() {
                     let why = match said {
-                        Said::Bad { why, .. } => why.clone(),
+                        Said::Bad { why, .. } => why.to_string(),
                         Said::Good | Said::Nothing => "its probe has not answered".to_owned(),
                     };
                     self.unhealthy(now, why);
                 }
             }
             (Phase::Unhealthy { since, .. }, Said::Bad { why, .. }) => {
-                let (since, why) = (*since, why.clone());
+                let (since, why) = (*since, why.to_string());
                 return self.hung(facts, since, why);
             }
             (Phase::Unhealthy { .. }, Said::Nothing) => {}
