@@ -17,6 +17,9 @@ use crate::state::StateArgs;
 use crate::test::Scratch;
 use crate::up::{self, Output, Started, Steps, UpArgs};
 
+/// The plan whose clusters are broken unless another one is named.
+const PLAN: &str = "ha";
+
 /// Seeds that are drawn are below this: short enough to be typed.
 const SEEDS: u128 = 1_000_000;
 
@@ -26,9 +29,12 @@ pub(crate) struct ChaosArgs {
     /// State directory of an installation to use; without it one is made for the run and removed afterwards.
     #[arg(long)]
     state_dir: Option<PathBuf>,
-    /// The cluster; made with plan ha, and deleted afterwards, when it is not there.
+    /// The cluster; made, and deleted afterwards, when it is not there.
     #[arg(long, default_value = "chaos")]
     cluster: String,
+    /// The plan with which it is made: `ha`, or `ha-stacked`, whose masters are the etcd machines as well.
+    #[arg(long, default_value = PLAN)]
+    plan: String,
     /// For how long new faults are injected, in minutes.
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..))]
     minutes: u64,
@@ -36,10 +42,10 @@ pub(crate) struct ChaosArgs {
     #[arg(long)]
     seed: Option<u64>,
     /// Three fixed faults instead: the master that a client's connection leads to, an etcd machine, a worker.
-    #[arg(long, conflicts_with_all = ["minutes", "kinds"])]
+    #[arg(long, conflicts_with_all = ["minutes", "kinds", "plan"])]
     fixed: bool,
     /// Only faults of these kinds, with commas between them: kill, power-off, freeze, hang, cut-coordinator, cut-one-way,
-    /// cut-all, cut-zone, kill-unit, stop-unit, corrupt-file, delete-file, kill-coordinator, vanish, fill-disk.
+    /// cut-all, cut-zone, kill-unit, stop-unit, corrupt-file, delete-file, kill-coordinator, kill-forwarder, vanish, fill-disk.
     #[arg(long)]
     kinds: Option<String>,
     /// Give machines disks in memory of so many bytes, two gigabytes are enough, so that `fill-disk` comes too. Filled ones
@@ -87,6 +93,9 @@ fn again(args: &ChaosArgs, seed: u64, fault_disk_bytes: Option<u64>) -> String {
     if let Some(kinds) = &args.kinds {
         again += &format!(" --kinds {kinds}");
     }
+    if args.plan != PLAN {
+        again += &format!(" --plan {}", args.plan);
+    }
     if let Some(bytes) = fault_disk_bytes {
         again += &format!(" --fault-disk-bytes {bytes}");
     }
@@ -102,6 +111,7 @@ fn command(args: &ChaosArgs, seed: u64, started: &Started) -> Result<Command> {
     cargo.arg("--keelson").arg(&started.keelson.program);
     cargo.arg("--coordinator").arg(&started.programs.coordinator);
     cargo.args(["--image", &started.image.digest.to_string(), "--cluster", &args.cluster]);
+    cargo.args(["--plan", &args.plan]);
     cargo.args(["--minutes", &args.minutes.to_string(), "--seed", &seed.to_string()]);
     cargo.args(args.fixed.then_some("--fixed"));
     if let Some(bytes) = started.fault_disk_bytes {
@@ -189,9 +199,9 @@ mod tests {
         check(&["--fixed"], None, "cargo xtask chaos --fixed");
         // What an installation was made with counts like what was asked for.
         check(
-            &["--kinds", "hang,vanish", "--minutes", "3", "--state-dir", "/state"],
+            &["--kinds", "hang,vanish", "--minutes", "3", "--state-dir", "/state", "--plan", "ha-stacked"],
             Some(2048),
-            "cargo xtask chaos --seed 7 --minutes 3 --kinds hang,vanish --fault-disk-bytes 2048",
+            "cargo xtask chaos --seed 7 --minutes 3 --kinds hang,vanish --plan ha-stacked --fault-disk-bytes 2048",
         );
     }
 }

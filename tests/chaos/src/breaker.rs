@@ -64,6 +64,7 @@ impl<'a> Breaker<'a> {
         match &fault.target {
             Target::Unit(machine, unit) => before.process = self.process(machine, unit)?,
             Target::File(machine, path) => before.content = self.content(machine, path)?,
+            Target::Forwarder => before.process = self.forwarder()?,
             _ => {}
         }
         Ok(before)
@@ -86,6 +87,7 @@ impl<'a> Breaker<'a> {
             (Target::File(id, path), Kind::CorruptFile) => self.write(id, path, NONSENSE)?,
             (Target::File(id, path), _) => drop(self.installation.on(id, &["rm", "--force", path])?),
             (Target::Coordinator(_), _) => self.kill_coordinator()?,
+            (Target::Forwarder, _) => self.bench.kill_forwarder()?,
             (Target::Machine(_) | Target::Zone(_), _) => match cut(fault)? {
                 Some(cut) => self.bench.cut(cut)?,
                 None => bail!("{:?} cannot be done to {}", fault.kind, fault.what()),
@@ -113,6 +115,8 @@ impl<'a> Breaker<'a> {
             }
             Target::File(id, path) => self.write(id, path, &before.content)?,
             Target::Coordinator(_) => self.start_coordinator()?,
+            // Nobody but the provider can start another one.
+            Target::Forwarder => {}
         }
         Ok(())
     }
@@ -167,6 +171,10 @@ impl<'a> Breaker<'a> {
                 // A certificate that was lost is not given back, another one is issued.
                 content == before.content || content.starts_with("-----BEGIN CERTIFICATE-----")
             }
+            (Target::Forwarder, _) => {
+                let process = self.forwarder()?;
+                !process.is_empty() && process != before.process
+            }
             (Target::Machine(_) | Target::Zone(_) | Target::Coordinator(_), _) => has_ended,
         })
     }
@@ -196,6 +204,11 @@ impl<'a> Breaker<'a> {
     fn process(&self, machine: &str, unit: &str) -> Result<String> {
         let show = ["systemctl", "show", "--value", "--property=MainPID", unit];
         Ok(self.installation.on(machine, &show)?.trim().to_owned())
+    }
+
+    /// The forwarder's process; nothing while none runs.
+    fn forwarder(&self) -> Result<String> {
+        Ok(self.bench.forwarder()?.map(|pid| pid.to_string()).unwrap_or_default())
     }
 
     fn content(&self, machine: &str, path: &str) -> Result<String> {

@@ -49,7 +49,9 @@ pub(crate) enum Kind {
     DeleteFile,
     /// The coordinator is killed, and started again later.
     KillCoordinator,
-    /// A worker is removed with its disk.
+    /// The process is killed that carries what is exposed outside.
+    KillForwarder,
+    /// A machine is removed with its disk.
     Vanish,
     /// The disk of an etcd machine or a master is full for 30 seconds. Not of a worker: kubelet evicts its pods then, and
     /// takes none for five minutes, which the faults after it would be blamed for.
@@ -76,6 +78,7 @@ impl Kind {
             | Self::CorruptFile
             | Self::DeleteFile
             | Self::FillDisk
+            | Self::KillForwarder
             | Self::KillCoordinator => Allowed::Nothing,
             // A stopped agent can only be told from a hung machine by other channels, and a machine has not all of them.
             Self::Kill | Self::PowerOff | Self::Freeze | Self::Hang | Self::CutAll | Self::StopUnit => {
@@ -123,6 +126,8 @@ pub(crate) enum Target {
     File(String, &'static str),
     /// The coordinator, which stays away for so many seconds.
     Coordinator(u64),
+    /// The forwarder of the infrastructure.
+    Forwarder,
 }
 
 /// A fault.
@@ -137,7 +142,7 @@ impl Fault {
     pub(crate) fn machine(&self) -> Option<&str> {
         match &self.target {
             Target::Machine(id) | Target::Unit(id, _) | Target::File(id, _) => Some(id),
-            Target::Zone(_) | Target::Coordinator(_) => None,
+            Target::Zone(_) | Target::Coordinator(_) | Target::Forwarder => None,
         }
     }
 
@@ -149,6 +154,7 @@ impl Fault {
             Target::Unit(id, unit) => format!("{id} {unit}"),
             Target::File(id, path) => format!("{id} {}", path.rsplit('/').next().unwrap_or(path)),
             Target::Coordinator(away_s) => format!("coordinator, {away_s} s"),
+            Target::Forwarder => "forwarder".to_owned(),
         }
     }
 }
@@ -249,11 +255,11 @@ impl Draw {
     }
 
     fn fault(&mut self, machines: &[Victim]) -> Fault {
-        let of = |is_wanted: fn(&str) -> bool| -> Vec<Victim> {
-            machines.iter().filter(|victim| is_wanted(&victim.role)).cloned().collect()
+        let of = |is_wanted: &dyn Fn(&Victim) -> bool| -> Vec<Victim> {
+            machines.iter().filter(|victim| is_wanted(victim)).cloned().collect()
         };
-        let (workers, others) = (of(|role| role == "worker"), of(|role| role != "worker"));
-        let may_vanish: Vec<Victim> = workers.into_iter().filter(|worker| self.may_vanish(worker)).collect();
+        let others = of(&|victim| victim.role != "worker");
+        let may_vanish = of(&|victim| self.may_vanish(victim));
         let is_possible = |kind: &Kind| match kind {
             Kind::Vanish => !may_vanish.is_empty(),
             Kind::FillDisk => !others.is_empty(),
@@ -271,6 +277,7 @@ impl Draw {
                 *self.vanished.entry(id.clone()).or_default() += 1;
                 Target::Machine(id)
             }
+            Kind::KillForwarder => Target::Forwarder,
             Kind::FillDisk => Target::Machine(self.victim(&others, kind).id),
             Kind::CutZone => Target::Zone(self.victim(machines, kind).zone),
             Kind::KillUnit | Kind::StopUnit => {
@@ -286,8 +293,8 @@ impl Draw {
         Fault { kind, target }
     }
 
-    fn may_vanish(&self, worker: &Victim) -> bool {
-        self.vanished.get(&worker.id).is_none_or(|times| *times < VANISH_MAX)
+    fn may_vanish(&self, victim: &Victim) -> bool {
+        self.vanished.get(&victim.id).is_none_or(|times| *times < VANISH_MAX)
     }
 
     /// A machine; for what costs a repair one of those that it cost fewest until now, as repairs of one machine become
@@ -311,6 +318,8 @@ impl Draw {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     fn machines() -> Vec<Victim> {
@@ -363,23 +372,26 @@ mod tests {
     }
 
     #[test]
-    fn only_workers_vanish_and_their_disks_are_not_filled() {
+    fn every_machine_may_vanish_and_disks_of_workers_are_not_filled() {
         let steps = steps(5, &[Kind::Vanish, Kind::FillDisk], 60);
-        for fault in steps.iter().flatten().filter(|fault| fault.kind != Kind::KillUnit) {
-            let is_worker = fault.machine().unwrap().contains("worker");
-            assert_eq!(is_worker, fault.kind == Kind::Vanish, "{fault:?}");
-        }
+        let of = |kind: Kind| -> BTreeSet<&str> {
+            let faults = steps.iter().flatten().filter(|fault| fault.kind == kind);
+            faults.map(|fault| fault.machine().unwrap()).collect()
+        };
+        assert_eq!(of(Kind::Vanish).len(), 9);
+        let filled = of(Kind::FillDisk);
+        assert!(filled.len() == 6 && filled.iter().all(|id| !id.contains("worker")), "{filled:?}");
     }
 
     #[test]
-    fn no_worker_vanishes_more_often_than_it_may_be_made_anew() {
+    fn no_machine_vanishes_more_often_than_it_may_be_made_anew() {
         let mut times: BTreeMap<String, u32> = BTreeMap::new();
         for fault in steps(5, &[Kind::Vanish], 60).into_iter().flatten() {
             if fault.kind == Kind::Vanish {
                 *times.entry(fault.machine().unwrap().to_owned()).or_default() += 1;
             }
         }
-        assert!(times.len() == 3 && times.values().all(|times| *times == VANISH_MAX), "{times:?}");
+        assert!(times.len() == 9 && times.values().all(|times| *times == VANISH_MAX), "{times:?}");
     }
 
     #[test]

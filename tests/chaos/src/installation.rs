@@ -44,6 +44,7 @@ pub(crate) struct Shown {
 pub(crate) struct Installation {
     pub(crate) state_dir: PathBuf,
     pub(crate) cluster: String,
+    plan: String,
     pub(crate) coordinator: PathBuf,
     /// What the coordinator is started with.
     pub(crate) coordinator_arguments: Vec<String>,
@@ -59,6 +60,7 @@ impl Installation {
         Self {
             state_dir: arguments.state_dir.clone(),
             cluster: arguments.cluster.clone(),
+            plan: arguments.plan.clone(),
             coordinator: arguments.coordinator.clone(),
             coordinator_arguments,
             keelson: arguments.keelson.clone(),
@@ -96,7 +98,7 @@ impl Installation {
             self.said(&["wait", &format!("cluster/{name}"), "--timeout", "3m"])?;
             return Ok(false);
         }
-        self.said(&["cluster", "create", name, "--plan", "ha", "--wait"])?;
+        self.said(&["cluster", "create", name, "--plan", &self.plan, "--wait"])?;
         Ok(true)
     }
 

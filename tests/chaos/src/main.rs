@@ -53,9 +53,12 @@ pub(crate) struct Arguments {
     /// Digest of the node image that the coordinator offers.
     #[arg(long)]
     image: String,
-    /// The cluster; made with plan ha, and deleted afterwards, when it is not there.
+    /// The cluster; made, and deleted afterwards, when it is not there.
     #[arg(long)]
     cluster: String,
+    /// The plan with which it is made.
+    #[arg(long)]
+    plan: String,
     /// For how long new faults are injected.
     #[arg(long)]
     minutes: u64,
@@ -104,7 +107,7 @@ fn run(arguments: &Arguments) -> Result<()> {
     );
     let signals = Signals::take()?;
     let installation = Installation::new(arguments);
-    say(&format!("waiting for cluster {} of plan ha", arguments.cluster));
+    say(&format!("waiting for cluster {} of plan {}", arguments.cluster, arguments.plan));
     let is_new = installation.ensure_cluster()?;
     let broken = break_it(arguments, &installation, &signals);
     if !is_new {

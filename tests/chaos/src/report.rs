@@ -23,8 +23,11 @@ pub(crate) struct Outcome {
     pub(crate) at: OffsetDateTime,
     /// How long its cause lasted, when it had to be taken away from outside before anything could be mended.
     pub(crate) cause_seconds: Option<f64>,
-    /// Until the first event about it. None when no event told of it.
+    /// Until the first event about it: the machine is silent, or something on it fell. None when no event told of it.
     pub(crate) detect_seconds: Option<f64>,
+    /// Until the coordinator said which kind of fault it is, when it did: that needs evidence, and for a machine that has power
+    /// and says nothing ten seconds of it.
+    pub(crate) found_seconds: Option<f64>,
     /// Until everything was ready again: from the beginning, or from the end of a cause that had to be taken away.
     pub(crate) mend_seconds: Option<f64>,
     /// Until both pods of the Deployment were Ready again, when a worker was hit and they were not all the time.
@@ -69,6 +72,7 @@ struct OfKind {
     faults: usize,
     recovered: usize,
     detect_max_seconds: Option<f64>,
+    found_max_seconds: Option<f64>,
     mend_median_seconds: Option<f64>,
     mend_max_seconds: Option<f64>,
     api_gap_max_seconds: Option<f64>,
@@ -123,15 +127,15 @@ impl Report {
     /// The table and the figures.
     pub(crate) fn text(&self) -> String {
         let mut text = format!(
-            "{:<9} {:<16} {:<TARGET_CHARS$} {:>7} {:>7} {:>7} {:>7} {:>7}  outcome\n",
-            "at", "fault", "what", "cause s", "detect", "mend", "pods", "api gap"
+            "{:<9} {:<16} {:<TARGET_CHARS$} {:>7} {:>7} {:>7} {:>7} {:>7} {:>7}  outcome\n",
+            "at", "fault", "what", "cause s", "detect", "found", "mend", "pods", "api gap"
         );
         for outcome in &self.details {
             let at = outcome.at.time();
             // Writing to a String cannot fail.
             let _ = writeln!(
                 text,
-                "{:02}:{:02}:{:02}  {:<16} {:<TARGET_CHARS$} {:>7} {:>7} {:>7} {:>7} {:>7.1}  {}",
+                "{:02}:{:02}:{:02}  {:<16} {:<TARGET_CHARS$} {:>7} {:>7} {:>7} {:>7} {:>7} {:>7.1}  {}",
                 at.hour(),
                 at.minute(),
                 at.second(),
@@ -139,6 +143,7 @@ impl Report {
                 outcome.target,
                 cell(outcome.cause_seconds),
                 cell(outcome.detect_seconds),
+                cell(outcome.found_seconds),
                 cell(outcome.mend_seconds),
                 cell(outcome.pods_back_seconds),
                 outcome.api_gap_seconds,
@@ -194,6 +199,7 @@ fn kinds(outcomes: &[Outcome]) -> BTreeMap<String, OfKind> {
                 faults: of.len(),
                 recovered: of.iter().filter(|outcome| outcome.recovered).count(),
                 detect_max_seconds: percentile(figures(&of, |outcome| outcome.detect_seconds), 100),
+                found_max_seconds: percentile(figures(&of, |outcome| outcome.found_seconds), 100),
                 mend_median_seconds: percentile(mend.clone(), 50),
                 mend_max_seconds: percentile(mend, 100),
                 api_gap_max_seconds: percentile(figures(&of, |outcome| Some(outcome.api_gap_seconds)), 100),
@@ -222,6 +228,7 @@ mod tests {
             at: OffsetDateTime::UNIX_EPOCH,
             cause_seconds: None,
             detect_seconds: Some(2.25),
+            found_seconds: Some(9.75),
             mend_seconds: mend,
             pods_back_seconds: None,
             api_gap_seconds: 0.5,
@@ -249,9 +256,25 @@ mod tests {
     #[test]
     fn a_table_says_what_came_of_each_fault() {
         let text = report(vec![outcome(Some(4.0), None), outcome(None, None)], 0).text();
-        assert!(text.contains("2.2     4.0       -     0.5  recovered"), "{text}");
+        assert!(text.contains("2.2     9.8     4.0       -     0.5  recovered"), "{text}");
         assert!(text.contains("NOT RECOVERED: chaos-etcd-1 is off"), "{text}");
         assert!(text.contains("2 faults in 60 s, 1 recovered, 0 violations"), "{text}");
+    }
+
+    #[test]
+    fn programs_find_the_figures_by_their_names() {
+        let document = serde_json::to_value(report(vec![outcome(Some(4.0), None)], 0)).unwrap();
+        let figures = [
+            ("faults", 1.0),
+            ("recovered", 1.0),
+            ("writes_lost", 0.0),
+            ("api_unavailable_seconds", 1.0),
+            ("detect_p99_seconds", 2.25),
+            ("mend_p99_seconds", 4.0),
+        ];
+        for (name, value) in figures {
+            assert_eq!(document[name].as_f64(), Some(value), "{name}");
+        }
     }
 
     #[test]

@@ -22,6 +22,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 const CONFIRM: Duration = Duration::from_secs(1);
 /// Most events that the report of a fault names.
 const EVENTS_NAMED_MAX: usize = 12;
+/// The event that says what is broken, and not only that something is.
+const FOUND: &str = "FaultFound";
 /// The event of a repair that has begun.
 const REPAIR: &str = "RepairBegun";
 /// Events that tell of an end, perhaps of the fault before.
@@ -49,7 +51,10 @@ struct Case {
     end_at: Option<Instant>,
     /// When it was, before the fault was mended.
     ended: Option<Instant>,
+    /// Until anything was said about it.
     detected: Option<Duration>,
+    /// Until it was said what is broken.
+    found: Option<Duration>,
     /// Since when it looks mended.
     fine_since: Option<Instant>,
     mended: Option<Instant>,
@@ -68,7 +73,7 @@ impl Case {
 
     /// How long the coordinator needed to say something about it. Nobody but us notices that it is away itself.
     fn detect(&mut self, events: &[Event], zone: &BTreeSet<&str>) {
-        if self.detected.is_some() || matches!(self.fault.target, Target::Coordinator(_)) {
+        if matches!(self.fault.target, Target::Coordinator(_)) {
             return;
         }
         let about = |event: &&Event| {
@@ -78,8 +83,10 @@ impl Case {
             };
             hit && event.at >= self.at && !ENDINGS.contains(&event.reason.as_str())
         };
-        let first = events.iter().filter(about).map(|event| (event.at - self.at).unsigned_abs()).min();
-        self.detected = first;
+        let after = |event: &Event| (event.at - self.at).unsigned_abs();
+        let found = |event: &&Event| event.reason == FOUND;
+        self.detected = self.detected.or_else(|| events.iter().filter(about).map(after).min());
+        self.found = self.found.or_else(|| events.iter().filter(about).filter(found).map(after).min());
     }
 
     /// Notes whether it looks mended, and calls it mended when it has for a while.
@@ -217,6 +224,7 @@ impl<'a> Runner<'a> {
             end_at,
             ended: None,
             detected: None,
+            found: None,
             fine_since: None,
             mended: None,
             waits: String::new(),
@@ -302,6 +310,7 @@ impl<'a> Runner<'a> {
             at: case.at,
             cause_seconds: case.ended.map(|ended| seconds(ended.duration_since(case.began))),
             detect_seconds: case.detected.map(seconds),
+            found_seconds: case.found.map(seconds),
             mend_seconds: case.mended.map(|at| seconds(at.saturating_duration_since(case.base()))),
             pods_back_seconds: match pods {
                 Some(Pods::Back(after)) => Some(seconds(after)),

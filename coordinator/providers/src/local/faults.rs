@@ -13,6 +13,8 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use keelson_protocol::MachineId;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
 use super::cgroups::Population;
@@ -20,7 +22,7 @@ use super::error::LocalError;
 use super::files::{self, FileLock, wait_until};
 use super::record::{self, MachineRecord};
 use super::site::Site;
-use super::{mounts, netns, runc};
+use super::{forwards, mounts, netns, runc};
 use crate::{MachineState, PowerOff, ProviderError};
 
 /// How long one act may take.
@@ -103,6 +105,25 @@ impl FaultBench {
     pub fn kill(&self, machine: &MachineId) -> Result<(), ProviderError> {
         self.record(machine)?;
         Ok(self.site.cgroups.kill(machine, Instant::now() + ACT_WAIT)?)
+    }
+
+    /// The process of the forwarder; `None` while none runs.
+    ///
+    /// # Errors
+    /// What the host refused.
+    pub fn forwarder(&self) -> Result<Option<Pid>, ProviderError> {
+        Ok(forwards::forwarder(&self.site.paths)?)
+    }
+
+    /// Kills the forwarder, which carries what is exposed. Nobody is told.
+    ///
+    /// # Errors
+    /// [`ProviderError::NotFound`] when none runs, else what the host refused.
+    pub fn kill_forwarder(&self) -> Result<(), ProviderError> {
+        let pid =
+            self.forwarder()?.ok_or_else(|| ProviderError::NotFound { what: "forwarder".to_owned() })?;
+        let doing = format!("kill the forwarder (process {pid})");
+        Ok(kill(pid, Signal::SIGKILL).map_err(LocalError::kernel(doing))?)
     }
 
     /// Stops every process of a machine; they keep their memory and their connections.

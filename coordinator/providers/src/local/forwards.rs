@@ -115,7 +115,7 @@ impl Site {
         Err(taken(*port, &format!("another program ({why})")).into())
     }
 
-    /// All exposed services. Brings the forwarder back if it died.
+    /// All exposed services.
     pub(crate) fn exposed(&self, install: &InstallId) -> Result<Vec<Exposed>, LocalError> {
         if *install != self.install.install {
             return Ok(Vec::new());
@@ -146,6 +146,9 @@ impl Site {
 
     /// Starts the forwarder if there is something to forward and none runs.
     pub(crate) fn ensure_forwarder(&self, program: &Path, until: Instant) -> Result<(), LocalError> {
+        if forwarder(&self.paths)?.is_some() {
+            return Ok(());
+        }
         let _lock = FileLock::acquire(&self.paths.forwards_lock(), until)?;
         let all = read(&self.paths)?;
         if all.forwards.is_empty() || forwarder(&self.paths)?.is_some() {

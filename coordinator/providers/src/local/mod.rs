@@ -7,7 +7,8 @@
 //! and settings are never touched, and removing all of it is exact ([`destroy`]).
 //!
 //! The host reaches machines through forwards on its loopback only. They are carried by a process of their own
-//! ([`forwarder`]), so they outlive the coordinator, as machines do.
+//! ([`forwarder`]), so they outlive the coordinator, as machines do; while there is a provider, it brings the process back
+//! within a second when it dies.
 //!
 //! Not here: `disk_bytes` of a machine is not enforced, because a directory has no size; [`LocalConfig::var_tmpfs_bytes`]
 //! gives fault tests a disk that can be filled. Zones are labels: all of them are this host, and the fault bench
@@ -30,6 +31,7 @@ mod preflight;
 mod record;
 mod runc;
 mod site;
+mod watch;
 
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::path::PathBuf;
@@ -48,6 +50,7 @@ use crate::call::ImageResolver;
 use crate::{Answer, Call, Capabilities, Fenced, Provider, ProviderError, ProviderFuture};
 use record::{InstallRecord, STATE_VERSION};
 use site::Site;
+use watch::Watch;
 
 /// How long opening may take. It makes one namespace and may start one process.
 const OPEN_WAIT: Duration = Duration::from_secs(30);
@@ -97,6 +100,8 @@ pub struct LocalProvider {
     site: Arc<Site>,
     images: ImageResolver,
     program: PathBuf,
+    /// Held for its end, which comes with this.
+    _watch: Watch,
 }
 
 impl LocalProvider {
@@ -123,8 +128,10 @@ impl LocalProvider {
             site.ensure_forwarder(&path, until)?;
             Ok(site)
         };
-        let site = in_background(OPEN_WAIT, open).await?;
-        Ok(Self { site: Arc::new(site), images, program })
+        let site = Arc::new(in_background(OPEN_WAIT, open).await?);
+        let watch = Watch::begin(Arc::clone(&site), program.clone())
+            .map_err(LocalError::file("begin a thread for", &program))?;
+        Ok(Self { site, images, program, _watch: watch })
     }
 
     /// Removes the installation from the host: machines with their disks, network, forwarder, control groups, files.
@@ -132,7 +139,9 @@ impl LocalProvider {
     /// # Errors
     /// [`DestroyError`] lists all that could not be removed.
     pub fn destroy(self) -> Result<(), DestroyError> {
-        destroy(self.site.paths.state_dir())
+        let state_dir = self.site.paths.state_dir().to_owned();
+        drop(self);
+        destroy(&state_dir)
     }
 }
 
@@ -223,11 +232,7 @@ fn carry_out(
             Answer::Fenced(Fenced::proven(key))
         }
         Call::Expose(request) => Answer::Exposed(site.expose(&request, program, until)?),
-        Call::ListExposed(install) => {
-            // A list is asked for regularly: a good moment to bring back a forwarder that was killed.
-            site.ensure_forwarder(program, until)?;
-            Answer::AllExposed(site.exposed(&install)?)
-        }
+        Call::ListExposed(install) => Answer::AllExposed(site.exposed(&install)?),
         Call::Unexpose(install, cluster) => {
             site.unexpose(&install, &cluster, program, until)?;
             Answer::Done
