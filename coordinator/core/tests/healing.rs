@@ -365,6 +365,19 @@ fn a_person_repairs_through_the_same_guards() {
         let held = world.core.repair_machine(world.now(), &act).unwrap_err().to_string();
         assert!(held.contains("only 1 of 3 etcd members would work, and 2 must"), "{held}");
     }
+    thaw(&mut world, "etcd-1");
+    world.run(40);
+    // A machine that is being made anew, and one that leaves.
+    world.boot_ms = 20_000;
+    repair(&mut world, "worker-1", RepairAction::Recreate, Override::None);
+    let refused = |world: &World, name: &str| refusal(world, name, RepairAction::Recreate, Override::Guards);
+    let busy = "machine demo-worker-1: it is being made anew already";
+    assert_eq!(refused(&world, "worker-1").to_string(), busy);
+    world.run(120);
+    world.scale("demo", "worker", 2);
+    world.run(2);
+    let leaves = "machine demo-worker-3: it is leaving the cluster";
+    assert_eq!(refused(&world, "worker-3").to_string(), leaves);
     let unknown = request("worker-9", RepairAction::PowerCycle, Override::None);
     assert!(
         world.core.repair_machine(world.now(), &unknown).unwrap_err().to_string().contains("does not exist")

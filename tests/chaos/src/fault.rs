@@ -159,39 +159,38 @@ impl Fault {
     }
 }
 
-/// Units of a role.
-fn units(role: &str) -> &'static [&'static str] {
-    match role {
-        "etcd" => &["etcd", "keelson-agent"],
-        "master" => &[
-            "kube-apiserver",
-            "kube-controller-manager",
-            "kube-scheduler",
-            "kubelet",
-            "containerd",
-            "kube-proxy",
-            "keelson-agent",
-        ],
-        _ => &["kubelet", "containerd", "kube-proxy", "keelson-agent"],
-    }
+/// Units of a machine with these roles, as `etcd+master`.
+fn units(roles: &str) -> Vec<&'static str> {
+    let of = |role: &str| -> &[&str] {
+        match role {
+            "etcd" => &["etcd"],
+            "master" => &["kube-apiserver", "kube-controller-manager", "kube-scheduler"],
+            _ => &[],
+        }
+    };
+    let node: &[&str] = if roles == "etcd" { &[] } else { &["kubelet", "containerd", "kube-proxy"] };
+    roles.split('+').flat_map(of).chain(node).chain(&["keelson-agent"]).copied().collect()
 }
 
-/// Files of a role that the config owns.
-fn files(role: &str) -> &'static [&'static str] {
-    match role {
-        "etcd" => &["/run/systemd/system/etcd.service", "/var/lib/keelson/pki/etcd-server.crt"],
-        "master" => &[
-            "/run/systemd/system/kube-apiserver.service",
-            "/var/lib/keelson/conf/kubelet.json",
-            "/var/lib/keelson/pki/kube-apiserver.crt",
-        ],
-        _ => &[
-            "/run/systemd/system/kubelet.service",
-            "/var/lib/keelson/conf/kubelet.json",
-            "/var/lib/keelson/cni/net.d/10-pods.conflist",
-            "/var/lib/keelson/pki/kubelet.crt",
-        ],
-    }
+/// Files that the config of a machine with these roles owns.
+fn files(roles: &str) -> Vec<&'static str> {
+    let of = |role: &str| -> &[&str] {
+        match role {
+            "etcd" => &["/run/systemd/system/etcd.service", "/var/lib/keelson/pki/etcd-server.crt"],
+            "master" => &[
+                "/run/systemd/system/kube-apiserver.service",
+                "/var/lib/keelson/conf/kubelet.json",
+                "/var/lib/keelson/pki/kube-apiserver.crt",
+            ],
+            _ => &[
+                "/run/systemd/system/kubelet.service",
+                "/var/lib/keelson/conf/kubelet.json",
+                "/var/lib/keelson/cni/net.d/10-pods.conflist",
+                "/var/lib/keelson/pki/kubelet.crt",
+            ],
+        }
+    };
+    roles.split('+').flat_map(of).copied().collect()
 }
 
 /// Whether the machines' disks can be filled without harm to the host.
@@ -282,11 +281,11 @@ impl Draw {
             Kind::CutZone => Target::Zone(self.victim(machines, kind).zone),
             Kind::KillUnit | Kind::StopUnit => {
                 let victim = self.victim(machines, kind);
-                Target::Unit(victim.id, self.one_of(units(&victim.role)))
+                Target::Unit(victim.id, self.one_of(&units(&victim.role)))
             }
             Kind::CorruptFile | Kind::DeleteFile => {
                 let victim = self.victim(machines, kind);
-                Target::File(victim.id, self.one_of(files(&victim.role)))
+                Target::File(victim.id, self.one_of(&files(&victim.role)))
             }
             _ => Target::Machine(self.victim(machines, kind).id),
         };
@@ -358,6 +357,14 @@ mod tests {
                 assert!(one.role != other.role && one.zone != other.zone, "{pair:?}");
             }
         }
+    }
+
+    #[test]
+    fn a_machine_of_two_roles_has_what_both_have() {
+        assert_eq!(units("etcd"), ["etcd", "keelson-agent"]);
+        let both = units("etcd+master");
+        assert!(["etcd", "kube-apiserver", "kubelet"].iter().all(|unit| both.contains(unit)), "{both:?}");
+        assert_eq!(files("etcd+master").len(), files("etcd").len() + files("master").len());
     }
 
     #[test]
