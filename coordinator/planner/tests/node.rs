@@ -23,7 +23,8 @@ const UPDATE: &str = "KEELSON_UPDATE_GOLDEN";
 
 fn config(blueprint: &Blueprint, machine: &str, cgroup: CgroupVersion) -> NodeConfig {
     let (world, material) = (World::new(), material());
-    let traits = HostTraits { cgroup, may_raise_limits: cgroup == CgroupVersion::V2 };
+    let traits =
+        HostTraits { cgroup, may_raise_limits: cgroup == CgroupVersion::V2, cpus: 2, memory_bytes: 24 << 30 };
     let (release, peer_key) =
         (&world.release, &SecretBytes::new(b"(key of the peer probes, 32 by.)".to_vec()));
     let input = NodeInput { blueprint, release, material: &material, peer_key, traits };
@@ -87,6 +88,28 @@ fn every_config_passes_its_own_checks_and_fits_into_a_message() {
             wire::encode(&keelson_protocol::message::ToAgent::Config(Box::new(config))).unwrap();
         }
     }
+}
+
+/// The host of these machines has two CPUs and 24 GiB, and a container sees all of it.
+#[test]
+fn a_node_has_the_labels_and_taints_of_its_pool_and_no_more_room_than_its_machine() {
+    let mut blueprint = small();
+    let worker = blueprint.machines.get_mut(&"demo-worker-1".parse().unwrap()).unwrap();
+    worker.labels.insert("disk".to_owned(), "fast".to_owned());
+    worker.taints =
+        serde_json::from_value(json!([{ "key": "only", "value": "db", "effect": "NoSchedule" }])).unwrap();
+    (worker.size.cpu_millis, worker.size.memory_bytes) = (Some(500), Some(4 << 30));
+    let config = config(&blueprint, "demo-worker-1", CgroupVersion::V2);
+    let kubelet = config.units.iter().find(|unit| unit.name == "kubelet.service").unwrap();
+    let labels = kubelet.command.iter().find(|word| word.starts_with("--node-labels=")).unwrap();
+    assert!(labels.contains("disk=fast,") && labels.contains("keelson.dev/pool=worker"), "{labels}");
+    let file = config.files.iter().find(|file| file.path.ends_with("/kubelet.json")).unwrap();
+    let kubelet: serde_json::Value = serde_json::from_slice(file.content.bytes()).unwrap();
+    assert_eq!(
+        kubelet["registerWithTaints"],
+        json!([{ "key": "only", "value": "db", "effect": "NoSchedule" }])
+    );
+    assert_eq!(kubelet["systemReserved"], json!({ "cpu": "1500m", "memory": (20u64 << 30).to_string() }));
 }
 
 /// What a machine may do to itself follows from what others lose by it.

@@ -31,18 +31,27 @@ pub use peers::{nearest, peer_target};
 /// its coordinator for ten days before anything expires.
 pub const CLUSTER_LEAF_LIFE_S: u32 = 30 * 24 * 3600;
 
-/// What a machine's kernel allows, from its facts.
+/// What a machine's kernel allows and shows, from its facts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HostTraits {
     /// Control groups.
     pub cgroup: CgroupVersion,
     /// Whether processes there may lower their OOM score.
     pub may_raise_limits: bool,
+    /// CPUs that programs there see; of a machine that is a container these are the host's.
+    pub cpus: u32,
+    /// Memory that they see, in bytes.
+    pub memory_bytes: u64,
 }
 
 impl From<&Facts> for HostTraits {
     fn from(facts: &Facts) -> Self {
-        Self { cgroup: facts.cgroup, may_raise_limits: facts.may_raise_limits }
+        Self {
+            cgroup: facts.cgroup,
+            may_raise_limits: facts.may_raise_limits,
+            cpus: facts.cpus,
+            memory_bytes: facts.memory_bytes,
+        }
     }
 }
 

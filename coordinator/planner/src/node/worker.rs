@@ -1,8 +1,10 @@
 //! containerd, kubelet and kube-proxy of a machine that runs pods, and the seam to the pod network.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use keelson_model::Role;
+use keelson_model::quantity::cpu_text;
 use keelson_protocol::config::{
     Expect, Hardening, Issuer, Need, ProbeSpec, ProbeTarget, UnitKind, UnitSpec, Usage,
 };
@@ -217,11 +219,27 @@ fn kubelet_config(node: &Node) -> serde_json::Value {
             "nodefs.inodesFree": "1%",
         },
     });
+    let reserved = beyond_the_machine(node);
+    if !reserved.is_empty() {
+        config["systemReserved"] = json!(reserved);
+    }
     if !node.input.traits.may_raise_limits {
         config["oomScoreAdj"] = json!(0);
         config["featureGates"] = json!({ "KubeletInUserNamespace": true });
     }
     config
+}
+
+/// What the kubelet of a machine with limits sees and the machine does not have, as a container sees its whole host:
+/// nothing of it is for pods.
+fn beyond_the_machine(node: &Node) -> BTreeMap<&'static str, String> {
+    let (seen, size) = (node.input.traits, node.machine.size);
+    let cpu_millis =
+        size.cpu_millis.and_then(|own| (seen.cpus * 1000).checked_sub(own)).filter(|more| *more > 0);
+    let bytes = size.memory_bytes.and_then(|own| seen.memory_bytes.checked_sub(own)).filter(|more| *more > 0);
+    let cpu = cpu_millis.map(|millis| ("cpu", cpu_text(millis)));
+    let memory = bytes.map(|bytes| ("memory", bytes.to_string()));
+    cpu.into_iter().chain(memory).collect()
 }
 
 /// The seam of Services: kube-proxy here.
