@@ -57,7 +57,7 @@ pub(crate) fn render(core: &CoordinatorCore, now: Now) -> String {
 
 /// Faults and repairs.
 fn write_healing(text: &mut String, metrics: &Metrics) {
-    let help = "Time from the last heartbeat to a verdict, by class of fault.";
+    let help = "Time from the last heartbeat, of programs from the first word of it, to a verdict, by class of fault.";
     write_histograms(text, "detection_seconds", help, &metrics.detections);
     let help = "Time from a verdict to a machine that works again, by class of fault.";
     write_histograms(text, "repair_seconds", help, &metrics.mended);

@@ -5,7 +5,7 @@ use keelson_model::{
     FaultClass, FleetEvent, Hold, LeaseSeen, MachinePhase, RepairAction, Role, Severity, Verdict,
 };
 use keelson_protocol::health::{NodeState, UnitHealth, UnitState};
-use keelson_protocol::{ClusterName, MachineId, WallTime};
+use keelson_protocol::{ClusterName, MachineId, MonoTime, WallTime};
 
 use crate::detect::{Census, is_unborn};
 use crate::effect::ProviderCall;
@@ -22,9 +22,9 @@ use crate::state::{CallFor, CoordinatorCore, Machine, Now};
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Repair {
     /// Since when the verdict is what it is.
-    pub(crate) since: Option<keelson_protocol::MonoTime>,
+    pub(crate) since: Option<MonoTime>,
     /// Since when it is well again.
-    well_since: Option<keelson_protocol::MonoTime>,
+    well_since: Option<MonoTime>,
     /// What holds it back now.
     pub(crate) hold: Option<Hold>,
 }
@@ -43,14 +43,23 @@ impl CoordinatorCore {
         let ours = machine.row.acting.is_some() || machine.row.renew || machine.row.fenced.is_some();
         let Some(class) = verdict.class().filter(|_| !ours) else { return };
         let evidence = found(machine);
-        let heard = self.machines.get(id).and_then(|machine| self.last_heard(machine));
+        let began = self.began(id, class);
         if self.open_incident(now, id, verdict)
-            && let Some(heard) = heard
+            && let Some(began) = began
         {
-            self.metrics.detected(class, now.mono.since(heard));
+            self.metrics.detected(class, now.mono.since(began));
         }
         let outcome = format!("{class} fault: {verdict}");
         self.note_repair(now, id, Severity::Warning, "FaultFound", &evidence, &outcome);
+    }
+
+    /// When a fault began, as far as can be told: with the last heartbeat; one of programs with the first word of it.
+    fn began(&self, id: &MachineId, class: FaultClass) -> Option<MonoTime> {
+        let machine = self.machines.get(id)?;
+        match class {
+            FaultClass::Process => machine.suspected,
+            _ => self.last_heard(machine),
+        }
     }
 
     /// Whether it was not open yet.
@@ -87,8 +96,9 @@ impl CoordinatorCore {
         }
         if self.repairs_for_long(now, machine) {
             let cause = "its agent has been mending it for a while";
+            let began = self.began(id, FaultClass::Process).unwrap_or(now.mono);
             self.open_incident(now, id, Verdict::Repairing);
-            self.metrics.detected(FaultClass::Process, REPAIRING_AFTER);
+            self.metrics.detected(FaultClass::Process, now.mono.since(began));
             let outcome = format!("process fault: {}", Verdict::Repairing);
             return self.note_repair(now, id, Severity::Warning, "FaultFound", cause, &outcome);
         }
