@@ -1,5 +1,6 @@
 //! `cargo xtask sim mutations`: shows that the simulator's checkers bite. Each patch in `tests/sim/mutations` is a
-//! deliberate fault; applied to a scratch copy of the tree, it must be found by a hunt, and by a checker that the patch names.
+//! deliberate fault; applied to a scratch copy of the tree, it must be found by a hunt or, when that breaks no rule, by a kept
+//! case; and by a checker that the patch names.
 
 use std::fmt;
 use std::fs::{self, File};
@@ -18,6 +19,10 @@ use crate::programs::workspace_root;
 const PATCHES: &str = "tests/sim/mutations";
 /// The line of a patch that names the checkers which may find it begins so.
 const EXPECT: &str = "Expect: ";
+/// The line that says with which seed its hunt begins, when that is not the first one, begins so.
+const FROM: &str = "From: ";
+/// Where the kept cases are, below the root of the tree.
+const CASES: &str = "tests/sim/seeds";
 /// Longest hunt of one fault: one that lets virtual time stand still would never end.
 const HUNT_MAX: Duration = Duration::from_secs(30 * 60);
 /// How often it is looked whether a hunt has ended: short beside a hunt, long beside a look.
@@ -42,13 +47,17 @@ struct Mutation {
     path: PathBuf,
     /// Checkers that may find it.
     expected: Vec<String>,
+    /// The first seed of its hunt.
+    from: u64,
 }
 
 /// What came of it.
 #[derive(Debug)]
 enum Found {
-    /// A checker found it, at a seed, after so many seeds.
-    By { checker: String, seed: u64, after: u64 },
+    /// A checker found it, at a seed.
+    By { checker: String, seed: u64 },
+    /// A checker found it in the kept case of this name.
+    Kept { checker: String, case: String },
     /// All seeds broke no rule.
     Not { seeds: u64 },
     /// The hunt came to no result.
@@ -127,11 +136,13 @@ impl Mutation {
         let line = text.lines().find_map(|line| line.strip_prefix(EXPECT));
         let line = line.with_context(|| format!("{} has no line `{EXPECT}CHECKER`", path.display()))?;
         let expected = line.split(',').map(|word| word.trim().to_owned()).collect();
-        Ok(Self { name, path, expected })
+        let from = text.lines().find_map(|line| line.strip_prefix(FROM)).map_or(Ok(1), str::parse);
+        let from = from.with_context(|| format!("{} has no number after `{FROM}`", path.display()))?;
+        Ok(Self { name, path, expected, from })
     }
 
     fn is_found(&self, found: &Found) -> bool {
-        matches!(found, Found::By { checker, .. }
+        matches!(found, Found::By { checker, .. } | Found::Kept { checker, .. }
             if self.expected.iter().any(|name| name.eq_ignore_ascii_case(checker)))
     }
 }
@@ -139,9 +150,8 @@ impl Mutation {
 impl fmt::Display for Found {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::By { checker, seed, after } => {
-                write!(f, "by {checker} at seed {seed}, after {after} seeds")
-            }
+            Self::By { checker, seed } => write!(f, "by {checker} at seed {seed}"),
+            Self::Kept { checker, case } => write!(f, "by {checker} in {case}"),
             Self::Not { seeds } => write!(f, "NOT FOUND in {seeds} seeds"),
             Self::Failed { why } => write!(f, "NOT FOUND: {why}"),
         }
@@ -156,7 +166,12 @@ fn hunt(scratch: &Scratch, mutation: &Mutation, seeds: u64) -> Result<Found> {
         return Ok(failed(error));
     }
     let found = match scratch.build() {
-        Ok(()) => scratch.hunt(seeds),
+        Ok(()) => match scratch.hunt(mutation.from, seeds) {
+            Ok(Found::Not { seeds }) => {
+                scratch.replay_kept().map(|kept| kept.unwrap_or(Found::Not { seeds }))
+            }
+            found => found,
+        },
         Err(error) => Ok(failed(error)),
     };
     // Also when the build failed: the next fault begins with the tree as it is.
@@ -219,11 +234,12 @@ impl Scratch {
         Ok(())
     }
 
-    fn hunt(&self, seeds: u64) -> Result<Found> {
+    fn hunt(&self, from: u64, seeds: u64) -> Result<Found> {
         let said = self.target.join("report.json");
         let file = File::create(&said).with_context(|| format!("{} cannot be made", said.display()))?;
         let mut hunt = Command::new(self.target.join("release/keelson-sim"));
         hunt.args(["hunt", "--first", "--output", "json", "--seeds", &seeds.to_string()]);
+        hunt.args(["--from", &from.to_string()]);
         let child = hunt.stdout(file).stdin(Stdio::null()).spawn();
         let ended = wait(child.context("the simulator cannot be started")?)?;
         if !ended {
@@ -236,11 +252,26 @@ impl Scratch {
         };
         Ok(match report.failures.into_iter().next() {
             None => Found::Not { seeds: report.seeds },
-            Some(Failure { seed, violation }) => {
-                // Seeds begin with 1.
-                Found::By { checker: violation.checker, seed, after: seed }
-            }
+            Some(Failure { seed, violation }) => Found::By { checker: violation.checker, seed },
         })
+    }
+
+    /// Plays the kept cases, in the order of their names, until one breaks a rule.
+    fn replay_kept(&self) -> Result<Option<Found>> {
+        let entries = fs::read_dir(self.tree.join(CASES)).context("the kept cases cannot be read")?;
+        let mut cases: Vec<PathBuf> =
+            entries.map(|entry| Ok(entry?.path())).collect::<std::io::Result<_>>()?;
+        cases.sort();
+        for case in cases {
+            let output =
+                Command::new(self.target.join("release/keelson-sim")).arg("replay").arg(&case).output();
+            let output = output.context("the simulator cannot be started")?;
+            if let Some(checker) = broken(&String::from_utf8_lossy(&output.stdout)) {
+                let case = case.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+                return Ok(Some(Found::Kept { checker: checker.to_owned(), case }));
+            }
+        }
+        Ok(None)
     }
 }
 
@@ -248,6 +279,12 @@ impl Drop for Scratch {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.tree);
     }
+}
+
+/// The checker whose rule a replay has broken, from what it prints: `seed 7: Quorum at 61.2 s: ...`.
+fn broken(said: &str) -> Option<&str> {
+    let line = said.lines().find(|line| line.starts_with("seed ") && line.contains(": "))?;
+    line.split_once(": ")?.1.split_whitespace().next()
 }
 
 /// Waits for the end of a process; false when it took too long and was killed.
@@ -269,6 +306,13 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_a_replay_breaks_is_read_from_what_it_prints() {
+        let head = "seed 7, 2 faults, 1 wishes, from tests/sim/seeds/zone.json\n";
+        assert_eq!(broken(&format!("{head}100 events in 0.1 s; converged 9 s after\n")), None);
+        assert_eq!(broken(&format!("{head}seed 7: Quorum at 00:01:00.100: lost\n  line\n")), Some("Quorum"));
+    }
+
+    #[test]
     fn a_patch_that_does_not_apply_is_told_of_and_ends_nothing() {
         let place = std::env::temp_dir().join(format!("keelson-mutations-{}", std::process::id()));
         let tree = place.join("tree");
@@ -276,7 +320,7 @@ mod tests {
         let lock = File::create(place.join("lock")).unwrap();
         let scratch = Scratch { target: place.join("target"), tree, _lock: lock };
         let path = place.join("gone.patch");
-        let mutation = Mutation { name: "gone".to_owned(), path, expected: vec!["any".to_owned()] };
+        let mutation = Mutation { name: "gone".to_owned(), path, expected: vec!["any".to_owned()], from: 1 };
         let found = hunt(&scratch, &mutation, 1).unwrap();
         assert!(found.to_string().contains("does not apply"), "{found}");
         assert!(!mutation.is_found(&found));
