@@ -97,7 +97,8 @@ fn check(world: &mut World, faults: &[(u64, Fault)], lasts_ms: u64, noticed: (&s
     let seen = play(world, faults, lasts_ms);
     let acts = seen.acts.len();
     assert_eq!(acts, 0, "done, with the fleet ready again: {:?} ms\n{}", seen.ready, seen.acts.join("\n"));
-    assert!(seen.ready.is_ok(), "not ready within {SOON_MS} ms: {:?}", seen.ready);
+    let ready_ms = seen.ready.as_ref().unwrap_or_else(|why| panic!("not ready within {SOON_MS} ms: {why}"));
+    println!("{faults:?}, for {} s: ready after {} s", lasts_ms / 1_000, ready_ms / 1_000);
     let told = seen.told(noticed.0);
     assert!(told >= noticed.1, "a fault that nobody notices tests nothing: {noticed:?}, {told} lines");
 }

@@ -86,9 +86,9 @@ pub(super) async fn act(
     }
 }
 
-/// Repairs a machine. The guards `meltdown`, `busy`, `quorum` and `impossible` hold a person too; a pause, the cool-down and
-/// the number of repairs in an hour do not. With `dryRun=true` nothing is done. Asked again while the repair is under way, it
-/// is refused as busy, so it is never made twice.
+/// Repairs a machine. The guards `starting`, `meltdown`, `busy`, `quorum`, `apiServer` and `impossible` hold a person too; a
+/// pause, the cool-down and the number of repairs in an hour do not. With `dryRun=true` nothing is done. Asked again while the
+/// repair is under way, it is refused as busy, so it is never made twice.
 #[utoipa::path(post, path = "/v1/machines/{id}:repair", tag = "repair", request_body = RepairBody,
     params(("id" = String, Path, description = "Id of the machine"),
            ("dryRun" = Option<bool>, Query, description = "Only say what would be done")),
