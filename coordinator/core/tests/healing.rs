@@ -155,6 +155,24 @@ fn when_much_breaks_at_once_nothing_is_taken_away() {
     assert!(waits(&world).iter().any(|wait| wait.contains("are broken at once")), "{:?}", waits(&world));
 }
 
+/// Four machines are few: one that hangs is repaired, and two at once are not.
+#[test]
+fn a_small_cluster_is_protected_from_a_common_cause_too() {
+    let mut world = ready("small");
+    freeze(&mut world, "worker-1");
+    world.run(120);
+    assert_eq!(fenced(&world), ["demo-worker-1"]);
+    world.run(200);
+    world.fences.clear();
+    for name in ["worker-1", "worker-2"] {
+        freeze(&mut world, name);
+    }
+    world.run(200);
+    assert_eq!(fenced(&world), [] as [&str; 0]);
+    let why = "2 of 4 machines of the cluster are broken at once, more than 1: the cause lies elsewhere";
+    assert!(waits(&world).iter().any(|wait| wait.contains(why)), "{:?}", waits(&world));
+}
+
 #[test]
 fn of_the_control_plane_one_machine_is_repaired_at_a_time_and_never_at_the_cost_of_the_quorum() {
     let mut world = ready("ha");
