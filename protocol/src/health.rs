@@ -29,7 +29,7 @@ pub struct Facts {
     pub cgroup: CgroupVersion,
     /// Whether processes here may lower their OOM score (CAP_SYS_RESOURCE).
     pub may_raise_limits: bool,
-    /// Logical CPUs.
+    /// Logical CPUs that the kernel has, whatever the machine may use of them.
     pub cpus: u32,
     /// Memory in bytes.
     pub memory_bytes: u64,

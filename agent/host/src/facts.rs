@@ -8,6 +8,7 @@ use keelson_agent_core::Digest;
 use keelson_protocol::health::{CgroupVersion, DiskFact, Facts, ReleaseFact};
 use keelson_protocol::{BootId, ReleaseName};
 use nix::sys::statvfs::statvfs;
+use nix::unistd::{SysconfVar, sysconf};
 use serde::Deserialize;
 
 use crate::error::HostError;
@@ -41,10 +42,7 @@ pub fn facts(agent_version: &str, boot: BootId) -> Facts {
         cgroup: cgroup_version(Path::new("/sys/fs/cgroup")),
         may_raise_limits: fs::read_to_string("/proc/self/status")
             .is_ok_and(|text| has_capability(&text, CAP_SYS_RESOURCE)),
-        cpus: std::thread::available_parallelism()
-            .ok()
-            .and_then(|count| u32::try_from(count.get()).ok())
-            .unwrap_or(1),
+        cpus: cpus().unwrap_or(1),
         memory_bytes: memory_bytes("MemTotal").unwrap_or(0),
         disks: disk(STATE_MOUNT).into_iter().collect(),
         image_digest: read_json::<Image>(Path::new(IMAGE)).map(|(image, _)| image.digest),
@@ -101,6 +99,11 @@ fn cgroup_version(root: &Path) -> CgroupVersion {
 fn has_capability(status: &str, capability: u32) -> bool {
     let set = status.lines().find_map(|line| line.strip_prefix("CapBnd:"));
     set.and_then(|set| u64::from_str_radix(set.trim(), 16).ok()).is_some_and(|set| set >> capability & 1 == 1)
+}
+
+/// The CPUs that the kernel runs programs on, as kubelet counts them: what a control group allows of their time is no matter.
+fn cpus() -> Option<u32> {
+    u32::try_from(sysconf(SysconfVar::_NPROCESSORS_ONLN).ok()??).ok()
 }
 
 fn disk(mount: &str) -> Option<DiskFact> {
