@@ -93,6 +93,7 @@ impl Seen {
 }
 
 /// Nothing is done for these faults, at least so many lines tell that they were noticed, and the fleet is ready soon.
+#[expect(clippy::print_stdout, reason = "how long it takes is read by people")]
 fn check(world: &mut World, faults: &[(u64, Fault)], lasts_ms: u64, noticed: (&str, usize)) {
     let seen = play(world, faults, lasts_ms);
     let acts = seen.acts.len();
