@@ -235,18 +235,13 @@ impl Scratch {
     }
 
     fn hunt(&self, from: u64, seeds: u64) -> Result<Found> {
-        let said = self.target.join("report.json");
-        let file = File::create(&said).with_context(|| format!("{} cannot be made", said.display()))?;
-        let mut hunt = Command::new(self.target.join("release/keelson-sim"));
-        hunt.args(["hunt", "--first", "--output", "json", "--seeds", &seeds.to_string()]);
-        hunt.args(["--from", &from.to_string()]);
-        let child = hunt.stdout(file).stdin(Stdio::null()).spawn();
-        let ended = wait(child.context("the simulator cannot be started")?)?;
+        let (seeds_said, from_said) = (seeds.to_string(), from.to_string());
+        let words = ["hunt", "--first", "--output", "json", "--seeds", &seeds_said, "--from", &from_said];
+        let (text, ended) = self.simulate(&words)?;
         if !ended {
             let why = format!("the hunt did not end within {} s", HUNT_MAX.as_secs());
             return Ok(Found::Failed { why });
         }
-        let text = fs::read_to_string(&said).context("the hunt's report cannot be read")?;
         let Ok(report) = serde_json::from_str::<Report>(&text) else {
             return Ok(Found::Failed { why: "the simulator ended without a report".to_owned() });
         };
@@ -256,6 +251,16 @@ impl Scratch {
         })
     }
 
+    /// Runs the simulator: what it says, and whether it ended in time.
+    fn simulate(&self, words: &[&str]) -> Result<(String, bool)> {
+        let said = self.target.join("report.json");
+        let file = File::create(&said).with_context(|| format!("{} cannot be made", said.display()))?;
+        let mut simulator = Command::new(self.target.join("release/keelson-sim"));
+        let child = simulator.args(words).stdout(file).stdin(Stdio::null()).spawn();
+        let ended = wait(child.context("the simulator cannot be started")?)?;
+        Ok((fs::read_to_string(&said).context("what the simulator said cannot be read")?, ended))
+    }
+
     /// Plays the kept cases, in the order of their names, until one breaks a rule.
     fn replay_kept(&self) -> Result<Option<Found>> {
         let entries = fs::read_dir(self.tree.join(CASES)).context("the kept cases cannot be read")?;
@@ -263,12 +268,14 @@ impl Scratch {
             entries.map(|entry| Ok(entry?.path())).collect::<std::io::Result<_>>()?;
         cases.sort();
         for case in cases {
-            let output =
-                Command::new(self.target.join("release/keelson-sim")).arg("replay").arg(&case).output();
-            let output = output.context("the simulator cannot be started")?;
-            if let Some(checker) = broken(&String::from_utf8_lossy(&output.stdout)) {
-                let case = case.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-                return Ok(Some(Found::Kept { checker: checker.to_owned(), case }));
+            let name = case.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+            let (said, ended) = self.simulate(&["replay", &case.to_string_lossy()])?;
+            if !ended {
+                let why = format!("{name} did not end within {} s", HUNT_MAX.as_secs());
+                return Ok(Some(Found::Failed { why }));
+            }
+            if let Some(checker) = broken(&said) {
+                return Ok(Some(Found::Kept { checker: checker.to_owned(), case: name }));
             }
         }
         Ok(None)

@@ -214,7 +214,10 @@ impl AgentCore {
     }
 
     fn removed(&mut self, removing: &[String]) {
-        for path in removing {
+        let wanted_again =
+            |path: &String| self.desired.as_ref().is_some_and(|desired| desired.owned.contains(path));
+        let gone: Vec<&String> = removing.iter().filter(|path| !wanted_again(path)).collect();
+        for path in gone {
             self.ledger.files.remove(path);
             if let Some(unit) = path.strip_prefix(unit_text::UNIT_DIRECTORY) {
                 self.forget_stale_unit(unit.trim_start_matches('/'));

@@ -46,7 +46,7 @@ pub(crate) const STABLE_AFTER: Duration = Duration::from_secs(60);
 pub(crate) const START_MAX: Duration = Duration::from_secs(300);
 /// A process that lives and does not answer for this long is hung.
 pub(crate) const HUNG_AFTER: Duration = Duration::from_secs(30);
-/// A unit that is on its way down is told to stop again after this time: its stop has a time-out of its own.
+/// A unit that was told to stop and is still there is told again after this time: its stop has a time-out of its own.
 const STOP_AGAIN: Duration = Duration::from_secs(5);
 /// So many bad answers in a row make a healthy unit unhealthy: one may be lost.
 pub(crate) const BAD_ANSWERS_MAX: u32 = 3;

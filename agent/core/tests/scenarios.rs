@@ -489,6 +489,31 @@ fn a_certificate_that_cannot_be_written_is_tried_less_and_less_often() {
     assert_eq!(told.iter().filter(|event| event.starts_with("certificate kubelet")).count(), 1, "{told:#?}");
 }
 
+/// A config that wants a file again comes while the one before has it removed.
+#[test]
+fn what_is_wanted_again_while_it_is_removed_is_still_owned() {
+    let (mut world, config) = ready();
+    let paths = ["/var/lib/keelson/conf/one", "/var/lib/keelson/conf/two"];
+    let with = |generation: u64, which: &[usize]| {
+        let mut next = config.clone();
+        next.generation = Generation(generation);
+        next.files.extend(which.iter().map(|index| file(paths[*index], "text")));
+        next
+    };
+    world.offer(&with(2, &[0, 1]));
+    world.run_until_ready(10_000);
+    world.offer(&with(3, &[1]));
+    while !world.log.iter().any(|line| line.contains(paths[0]) && line.starts_with("remove ")) {
+        world.run_ticks(1);
+    }
+    let last = with(4, &[0]);
+    world.offer(&last);
+    world.run_until_ready(10_000);
+    world.run_for(40_000);
+    world.assert_converged(&last);
+    assert!(world.files.contains_key(paths[0]) && !world.files.contains_key(paths[1]), "{:#?}", world.log);
+}
+
 #[test]
 fn a_file_that_cannot_be_read_is_made_anew() {
     let (mut world, config) = ready();

@@ -43,7 +43,7 @@ impl CoordinatorCore {
         let ours = machine.row.acting.is_some() || machine.row.renew || machine.row.fenced.is_some();
         let Some(class) = verdict.class().filter(|_| !ours) else { return };
         let evidence = found(machine);
-        let began = self.began(id, class);
+        let began = self.began(id, verdict);
         if self.open_incident(now, id, verdict)
             && let Some(began) = began
         {
@@ -53,11 +53,11 @@ impl CoordinatorCore {
         self.note_repair(now, id, Severity::Warning, "FaultFound", &evidence, &outcome);
     }
 
-    /// When a fault began, as far as can be told: with the last heartbeat; one of programs with the first word of it.
-    fn began(&self, id: &MachineId, class: FaultClass) -> Option<MonoTime> {
+    /// When a fault began, as far as can be told: with the last heartbeat; what an agent tells, with the first word of it.
+    fn began(&self, id: &MachineId, verdict: Verdict) -> Option<MonoTime> {
         let machine = self.machines.get(id)?;
-        match class {
-            FaultClass::Process => machine.suspected,
+        match verdict {
+            Verdict::Repairing | Verdict::GivenUp => machine.suspected,
             _ => self.last_heard(machine),
         }
     }
@@ -96,7 +96,7 @@ impl CoordinatorCore {
         }
         if self.repairs_for_long(now, machine) {
             let cause = "its agent has been mending it for a while";
-            let began = self.began(id, FaultClass::Process).unwrap_or(now.mono);
+            let began = self.began(id, Verdict::Repairing).unwrap_or(now.mono);
             self.open_incident(now, id, Verdict::Repairing);
             self.metrics.detected(FaultClass::Process, now.mono.since(began));
             let outcome = format!("process fault: {}", Verdict::Repairing);

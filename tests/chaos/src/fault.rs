@@ -257,7 +257,7 @@ impl Draw {
         let of = |is_wanted: &dyn Fn(&Victim) -> bool| -> Vec<Victim> {
             machines.iter().filter(|victim| is_wanted(victim)).cloned().collect()
         };
-        let others = of(&|victim| victim.role != "worker");
+        let others = of(&|victim| !victim.role.split('+').any(|role| role == "worker"));
         let may_vanish = of(&|victim| self.may_vanish(victim));
         let is_possible = |kind: &Kind| match kind {
             Kind::Vanish => !may_vanish.is_empty(),

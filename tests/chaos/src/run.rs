@@ -241,7 +241,10 @@ impl<'a> Runner<'a> {
                 let own = || self.breaker.waits(&case.fault, &case.before, case.ended.is_some());
                 // What another fault has broken is not waited for.
                 let only = case.fault.machine().filter(|_| !is_alone);
-                let waits = self.waits(only).or_else(own).or_else(|| self.pods_wait(case, machines));
+                // The forwarder in a pair is no machine, and has nothing to do with the other one.
+                let rest = is_alone || case.fault.target != Target::Forwarder;
+                let ready = rest.then(|| self.waits(only)).flatten();
+                let waits = ready.or_else(own).or_else(|| self.pods_wait(case, machines));
                 case.look(waits);
             }
             // A cause that is still there is not mended by what was done about it, only held.

@@ -3,6 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use keelson_e2e::{Installation, wait_for};
 use keelson_providers::local::faults::{Cut, Side, Ways};
+use serde_json::Value;
 
 const WORKER: &str = "demo-worker-2";
 /// Why repair is paused: the coordinator would switch the machine off long before it fences itself.
@@ -19,11 +20,21 @@ fn pods(installation: &Installation) -> Result<usize> {
     Ok(installation.on_machine(WORKER, &["sh", "-c", script])?.trim().parse()?)
 }
 
-/// Whether an event of the worker's fence was told.
-fn told(installation: &Installation, reason: &str) -> Result<()> {
+fn events(installation: &Installation) -> Result<Vec<Value>> {
     let events = installation.keelson_json(&["events", "--machine", WORKER])?;
-    let items = events["items"].as_array().context("the list of events has no items")?;
-    ensure!(items.iter().any(|event| event["reason"] == reason), "no {reason} in {events}");
+    events["items"].as_array().cloned().context("the list of events has no items")
+}
+
+/// Number of the worker's newest event.
+fn newest(installation: &Installation) -> Result<u64> {
+    Ok(events(installation)?.iter().filter_map(|event| event["id"].as_u64()).max().unwrap_or(0))
+}
+
+/// Whether an event of the worker's fence was told after this one.
+fn told(installation: &Installation, after: u64, reason: &str) -> Result<()> {
+    let events = events(installation)?;
+    let is_new = |event: &&Value| event["id"].as_u64().is_some_and(|id| id > after);
+    ensure!(events.iter().filter(is_new).any(|event| event["reason"] == reason), "no {reason} in {events:?}");
     Ok(())
 }
 
@@ -42,7 +53,8 @@ fn a_worker_that_hears_nobody_ends_its_containers_and_begins_them_again() -> Res
     let cut = Cut { from: Side::Machine(WORKER.parse()?), to: Side::Rest, ways: Ways::Both };
     pause(&installation, &["pause", "--reason", REASON])?;
     ensure!(pods(&installation)? > 0, "{WORKER} runs no pod");
-    faults.cut(cut.clone())?;
+    let seen = newest(&installation)?;
+    let begun = faults.cut(cut.clone());
     let fenced = wait_for("the worker to end its containers", || {
         let kubelet = installation.on_machine(WORKER, &["systemctl", "is-active", "kubelet"]);
         ensure!(kubelet.is_err(), "its kubelet runs");
@@ -50,11 +62,16 @@ fn a_worker_that_hears_nobody_ends_its_containers_and_begins_them_again() -> Res
         ensure!(left == 0, "{left} processes of pods run");
         Ok(())
     });
-    faults.mend(&cut)?;
-    fenced?;
-    wait_for("the fence to be told", || told(&installation, "Fenced"))?;
-    wait_for("its end to be told", || told(&installation, "FenceLifted"))?;
+    // Whatever came of it, nothing stays behind for the tests after this one.
+    let mended = faults.mend(&cut);
+    let told = wait_for("the fence to be told, and its end", || {
+        told(&installation, seen, "Fenced").and_then(|()| told(&installation, seen, "FenceLifted"))
+    });
     pause(&installation, &["resume"])?;
+    begun?;
+    fenced?;
+    mended?;
+    told?;
     installation.wait_ready("demo")?;
     wait_for("its pods to run", || {
         ensure!(pods(&installation)? > 0, "{WORKER} runs no pod");

@@ -66,7 +66,7 @@ pub struct NodeInput<'a> {
     pub material: &'a ClusterMaterial,
     /// Key of the cluster's peer probes.
     pub peer_key: &'a SecretBytes,
-    /// What the machine's kernel allows.
+    /// What the machine's kernel allows and shows.
     pub traits: HostTraits,
 }
 

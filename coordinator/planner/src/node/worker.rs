@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use keelson_model::Role;
-use keelson_model::quantity::cpu_text;
+use keelson_model::quantity::{bytes_text, cpu_text};
 use keelson_protocol::config::{
     Expect, Hardening, Issuer, Need, ProbeSpec, ProbeTarget, UnitKind, UnitSpec, Usage,
 };
@@ -17,6 +17,9 @@ use super::{Node, Subject, paths};
 const KUBELET: &str = "kubelet";
 const KUBELET_SERVER: &str = "kubelet-server";
 const KUBE_PROXY: &str = "kube-proxy";
+/// What is kept from pods is a multiple of this, in bytes: the memory that a kernel has to give differs by some hundred
+/// kilobytes from one to the next, and each change restarts the kubelet.
+const RESERVED_STEP_BYTES: u64 = 64 << 20;
 /// Where the cluster's DNS takes connections (RFC 7766).
 const DNS_PORT: u16 = 53;
 
@@ -234,11 +237,11 @@ fn kubelet_config(node: &Node) -> serde_json::Value {
 /// nothing of it is for pods.
 fn beyond_the_machine(node: &Node) -> BTreeMap<&'static str, String> {
     let (seen, size) = (node.input.traits, node.machine.size);
-    let cpu_millis =
-        size.cpu_millis.and_then(|own| (seen.cpus * 1000).checked_sub(own)).filter(|more| *more > 0);
-    let bytes = size.memory_bytes.and_then(|own| seen.memory_bytes.checked_sub(own)).filter(|more| *more > 0);
-    let cpu = cpu_millis.map(|millis| ("cpu", cpu_text(millis)));
-    let memory = bytes.map(|bytes| ("memory", bytes.to_string()));
+    let millis = size.cpu_millis.map(|own| seen.cpus.saturating_mul(1_000).saturating_sub(own));
+    let bytes = size.memory_bytes.map(|own| seen.memory_bytes.saturating_sub(own));
+    let steps = bytes.map(|bytes| bytes.div_ceil(RESERVED_STEP_BYTES)).filter(|steps| *steps > 0);
+    let cpu = millis.filter(|millis| *millis > 0).map(|millis| ("cpu", cpu_text(millis)));
+    let memory = steps.map(|steps| ("memory", bytes_text(steps * RESERVED_STEP_BYTES)));
     cpu.into_iter().chain(memory).collect()
 }
 

@@ -37,6 +37,8 @@ pub fn destroy(state_dir: &Path) -> Result<(), DestroyError> {
         }
     };
     let paths = Paths::new(state_dir);
+    // A coordinator that still lives would start another one for what is on its list.
+    note("forwards", files::remove_file(&paths.forwards()));
     note("forwarder", forwards::stop(&paths));
     match Site::load(state_dir) {
         Ok(Some(site)) => machines(&site, &mut note),

@@ -154,7 +154,8 @@ impl FileLock {
         Ok(held.expect("the wait ended because the lock is held"))
     }
 
-    fn attempt(path: &Path) -> Result<Option<Self>, LocalError> {
+    /// Takes the lock when nobody has it.
+    pub(crate) fn attempt(path: &Path) -> Result<Option<Self>, LocalError> {
         let file = OpenOptions::new()
             .write(true)
             .create(true)

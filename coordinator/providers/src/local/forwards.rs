@@ -146,15 +146,31 @@ impl Site {
 
     /// Starts the forwarder if there is something to forward and none runs.
     pub(crate) fn ensure_forwarder(&self, program: &Path, until: Instant) -> Result<(), LocalError> {
-        if forwarder(&self.paths)?.is_some() {
-            return Ok(());
-        }
         let _lock = FileLock::acquire(&self.paths.forwards_lock(), until)?;
-        let all = read(&self.paths)?;
-        if all.forwards.is_empty() || forwarder(&self.paths)?.is_some() {
+        if !self.lacks_forwarder()? {
             return Ok(());
         }
-        carry_out(&self.paths, program, all.generation, until).map(drop)
+        carry_out(&self.paths, program, read(&self.paths)?.generation, until).map(drop)
+    }
+
+    /// The same for somebody who looks again and again: who is changing the list at this moment starts one anyway, and an
+    /// installation that is being removed needs none.
+    pub(crate) fn revive_forwarder(&self, program: &Path) -> Result<(), LocalError> {
+        if !self.lacks_forwarder()? || !self.paths.install().exists() {
+            return Ok(());
+        }
+        match FileLock::attempt(&self.paths.forwards_lock())? {
+            Some(_lock) if self.lacks_forwarder()? => {
+                let generation = read(&self.paths)?.generation;
+                carry_out(&self.paths, program, generation, Instant::now() + FORWARDER_WAIT).map(drop)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether there is something to forward and nobody who does.
+    fn lacks_forwarder(&self) -> Result<bool, LocalError> {
+        Ok(forwarder(&self.paths)?.is_none() && !read(&self.paths)?.forwards.is_empty())
     }
 }
 

@@ -5,15 +5,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use keelson_protocol::errors::chain;
 
 use super::site::Site;
 
-/// How often the kernel is asked whether the forwarder lives: it costs two system calls.
+/// How often it is looked whether the forwarder lives: that costs two system calls.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
-
-/// How long one look may take. A call that changes the forwards may hold their lock meanwhile; then the next look serves.
-const LOOK_WAIT: Duration = Duration::from_secs(2);
 
 /// A thread that looks after the forwarder, and ends when this is dropped.
 pub(crate) struct Watch {
@@ -29,17 +28,14 @@ impl Watch {
     pub(crate) fn begin(site: Arc<Site>, program: PathBuf) -> io::Result<Self> {
         let (stop, stopped) = channel();
         let look = move || {
-            let mut told = None;
+            let mut told = false;
             while stopped.recv_timeout(LOOK_EVERY) == Err(RecvTimeoutError::Timeout) {
-                let seen = site.ensure_forwarder(&program, Instant::now() + LOOK_WAIT);
-                let why = seen.err().map(|why| why.to_string());
-                if let Some(why) = why.as_ref().filter(|_| told != why) {
-                    tracing::warn!(
-                        error = why,
-                        "exposed services may not be reachable: their forwarder does not run"
-                    );
+                let failed = site.revive_forwarder(&program).err();
+                if let Some(error) = failed.as_ref().filter(|_| !told) {
+                    let why = chain(error);
+                    tracing::warn!(error = why, "users may not reach what is exposed: no forwarder runs");
                 }
-                told = why;
+                told = failed.is_some();
             }
         };
         let thread = thread::Builder::new().name("forwarder-watch".to_owned()).spawn(look)?;
