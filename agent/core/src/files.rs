@@ -213,6 +213,8 @@ impl AgentCore {
         }
     }
 
+    /// Files were removed. One that a newer config wants again stays ours: what was just taken away is written again, and a
+    /// path that is not ours would be left behind when no config wants it any more.
     fn removed(&mut self, removing: &[String]) {
         let wanted_again =
             |path: &String| self.desired.as_ref().is_some_and(|desired| desired.owned.contains(path));

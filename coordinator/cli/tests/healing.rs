@@ -182,15 +182,25 @@ async fn a_coordinator_that_has_just_started_is_waited_for_and_not_overridden() 
     world.fleet.add_ready("demo", "ha");
     world.fleet.break_machine("demo-worker-2", hung(Some(Hold::Starting { until: BEGIN })));
     let line = "machine repair demo-worker-2 --action rebuild --yes --no-wait";
-    for flags in ["", " --override"] {
+    for flags in ["", " --override", " --override --confirm-loss-of demo"] {
         let held = world.keelson(&format!("{line}{flags}")).run().await.ends(ExitCode::Refused);
         assert!(held.stderr.contains("the coordinator has just started"), "{}", held.stderr);
         assert!(!held.stderr.contains("--override"), "{}", held.stderr);
     }
     let why = world.keelson("why demo-worker-2").run().await.ends(ExitCode::Done).stdout;
     assert!(why.contains("held by guard starting") && !why.contains("--override"), "{why}");
-    let loss = "--override --confirm-loss-of demo";
-    world.keelson(&format!("{line} {loss}")).run().await.ends(ExitCode::Done);
+}
+
+#[tokio::test]
+async fn the_command_that_ends_the_hold_of_an_only_copy_is_one_that_is_taken() {
+    let world = World::new().await;
+    world.fleet.add_ready("demo", "small");
+    let only = Hold::Impossible { why: "it holds the only copy of the cluster's state".to_owned() };
+    world.fleet.break_machine("demo-etcd-1", hung(Some(only)));
+    let why = world.keelson("why demo-etcd-1").run().await.ends(ExitCode::Done).stdout;
+    let (_, end) = why.split_once("a person decides that its state is lost: `keelson ").unwrap();
+    let (command, _) = end.split_once('`').unwrap();
+    world.keelson(&format!("{command} --yes --no-wait")).run().await.ends(ExitCode::Done);
 }
 
 #[tokio::test]

@@ -469,8 +469,9 @@ impl Hold {
             Self::Retries { .. } => "the time is over; look for the cause meanwhile",
             Self::Fence { .. } => "the infrastructure confirms that the machine has no power",
             Self::Impossible { .. } => {
-                let command = format!("keelson machine repair {machine} --action recreate --override");
-                return format!("a person decides: `{command}`").into();
+                let over = format!("--override --confirm-loss-of {cluster}");
+                let command = format!("keelson machine repair {machine} --action recreate {over}");
+                return format!("a person decides that its state is lost: `{command}`").into();
             }
         };
         words.into()

@@ -330,6 +330,8 @@ impl State {
         let against = self.refusal(id, wish)?;
         if let Some(hold) = &against {
             let goes_on = match &wish.against {
+                // What it would cost is not known yet.
+                _ if matches!(hold, Hold::Starting { .. }) => false,
                 Against::Nothing => false,
                 Against::Guards => override_is_enough(hold),
                 Against::Quorum { typed } => typed == name.as_str(),

@@ -11,7 +11,7 @@ use keelson_protocol::errors::chain;
 
 use super::site::Site;
 
-/// How often it is looked whether the forwarder lives: that costs two system calls.
+/// How often it is looked whether the forwarder lives: while it does, that costs two system calls.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// A thread that looks after the forwarder, and ends when this is dropped.
