@@ -631,6 +631,7 @@ fn state_view(state: ClusterState) -> keelson_api::types::ClusterState {
     match state {
         ClusterState::Creating => keelson_api::types::ClusterState::Creating,
         ClusterState::Ready => keelson_api::types::ClusterState::Ready,
+        ClusterState::Updating => keelson_api::types::ClusterState::Updating,
         ClusterState::Degraded => keelson_api::types::ClusterState::Degraded,
         ClusterState::Deleting => keelson_api::types::ClusterState::Deleting,
         ClusterState::Failed => keelson_api::types::ClusterState::Failed,
@@ -674,6 +675,7 @@ fn status(shell: &Shell, install: String, started: WallTime) -> StatusView {
         *match shell.core.cluster_state(cluster, now) {
             ClusterState::Creating => &mut clusters.creating,
             ClusterState::Ready => &mut clusters.ready,
+            ClusterState::Updating => &mut clusters.updating,
             ClusterState::Degraded => &mut clusters.degraded,
             ClusterState::Deleting => &mut clusters.deleting,
             ClusterState::Failed => &mut clusters.failed,

@@ -47,6 +47,7 @@ pub(crate) fn render(core: &CoordinatorCore, now: Now) -> String {
     let clusters = [
         ("{state=\"creating\"}", clusters(ClusterState::Creating)),
         ("{state=\"ready\"}", clusters(ClusterState::Ready)),
+        ("{state=\"updating\"}", clusters(ClusterState::Updating)),
         ("{state=\"degraded\"}", clusters(ClusterState::Degraded)),
         ("{state=\"deleting\"}", clusters(ClusterState::Deleting)),
         ("{state=\"failed\"}", clusters(ClusterState::Failed)),

@@ -5,8 +5,8 @@
 
 use keelson_model::kubernetes::{PodLeft, PodWait};
 use keelson_model::{
-    Act, DrainSpec, DrainThen, Evidence, FaultClass, HeartbeatSeen, Hold, Incident, LeaseSeen, LeaveStep,
-    ObservedMachine, PowerSeen, RepairAction, RepairPreview, Verdict, WaitingOn,
+    Act, DrainSpec, DrainThen, Due, Evidence, FaultClass, HeartbeatSeen, Hold, Incident, LeaseSeen,
+    LeaveStep, ObservedMachine, PowerSeen, RepairAction, RepairPreview, Verdict, WaitingOn,
 };
 use keelson_protocol::{ClusterName, MachineId, WallTime};
 
@@ -128,6 +128,12 @@ pub fn hold_view(hold: &Hold, cluster: &ClusterName, machine: &MachineId) -> Hol
 #[must_use]
 pub fn act_view(act: &Act) -> ActView {
     ActView { action: action_view(act.action), at: act.at.into() }
+}
+
+/// A repair that is not due yet, as clients see it.
+#[must_use]
+pub fn due_view(due: Due) -> ActView {
+    ActView { action: action_view(due.action), at: due.at.into() }
 }
 
 /// How far a machine is that leaves; without a step nothing depends on it any more.

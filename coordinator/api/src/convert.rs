@@ -16,7 +16,7 @@ use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use crate::care::{
-    act_view, action_view, evidence_view, fault_class_view, hold_view, incident_view, leaving_view,
+    act_view, action_view, due_view, evidence_view, fault_class_view, hold_view, incident_view, leaving_view,
     not_well_view, verdict_view,
 };
 use crate::catalogue::Code;
@@ -291,7 +291,11 @@ pub fn machine_state(seen: &ObservedMachine) -> (MachineState, Option<WallTime>)
             (_, true, _) => (MachineState::Silent, None),
             (LinkState::Never, false, None) => (MachineState::Connecting, Some(*since)),
             (_, false, None) => (MachineState::Applying, Some(*since)),
-            (_, false, Some((_, state))) => (node_state(state), None),
+            (_, false, Some((generation, state))) => {
+                // A report of a new state comes before the heartbeat that tells it.
+                let told = seen.health.as_ref().filter(|health| health.generation >= generation);
+                (node_state(told.map_or(state, |health| health.state)), None)
+            }
         },
     }
 }
@@ -366,6 +370,7 @@ pub fn machine_view(
             .map(evidence_view),
         incident: seen.and_then(|seen| seen.care.incident.as_ref()).map(incident_view),
         acting: seen.and_then(|seen| seen.acting).map(action_view),
+        due: seen.and_then(|seen| seen.care.due).map(due_view),
         hold: seen
             .and_then(|seen| seen.hold.as_ref())
             .map(|hold| hold_view(hold, &blueprint.cluster, &machine.id)),
@@ -450,13 +455,13 @@ pub fn waiting_view(
         code: waiting_code(on).to_string(),
         machine: on.machine().map(ToString::to_string),
         text: on.to_string(),
-        since: seen.and_then(|seen| waiting_since(on, seen)).unwrap_or(otherwise).into(),
+        since: seen.and_then(|seen| waiting_since(on, seen, observed.planned)).unwrap_or(otherwise).into(),
         ends_when: on.ends_when(cluster).into_owned(),
         needs_person: on.needs_person(),
     }
 }
 
-fn waiting_since(on: &WaitingOn, seen: &ObservedMachine) -> Option<WallTime> {
+fn waiting_since(on: &WaitingOn, seen: &ObservedMachine, planned: Option<WallTime>) -> Option<WallTime> {
     let link = match &seen.link {
         LinkState::Never => None,
         LinkState::Connected { since, .. } | LinkState::Lost { since, .. } => Some(*since),
@@ -467,7 +472,7 @@ fn waiting_since(on: &WaitingOn, seen: &ObservedMachine) -> Option<WallTime> {
             units.iter().find(|health| health.name == *unit).map(|health| health.since)
         }
         WaitingOn::Silent { .. } => seen.heard.or(link),
-        WaitingOn::Config { .. } => link,
+        WaitingOn::Config { .. } | WaitingOn::Turn { .. } => link.max(planned),
         _ => machine_state(seen).1,
     }
 }

@@ -269,7 +269,7 @@ async fn labels_are_patched_and_select() {
 async fn filters_that_are_not_known_are_refused_with_a_remedy() {
     let world = World::new().await;
     for (query, says) in [
-        ("clusters?state=red", "creating, ready, degraded"),
+        ("clusters?state=red", "creating, ready, updating, degraded"),
         ("clusters?order_by=age", "name, created or state"),
         ("clusters?selector=a+b", "env=prod"),
         ("machines?state=red", "planned"),

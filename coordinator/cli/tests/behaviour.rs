@@ -398,6 +398,10 @@ async fn a_shell_passes_keys_output_and_exit_code_on() {
     assert_eq!(exit.status.code(), Some(42));
     let keys = output(program(&world, &["machine", "shell", id]), "hello\nq").await;
     assert_eq!(keys.status.code(), Some(7), "{}", String::from_utf8_lossy(&keys.stderr));
+    let cut = output(program(&world, &["machine", "shell", id, "--", "poweroff"]), "").await;
+    let told = String::from_utf8(cut.stderr).unwrap();
+    assert!(told.contains("ended while the command ran") && told.contains("KEEL-1023"), "{told}");
+    assert_eq!(cut.status.code(), Some(1));
     let none = output(program(&world, &["machine", "shell", "none"]), "").await;
     assert_eq!(none.status.code(), Some(3));
 }

@@ -102,6 +102,12 @@ async fn a_drain_that_a_disruption_budget_blocks() {
         "cluster update demo --drain-timeout 0s --drain-then force",
     ];
     golden("drain.txt", &record(&world, &lines).await);
+    let back = world.keelson("cluster scale demo --pool worker --count 3 --dry-run").run().await;
+    let preview = back.ends(ExitCode::Done).stdout;
+    assert!(
+        preview.contains("one machine of pool worker leaves already, and does not come back"),
+        "{preview}"
+    );
 }
 
 #[tokio::test]
@@ -200,7 +206,29 @@ async fn the_command_that_ends_the_hold_of_an_only_copy_is_one_that_is_taken() {
     let why = world.keelson("why demo-etcd-1").run().await.ends(ExitCode::Done).stdout;
     let (_, end) = why.split_once("a person decides that its state is lost: `keelson ").unwrap();
     let (command, _) = end.split_once('`').unwrap();
+    let preview = world.keelson(&format!("{command} --dry-run")).run().await.ends(ExitCode::Done).stdout;
+    assert!(preview.contains("everything that cluster demo knows is lost"), "{preview}");
     world.keelson(&format!("{command} --yes --no-wait")).run().await.ends(ExitCode::Done);
+}
+
+#[tokio::test]
+async fn a_repair_that_is_not_due_yet_is_told_with_its_time_and_with_the_command_that_does_not_wait() {
+    let world = World::new().await;
+    world.fleet.add_ready("demo", "small");
+    world.fleet.break_machine("demo-worker-2", Broken { verdict: Verdict::AgentDown, ..hung(None) });
+    let why = world.keelson("why demo-worker-2").run().await.ends(ExitCode::Done).stdout;
+    let command = "keelson machine repair demo-worker-2 --action power-cycle";
+    assert!(why.contains("  nothing yet; power-cycle in 3m20s, if it goes on like this\n"), "{why}");
+    assert!(why.contains(&format!("      without that wait: {command}\n")), "{why}");
+}
+
+#[tokio::test]
+async fn who_takes_the_power_of_the_only_api_server_is_told_that_it_does_not_answer_meanwhile() {
+    let world = World::new().await;
+    world.fleet.add_ready("demo", "small");
+    let line = "machine repair demo-master-1 --action power-cycle --dry-run";
+    let preview = world.keelson(line).run().await.ends(ExitCode::Done).stdout;
+    assert!(preview.contains("the API of cluster demo does not answer meanwhile"), "{preview}");
 }
 
 #[tokio::test]

@@ -201,10 +201,14 @@ impl CoordinatorCore {
 
     /// Whether an API server is left where there is more than one. One that does not work is no loss.
     fn another_master(&self, cluster: &Cluster, planned: &BlueprintMachine) -> Result<(), Hold> {
-        let others = || cluster.row.blueprint.with_role(Role::Master).filter(|other| other.id != planned.id);
-        let works = |planned: &BlueprintMachine| self.works(planned);
-        let last = planned.roles.contains(&Role::Master) && works(planned) && !others().any(works);
-        if last && others().next().is_some() { Err(Hold::ApiServer) } else { Ok(()) }
+        let several = cluster.row.blueprint.with_role(Role::Master).nth(1).is_some();
+        if several && self.is_only_api_of(cluster, planned) { Err(Hold::ApiServer) } else { Ok(()) }
+    }
+
+    /// Whether a machine's API server is the only one of its cluster that works.
+    pub(crate) fn is_only_api_of(&self, cluster: &Cluster, planned: &BlueprintMachine) -> bool {
+        let mut others = cluster.row.blueprint.with_role(Role::Master).filter(|other| other.id != planned.id);
+        planned.roles.contains(&Role::Master) && self.works(planned) && !others.any(|other| self.works(other))
     }
 
     fn no_member_moves(&self, cluster: &Cluster, planned: &BlueprintMachine) -> Result<(), Hold> {

@@ -116,6 +116,10 @@ pub const MISSING_AFTER: Duration = Duration::from_secs(6);
 pub const GIVEN_UP_AFTER: Duration = Duration::from_secs(60);
 /// How long an agent may be down on a machine that otherwise lives, before its power is taken.
 pub const AGENT_DOWN_AFTER: Duration = Duration::from_secs(300);
+/// The same of a machine that does nothing but run pods, when Kubernetes has lost its node with its agent: the kubelet's way
+/// to the API server leads through the agent. Kubernetes calls such a node not ready after 50 s, and its pods are no
+/// longer served from then on.
+pub const NODE_LOST_AFTER: Duration = Duration::from_secs(60);
 /// How long the infrastructure may fail to give a machine its power before it is made anew around its disk: what it was
 /// built on may be broken, and its disk is whole.
 pub const POWERLESS_AFTER: Duration = Duration::from_secs(180);

@@ -5,7 +5,7 @@ use keelson_model::{
     WaitingOn,
 };
 use keelson_planner::waiting;
-use keelson_protocol::ClusterName;
+use keelson_protocol::{ClusterName, Generation, MachineId};
 
 use crate::limits::{IDEMPOTENCY_LIFE, OPERATION_LIFE};
 use crate::provider::API_EXPOSURE;
@@ -19,7 +19,9 @@ pub enum ClusterState {
     Creating,
     /// It is as its blueprint says.
     Ready,
-    /// It was ready, and something is not as its blueprint says.
+    /// It was ready, works, and becomes what was asked for.
+    Updating,
+    /// It was ready, and something does not work.
     Degraded,
     /// It is being removed.
     Deleting,
@@ -47,8 +49,29 @@ impl CoordinatorCore {
     /// The state of a cluster in one word.
     #[must_use]
     pub fn cluster_state(&self, cluster: &Cluster, now: Now) -> ClusterState {
-        let waits = self.waiting(&cluster.row.spec.name, now);
-        state_of(cluster, &waits)
+        let name = &cluster.row.spec.name;
+        let waits = self.waiting(name, now);
+        state_of(cluster, &self.sorted_waits(name, &waits))
+    }
+
+    /// The waits of a cluster that stood, told apart: what does not work, before what is still to come.
+    fn sorted_waits<'a>(&self, name: &ClusterName, waits: &'a [WaitingOn]) -> Vec<Judged<'a>> {
+        // Another cluster was asked for than there is: machines come, go and start.
+        let changes = self.open_operations(name).next().is_some();
+        let works = |id: &MachineId| {
+            self.machines.get(id).is_some_and(|machine| machine.is_ready_with(Generation(0)))
+        };
+        let is_fault = |wait: &WaitingOn| match wait {
+            WaitingOn::Repair { .. }
+            | WaitingOn::Off { .. }
+            | WaitingOn::Silent { .. }
+            | WaitingOn::ProviderRefused { .. } => true,
+            WaitingOn::Config { machine } | WaitingOn::Turn { machine, .. } => !changes && !works(machine),
+            _ => !changes,
+        };
+        let mut judged: Vec<_> = waits.iter().map(|wait| Judged { wait, is_fault: is_fault(wait) }).collect();
+        judged.sort_by_key(|judged| !judged.is_fault);
+        judged
     }
 
     /// Brings conditions and operations up to date, and forgets the cluster when it is gone.
@@ -63,12 +86,13 @@ impl CoordinatorCore {
         if self.only_returning(now, name, waits) {
             return;
         }
+        let judged = self.sorted_waits(name, waits);
         let Some(cluster) = self.clusters.get_mut(name) else { return };
         let first = waits.is_empty() && cluster.row.first_ready.is_none() && cluster.row.wanted;
         if first {
             cluster.row.first_ready = Some(now.wall);
         }
-        let conditions = conditions(cluster, waits, now);
+        let conditions = conditions(cluster, &judged, now);
         if conditions == cluster.row.conditions && !first {
             return;
         }
@@ -195,11 +219,17 @@ impl CoordinatorCore {
     }
 }
 
-fn state_of(cluster: &Cluster, waits: &[WaitingOn]) -> ClusterState {
+/// A wait, and whether it tells of something that does not work.
+struct Judged<'a> {
+    wait: &'a WaitingOn,
+    is_fault: bool,
+}
+
+fn state_of(cluster: &Cluster, waits: &[Judged]) -> ClusterState {
     if !cluster.row.wanted {
         return ClusterState::Deleting;
     }
-    if waits.iter().any(WaitingOn::is_failure) {
+    if waits.iter().any(|judged| judged.wait.is_failure()) {
         return ClusterState::Failed;
     }
     // Between two steps of a plan nothing is waited for, and the spec is not reached all the same.
@@ -207,29 +237,29 @@ fn state_of(cluster: &Cluster, waits: &[WaitingOn]) -> ClusterState {
     match (waits.is_empty() && planned, cluster.row.first_ready) {
         (true, _) => ClusterState::Ready,
         (false, None) => ClusterState::Creating,
-        (false, Some(_)) => ClusterState::Degraded,
+        (false, Some(_)) if waits.iter().any(|judged| judged.is_fault) => ClusterState::Degraded,
+        (false, Some(_)) => ClusterState::Updating,
     }
 }
 
 /// One statement for each part of a cluster, each with the first reason why it does not hold.
-fn conditions(cluster: &Cluster, waits: &[WaitingOn], now: Now) -> Vec<Condition> {
+fn conditions(cluster: &Cluster, waits: &[Judged], now: Now) -> Vec<Condition> {
     let parts = [
         ("Etcd", Some(Role::Etcd)),
         ("ControlPlane", Some(Role::Master)),
         ("Workers", Some(Role::Worker)),
         ("Endpoint", None),
     ];
-    let state = state_of(cluster, waits);
     let mut conditions: Vec<Condition> = parts
         .into_iter()
         .map(|(kind, role)| {
-            let concerned: Vec<&WaitingOn> =
-                waits.iter().filter(|wait| concerns(cluster, wait, role)).collect();
-            condition(cluster, kind, &concerned, state, now)
+            let concerned: Vec<&Judged> =
+                waits.iter().filter(|judged| concerns(cluster, judged.wait, role)).collect();
+            condition(cluster, kind, &concerned, now)
         })
         .collect();
-    let all: Vec<&WaitingOn> = waits.iter().collect();
-    conditions.insert(0, condition(cluster, "Ready", &all, state, now));
+    let all: Vec<&Judged> = waits.iter().collect();
+    conditions.insert(0, condition(cluster, "Ready", &all, now));
     conditions
 }
 
@@ -243,23 +273,18 @@ fn concerns(cluster: &Cluster, wait: &WaitingOn, role: Option<Role>) -> bool {
     }
 }
 
-fn condition(
-    cluster: &Cluster,
-    kind: &str,
-    waits: &[&WaitingOn],
-    state: ClusterState,
-    now: Now,
-) -> Condition {
+fn condition(cluster: &Cluster, kind: &str, waits: &[&Judged], now: Now) -> Condition {
     let (status, reason, message) = match waits.first() {
-        None if state == ClusterState::Deleting => {
+        None if !cluster.row.wanted => {
             (ConditionStatus::Progressing, "Deleting".to_owned(), "it is being removed".to_owned())
         }
         None => (ConditionStatus::Ok, "AsPlanned".to_owned(), "as the blueprint says".to_owned()),
         Some(first) => {
-            let machine = first.machine().map(|id| format!("{id}: ")).unwrap_or_default();
+            let wait = first.wait;
+            let machine = wait.machine().map(|id| format!("{id}: ")).unwrap_or_default();
             let more =
                 if waits.len() > 1 { format!(" (and {} more)", waits.len() - 1) } else { String::new() };
-            (status_of(first, state), reason(first).to_owned(), format!("{machine}{first}{more}"))
+            (status_of(cluster, first), reason(wait).to_owned(), format!("{machine}{wait}{more}"))
         }
     };
     let before = cluster.row.conditions.iter().find(|old| old.kind == kind && old.status == status);
@@ -267,11 +292,12 @@ fn condition(
     Condition { kind: kind.to_owned(), status, reason, message, since }
 }
 
-fn status_of(wait: &WaitingOn, state: ClusterState) -> ConditionStatus {
-    match wait {
+fn status_of(cluster: &Cluster, judged: &Judged) -> ConditionStatus {
+    let stood = cluster.row.first_ready.is_some() && cluster.row.wanted;
+    match judged.wait {
         WaitingOn::ProviderRefused { .. } => ConditionStatus::Bad,
         WaitingOn::Silent { .. } => ConditionStatus::Unknown,
-        _ if state == ClusterState::Degraded => ConditionStatus::Bad,
+        _ if stood && judged.is_fault => ConditionStatus::Bad,
         _ => ConditionStatus::Progressing,
     }
 }

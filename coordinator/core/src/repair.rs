@@ -1,8 +1,10 @@
 //! Repair: the smallest thing that mends a machine, then the next one. What is under way is in the machine's row, so a
 //! coordinator that dies in the middle goes on where it was.
 
+use std::time::Duration;
+
 use keelson_model::{
-    FaultClass, FleetEvent, Hold, LeaseSeen, MachinePhase, RepairAction, Role, Severity, Verdict,
+    Due, FaultClass, FleetEvent, Hold, LeaseSeen, MachinePhase, RepairAction, Role, Severity, Verdict,
 };
 use keelson_protocol::health::{NodeState, UnitHealth, UnitState};
 use keelson_protocol::{ClusterName, MachineId, MonoTime, WallTime};
@@ -11,8 +13,8 @@ use crate::detect::{Census, is_unborn};
 use crate::effect::ProviderCall;
 use crate::guard::{Asker, prune};
 use crate::limits::{
-    ACTS_KEPT_MAX, AGENT_DOWN_AFTER, GIVEN_UP_AFTER, MENDED_AFTER, MISSING_AFTER, POWERLESS_AFTER,
-    REBUILD_TRIES_MAX, REPAIRING_AFTER,
+    ACTS_KEPT_MAX, AGENT_DOWN_AFTER, GIVEN_UP_AFTER, MENDED_AFTER, MISSING_AFTER, NODE_LOST_AFTER,
+    POWERLESS_AFTER, REBUILD_TRIES_MAX, REPAIRING_AFTER,
 };
 use crate::metrics::RepairOutcome;
 use crate::row::{Act, Asked, Incident};
@@ -204,21 +206,20 @@ impl CoordinatorCore {
         let lasts = since.map(|since| now.mono.since(since)).unwrap_or_default();
         let (verdict, forgot) = (machine.verdict, self.forgot_itself(machine).is_some());
         Ok(match verdict {
+            Verdict::Well | Verdict::Suspected | Verdict::Repairing => None,
+            _ if lasts < self.patience(machine) => None,
             // Being switched on is the life of a machine, not a repair: `reconcile_machine` does it.
             Verdict::Off => {
-                let refused = machine.call.is_none() && machine.attempts > 0 && lasts >= POWERLESS_AFTER;
+                let refused = machine.call.is_none() && machine.attempts > 0;
                 (refused && !tried(machine, RepairAction::Rebuild)).then_some(RepairAction::Rebuild)
             }
-            Verdict::Well | Verdict::Suspected | Verdict::Repairing => None,
-            Verdict::Missing if lasts >= MISSING_AFTER => Some(RepairAction::Recreate),
-            Verdict::GivenUp if lasts >= GIVEN_UP_AFTER => Some(harsher(machine, forgot)),
+            Verdict::Missing => Some(RepairAction::Recreate),
             // Its kubelet speaks for it, so that pods run that nobody has to move.
-            Verdict::AgentDown if !forgot && lasts >= AGENT_DOWN_AFTER && has_fresh_lease(machine) => {
+            Verdict::AgentDown if !forgot && lease(machine) == LeaseSeen::Fresh => {
                 return Err(Hold::Evidence { verdict });
             }
-            Verdict::AgentDown if forgot || lasts >= AGENT_DOWN_AFTER => Some(harsher(machine, forgot)),
+            Verdict::GivenUp | Verdict::AgentDown => Some(harsher(machine, forgot)),
             Verdict::Hung if is_unborn(now, machine) => Some(harsher(machine, forgot)),
-            Verdict::Missing | Verdict::GivenUp | Verdict::AgentDown => None,
             // Nothing tells it from its zone, or from the network to it: what costs a boot is tried, and no more.
             Verdict::Hung => match (harsher(machine, forgot), alone(machine)) {
                 (action @ RepairAction::PowerCycle, _) | (action, None) => Some(action),
@@ -228,6 +229,35 @@ impl CoordinatorCore {
                 return Err(Hold::Evidence { verdict });
             }
         })
+    }
+
+    /// How long a machine's verdict must last before something is done about it.
+    fn patience(&self, machine: &Machine) -> Duration {
+        let runs_pods_only = || {
+            let planned = self.planned(&machine.row.cluster, &machine.row.id);
+            planned.is_some_and(|planned| planned.roles.iter().all(|role| *role == Role::Worker))
+        };
+        match machine.verdict {
+            Verdict::Off => POWERLESS_AFTER,
+            Verdict::Missing => MISSING_AFTER,
+            Verdict::GivenUp => GIVEN_UP_AFTER,
+            Verdict::AgentDown if self.forgot_itself(machine).is_some() => Duration::ZERO,
+            Verdict::AgentDown if lease(machine) == LeaseSeen::Stale && runs_pods_only() => NODE_LOST_AFTER,
+            Verdict::AgentDown => AGENT_DOWN_AFTER,
+            _ => Duration::ZERO,
+        }
+    }
+
+    /// What will be done about a machine if its verdict stays what it is, and when: for people, who may not want to wait.
+    pub(crate) fn due(&self, now: Now, machine: &Machine) -> Option<Due> {
+        let at = machine.repair.as_ref()?.since?.plus(self.patience(machine));
+        let action = match machine.verdict {
+            Verdict::Missing => RepairAction::Recreate,
+            Verdict::AgentDown if lease(machine) == LeaseSeen::Fresh => return None,
+            Verdict::GivenUp | Verdict::AgentDown => harsher(machine, self.forgot_itself(machine).is_some()),
+            _ => return None,
+        };
+        (at > now.mono).then(|| Due { action, at: now.wall.plus(at.since(now.mono)) })
     }
 
     /// Whether an agent takes longer to mend something than a restart takes, and that was not told yet.
@@ -600,8 +630,8 @@ fn tried(machine: &Machine, action: RepairAction) -> bool {
     acts.any(|act| act.action == action && !act.called_off && opened.is_none_or(|opened| act.at >= opened))
 }
 
-fn has_fresh_lease(machine: &Machine) -> bool {
-    machine.evidence.as_ref().is_some_and(|evidence| evidence.lease == LeaseSeen::Fresh)
+fn lease(machine: &Machine) -> LeaseSeen {
+    machine.evidence.as_ref().map_or(LeaseSeen::Unknown, |evidence| evidence.lease)
 }
 
 /// A hold without its numbers: told again only when it is another one.

@@ -83,12 +83,16 @@ impl CoordinatorCore {
         Ok(self.take_effects())
     }
 
-    /// Resumes repair.
+    /// Resumes repair. What was not paused leaves no event.
     ///
     /// # Errors
     /// [`CommandError::NoCluster`].
     pub fn resume_repair(&mut self, now: Now, request: &PauseRequest) -> Result<Vec<Effect>, CommandError> {
+        let paused = self.paused_since(&request.scope).is_some();
         self.set_paused(now, &request.scope, None)?;
+        if !paused {
+            return Ok(self.take_effects());
+        }
         self.note_pauser(&request.scope, None);
         self.note_pause(now, request, "RepairResumed", "repairs that were held go on".to_owned());
         Ok(self.take_effects())
@@ -233,6 +237,10 @@ impl CoordinatorCore {
             cluster: machine.row.cluster.clone(),
             action,
             pods: planned.is_node(),
+            only_api: self
+                .clusters
+                .get(&machine.row.cluster)
+                .is_some_and(|c| self.is_only_api_of(c, planned)),
             etcd_member: self.etcd_member_of(planned),
             against,
         })

@@ -57,7 +57,7 @@ impl CoordinatorCore {
         cluster.plan_due = joins || renews || planned.held.is_some() || planned.lacking.is_some();
         cluster.plan_due |= planned.blueprint != cluster.row.blueprint;
         cluster.held = planned.held;
-        self.set_blueprint(name, planned.blueprint);
+        self.set_blueprint(now, name, planned.blueprint);
         for id in refused {
             self.give_back(now, &id);
         }
@@ -100,7 +100,7 @@ impl CoordinatorCore {
         self.plan_with(self.plan_of(spec)?, spec, wanted, parent, &progress)
     }
 
-    /// The last step of a plan in a world where nothing fails: what a change comes to.
+    /// The last step of a plan in a world where nothing fails from now on: what a change comes to.
     pub(crate) fn plan_to_the_end(
         &self,
         spec: &ClusterSpec,
@@ -117,9 +117,10 @@ impl CoordinatorCore {
         parent: &Blueprint,
     ) -> Result<Blueprint, String> {
         let mut last = parent.clone();
+        let unwell = self.unwell(parent, &self.working(parent));
         for _ in 0..PLAN_STEPS_MAX {
-            let step =
-                self.plan_with(plan, spec, Wanted::Present, Some(&last), &Progress::all_well(&last))?;
+            let progress = Progress { unwell: unwell.clone(), ..Progress::all_well(&last) };
+            let step = self.plan_with(plan, spec, Wanted::Present, Some(&last), &progress)?;
             if let Some(lacking) = step.lacking {
                 return Err(lacking.to_string());
             }
@@ -185,9 +186,11 @@ impl CoordinatorCore {
         // What was listed before they lost their power says nothing of those that would have to do without them.
         let member = |id: &MachineId| blueprint.machines[id].roles.contains(&Role::Etcd);
         let outdated = renew.iter().any(|id| member(id) && !self.listed_without(id));
+        let ready = self.working(blueprint);
         Progress {
             etcd: if outdated { BTreeMap::new() } else { self.standings(&blueprint.cluster) },
-            ready: self.working(blueprint),
+            unwell: self.unwell(blueprint, &ready),
+            ready,
             released: blueprint
                 .machines
                 .values()
@@ -229,6 +232,11 @@ impl CoordinatorCore {
         blueprint.machines.values().filter(works).map(|machine| machine.id.clone()).collect()
     }
 
+    /// Machines of a blueprint that are not among those that work.
+    fn unwell(&self, blueprint: &Blueprint, working: &BTreeSet<MachineId>) -> BTreeSet<MachineId> {
+        blueprint.machines.keys().filter(|id| !working.contains(*id)).cloned().collect()
+    }
+
     /// Machines of a blueprint that are heard.
     pub(crate) fn heard(&self, blueprint: &Blueprint) -> BTreeSet<MachineId> {
         let heard = |planned: &&BlueprintMachine| self.made(planned).is_some_and(Machine::is_heard);
@@ -236,12 +244,13 @@ impl CoordinatorCore {
     }
 
     /// Makes `blueprint` the plan in force, when it is another one.
-    pub(crate) fn set_blueprint(&mut self, name: &ClusterName, blueprint: Blueprint) {
+    pub(crate) fn set_blueprint(&mut self, now: Now, name: &ClusterName, blueprint: Blueprint) {
         let Some(cluster) = self.clusters.get_mut(name) else { return };
         if cluster.row.blueprint == blueprint {
             return;
         }
         cluster.row.blueprint = blueprint;
+        cluster.planned = Some(now.wall);
         let row = Row::Cluster(Box::new(cluster.row.clone()));
         self.rows.push(row);
         self.reserve_incarnations(name);

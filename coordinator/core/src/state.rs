@@ -76,6 +76,8 @@ pub struct Cluster {
     pub held: Option<EtcdHold>,
     /// Why the spec cannot be planned in full.
     pub lacking: Option<String>,
+    /// When the blueprint in force was made; nothing when a coordinator before this one made it.
+    pub(crate) planned: Option<WallTime>,
     /// Whether the blueprint in force may not be the last step on the way to the spec.
     pub(crate) plan_due: bool,
     /// Whether something of it is on its way and has to be looked at again without being told.
@@ -591,6 +593,7 @@ impl CoordinatorCore {
             etcd: self.standings(name),
             etcd_hold: cluster.and_then(|cluster| cluster.held.clone()),
             turns: self.turns(name),
+            planned: cluster.and_then(|cluster| cluster.planned),
             leaving: self.leave_steps(name),
         }
     }
@@ -624,6 +627,7 @@ impl CoordinatorCore {
             hold: machine.repair.as_ref().and_then(|repair| repair.hold.clone()),
             care: Care {
                 incident: machine.row.incident.clone(),
+                due: self.due(now, machine),
                 acts: machine.row.acts.iter().filter(|act| !act.called_off).cloned().collect(),
                 fenced: machine.row.fenced,
                 leaving_since: machine.row.leaving_since,
@@ -711,6 +715,7 @@ impl Cluster {
             kube: KubeWatch::default(),
             held: None,
             lacking: None,
+            planned: None,
             plan_due: true,
             busy: true,
         }

@@ -52,6 +52,11 @@ fn a_pause_holds_what_was_decided_and_not_done() {
     assert_eq!(world.state("demo"), Some(ClusterState::Ready), "{:?}", waits(&world));
     // What was not done is no reason for more.
     assert_eq!(acts(&world, "worker-2"), [RepairAction::PowerCycle]);
+    // What goes on already cannot be resumed, and is not told.
+    let before = world.reasons().len();
+    let effects = world.core.resume_repair(world.now(), &request).unwrap();
+    world.carry_out(effects);
+    assert_eq!(world.reasons().len(), before);
 }
 
 #[test]

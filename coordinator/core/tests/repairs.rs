@@ -243,6 +243,31 @@ fn an_agent_that_is_down_on_a_node_that_works_is_left_to_a_person() {
 }
 
 #[test]
+fn a_worker_that_kubernetes_has_lost_with_its_agent_waits_a_minute_and_others_five() {
+    let mut world = ready("ha");
+    for (name, earliest, latest) in [("worker-2", 100, 180), ("etcd-1", 560, 660)] {
+        freeze(&mut world, name);
+        world.agentless.insert(id(name));
+        world.run(60);
+        assert_eq!(verdict(&world, name), Verdict::AgentDown, "{name} {:?}", machine(&world, name).evidence);
+        let due = world.core.observed_machine(machine(&world, name), world.now()).care.due.unwrap();
+        assert_eq!(due.action, RepairAction::PowerCycle);
+        let in_steps = due.at.since(world.now().wall).as_millis() / 500;
+        assert!((earliest - 60..latest - 60).contains(&in_steps), "{name}: due in {in_steps} steps");
+        world.run(u32::try_from(in_steps).unwrap() - 2);
+        assert!(!world.fences.contains(&id(name)), "{:?}", waits(&world));
+        thaw(&mut world, name);
+        world.agentless.clear();
+        world.run(120);
+        assert_eq!(verdict(&world, name), Verdict::Well);
+    }
+    freeze(&mut world, "worker-2");
+    world.agentless.insert(id("worker-2"));
+    world.run(190);
+    assert_eq!(fences(&world), ["demo-worker-2"], "{:?}", waits(&world));
+}
+
+#[test]
 fn a_machine_that_gets_no_power_is_made_anew_around_its_disk() {
     let mut world = ready("ha");
     let text = "its host is broken".to_owned();

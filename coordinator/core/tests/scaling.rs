@@ -170,6 +170,50 @@ fn the_last_masters_that_work_stay_until_one_that_is_to_stay_works() {
 }
 
 #[test]
+fn a_preview_names_the_machine_that_goes_first_because_it_does_not_work() {
+    let mut world = ready();
+    world.run(10);
+    world.machines.get_mut(&"demo-worker-1".parse().unwrap()).unwrap().linked = false;
+    world.run(10);
+    let request = ScalePool {
+        cluster: "demo".parse().unwrap(),
+        pool: PoolName("worker".to_owned()),
+        count: 1,
+        drain: None,
+    };
+    let preview = world.core.preview_scale(&request).unwrap();
+    let gone: Vec<&str> = preview.diff.changes.iter().map(|change| change.object.as_str()).collect();
+    assert_eq!(gone, ["demo-worker-1"]);
+    world.scale("demo", "worker", 1);
+    world.run(300);
+    assert_eq!(pool(&world, "worker"), ["demo-worker-2"]);
+}
+
+#[test]
+fn a_cluster_that_becomes_what_was_asked_for_is_updating_and_warns_of_nothing() {
+    let mut world = ready();
+    world.run(10);
+    world.events.clear();
+    for (what, count) in [("worker", 3), ("master", 3), ("etcd", 3), ("worker", 2), ("etcd", 1)] {
+        world.scale("demo", what, count);
+        let mut states = std::collections::BTreeSet::new();
+        for _ in 0..400 {
+            world.step();
+            states.extend(world.state("demo"));
+        }
+        let expected = [ClusterState::Ready, ClusterState::Updating];
+        assert!(states.into_iter().eq(expected), "pool {what} of {count}");
+    }
+    let warnings = world.events.iter().filter(|event| event.severity != Severity::Info);
+    assert_eq!(warnings.map(|event| event.outcome.as_str()).collect::<Vec<_>>(), [] as [&str; 0]);
+    // What does not work is no update.
+    world.scale("demo", "worker", 3);
+    world.machines.get_mut(&"demo-worker-1".parse().unwrap()).unwrap().linked = false;
+    world.run(10);
+    assert_eq!(world.state("demo"), Some(ClusterState::Degraded));
+}
+
+#[test]
 fn a_machine_that_hangs_on_its_way_out_is_fenced_and_not_waited_for() {
     let mut world = ready();
     world.run(10);

@@ -462,6 +462,10 @@ impl Hold {
             Self::Meltdown { .. } => {
                 "fewer machines are broken; look for the common cause: network, host, storage, a bad change"
             }
+            Self::Quorum { voters: 0 | 1, .. } => {
+                return format!("it is not the only etcd member any more: scale the etcd of {cluster} to 3")
+                    .into();
+            }
             Self::Quorum { .. } => "other etcd members work again",
             Self::ApiServer => "another master works",
             Self::Busy { .. } => "the other machine is ready",
@@ -532,6 +536,15 @@ pub struct Act {
     pub called_off: bool,
 }
 
+/// A repair that is not due yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Due {
+    /// What.
+    pub action: RepairAction,
+    /// When, if the verdict stays what it is, and no guard holds it.
+    pub at: WallTime,
+}
+
 /// What a repair that a person asks for would come to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RepairPreview {
@@ -543,6 +556,8 @@ pub struct RepairPreview {
     pub action: RepairAction,
     /// Whether pods run on it.
     pub pods: bool,
+    /// Whether its API server is the only one of the cluster that works.
+    pub only_api: bool,
     /// Its member of the etcd cluster, by name.
     pub etcd_member: Option<String>,
     /// What the caller goes against.
@@ -573,7 +588,17 @@ impl RepairPreview {
                 "its pods end without a grace period and begin elsewhere, where others can take them{left}"
             ));
         }
+        if self.only_api && self.action.is_disruptive() {
+            what.push(format!(
+                "the API of cluster {} does not answer meanwhile: no other master works",
+                self.cluster
+            ));
+        }
         match &self.etcd_member {
+            Some(member) if matches!(self.against, Some(Hold::Impossible { .. })) => what.push(format!(
+                "everything that cluster {} knows is lost, all its objects: etcd member {member} is the only one, and begins empty",
+                self.cluster
+            )),
             Some(member) if !keeps => what.push(format!(
                 "etcd member {member} is taken out, and an empty one takes its place and catches up"
             )),

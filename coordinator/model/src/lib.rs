@@ -29,8 +29,8 @@ pub use blueprint::{
 };
 pub use event::{FleetEvent, Severity};
 pub use fault::{
-    Act, Evidence, FaultClass, HeartbeatSeen, Hold, Incident, LeaseSeen, PeersSeen, PowerSeen, RepairAction,
-    RepairPreview, Scope, Verdict,
+    Act, Due, Evidence, FaultClass, HeartbeatSeen, Hold, Incident, LeaseSeen, PeersSeen, PowerSeen,
+    RepairAction, RepairPreview, Scope, Verdict,
 };
 pub use material::{Authority, ClusterMaterial};
 pub use observed::{Care, LinkState, MachinePhase, Observed, ObservedMachine, Seen};

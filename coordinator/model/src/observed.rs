@@ -7,7 +7,7 @@ use keelson_protocol::health::{Facts, HealthReport, NodeState};
 use keelson_protocol::{BootId, Generation, MachineId, WallTime};
 use serde::{Deserialize, Serialize};
 
-use crate::fault::{Act, Evidence, Hold, Incident, RepairAction, Verdict};
+use crate::fault::{Act, Due, Evidence, Hold, Incident, RepairAction, Verdict};
 use crate::kubernetes::DrainState;
 use crate::progress::Standing;
 use crate::report::{EtcdHold, LeaveStep};
@@ -142,6 +142,8 @@ pub struct ObservedMachine {
 pub struct Care {
     /// The fault that is being mended.
     pub incident: Option<Incident>,
+    /// What will be done about it next, if nothing changes.
+    pub due: Option<Due>,
     /// Repairs of the last hour, oldest first.
     pub acts: Vec<Act>,
     /// Since when it is proven to have no power.
@@ -167,6 +169,8 @@ pub struct Observed {
     pub etcd_hold: Option<EtcdHold>,
     /// Machines that wait to get the newest config, and which other machine must be ready first.
     pub turns: BTreeMap<MachineId, MachineId>,
+    /// When its blueprint was made, as far as that is known.
+    pub planned: Option<WallTime>,
     /// Machines on their way out, and what still depends on them.
     pub leaving: BTreeMap<MachineId, LeaveStep>,
 }

@@ -28,6 +28,8 @@ pub struct Progress {
     pub etcd: BTreeMap<MachineId, Standing>,
     /// Machines that work as they should.
     pub ready: BTreeSet<MachineId>,
+    /// Machines that do not, at this moment: when a pool shrinks they go first.
+    pub unwell: BTreeSet<MachineId>,
     /// Leaving machines that nothing depends on any more.
     pub released: BTreeSet<MachineId>,
     /// Machines that are to be made anew, with an empty disk.
@@ -44,6 +46,7 @@ impl Progress {
         Self {
             etcd: blueprint.with_role(Role::Etcd).map(|m| (m.id.clone(), Standing::Voter)).collect(),
             ready: ids().collect(),
+            unwell: BTreeSet::new(),
             released: ids().collect(),
             renew: BTreeSet::new(),
             forced: BTreeSet::new(),

@@ -136,9 +136,9 @@ impl<'a> Draft<'a> {
 
     fn first_to_go(&self, pool: &PoolPlan, target: usize) -> Option<MachineId> {
         let in_zone = |zone: &str| self.staying(&pool.name).filter(|machine| machine.zone == zone).count();
-        let works = |machine: &BlueprintMachine| self.input.progress.ready.contains(&machine.id);
+        let unwell = |machine: &BlueprintMachine| self.input.progress.unwell.contains(&machine.id);
         let rank = |machine: &&BlueprintMachine| {
-            (!works(machine), in_zone(&machine.zone), number(machine), machine.id.clone())
+            (unwell(machine), in_zone(&machine.zone), number(machine), machine.id.clone())
         };
         let spread = |machine: &&BlueprintMachine| {
             let mut zones: BTreeMap<&str, usize> = self

@@ -202,6 +202,7 @@ fn the_only_member_of_a_zone_stays_when_its_loss_would_leave_another_zone_with_a
     let goes = |broken: &MachineId| {
         let mut progress = Progress::all_well(&parent);
         progress.ready.remove(broken);
+        progress.unwell.insert(broken.clone());
         let next =
             world.plan_step(&spec("ha", json!({})), Wanted::Present, Some(&parent), &progress).unwrap();
         let leaving = next.blueprint.with_role(Role::Etcd).find(|member| member.leaving);
@@ -251,6 +252,7 @@ fn no_member_comes_or_goes_while_another_is_not_well() {
     // The one that does not work is the first to go.
     let mut progress = Progress::all_well(&three);
     progress.ready.remove(&id("demo-etcd-1"));
+    progress.unwell.insert(id("demo-etcd-1"));
     let wish = spec("ha", json!({ "pools": { "etcd": 1 } }));
     let next = world.plan_step(&wish, Wanted::Present, Some(&three), &progress).unwrap();
     assert!(next.blueprint.machines[&id("demo-etcd-1")].leaving);

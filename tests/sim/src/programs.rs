@@ -253,8 +253,10 @@ impl World {
             let master = self.by_address.get(&address);
             master.is_some_and(|master| self.connects(ix, *master) && self.api_serves(*master))
         };
-        let balancer = &self.machines[ix].host.memory.balancer;
-        balancer.as_ref().is_some_and(|balancer| balancer.backends.iter().any(reached))
+        // The balancer is a part of the agent.
+        let machine = &self.machines[ix];
+        let balancer = machine.host.memory.balancer.as_ref().filter(|_| machine.agent.is_some());
+        balancer.is_some_and(|balancer| balancer.backends.iter().any(reached))
     }
 
     /// Whether the coordinator reaches an API server of a cluster.

@@ -239,6 +239,7 @@ impl State {
             match self.cluster_state(cluster) {
                 ClusterState::Creating => clusters.creating += 1,
                 ClusterState::Ready => clusters.ready += 1,
+                ClusterState::Updating => clusters.updating += 1,
                 ClusterState::Degraded => clusters.degraded += 1,
                 ClusterState::Deleting => clusters.deleting += 1,
                 ClusterState::Failed => clusters.failed += 1,
@@ -575,10 +576,12 @@ fn kubeconfig_text(name: &ClusterName) -> String {
 /// What an interactive shell of the fake says first.
 const GREETING: &[u8] = b"fake shell\r\n";
 
-/// A shell that knows `echo WORDS`, `exit CODE` and, without a command, gives back what it gets until a `q` comes.
+/// A shell that knows `echo WORDS`, `exit CODE`, `poweroff` and, without a command, gives back what it gets until a `q` comes.
 async fn shell(mut stream: DuplexStream, request: ShellRequestBody) {
     let words: Vec<&str> = request.command.iter().map(String::as_str).collect();
     let code = match words.as_slice() {
+        // The machine goes, and says no more.
+        ["poweroff"] => return,
         ["exit", code] => code.parse().unwrap_or(2),
         ["echo", words @ ..] => {
             let text = format!("{}\n", words.join(" ")).into_bytes();

@@ -4,11 +4,12 @@
 //! then takes some reads of the machine. The rules are those of the coordinator as far as a client sees them.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use keelson_model::kubernetes::DrainState;
 use keelson_model::{
-    Act, Evidence, FleetEvent, HeartbeatSeen, Hold, Incident, LeaveStep, LinkState, MachinePhase, Observed,
-    PlanReport, RepairAction, RepairPreview, Role, Scope, Severity, Verdict, WaitingOn,
+    Act, Due, Evidence, FleetEvent, HeartbeatSeen, Hold, Incident, LeaveStep, LinkState, MachinePhase,
+    Observed, PlanReport, RepairAction, RepairPreview, Role, Scope, Severity, Verdict, WaitingOn,
 };
 use keelson_protocol::{ClusterName, MachineId, WallTime};
 
@@ -24,6 +25,8 @@ use crate::fleet::{Against, Pause, RepairWish};
 use crate::problem::Problem;
 use crate::types::{ClusterState, NotWellView, PauseView, RepairOptionsView, RepairStatusView, RepairView};
 
+/// After how long a machine is power cycled whose agent is down.
+const AGENT_DOWN_AFTER: Duration = Duration::from_secs(300);
 /// Reads of a machine until its repair is done: its power is taken, it starts, it works.
 const STEPS_OF_REPAIR: u32 = 3;
 
@@ -106,6 +109,9 @@ impl State {
                 }
             }
             (seen.acting, seen.hold) = (ill.acting, self.ward.hold(ill));
+            let waits = seen.verdict == Verdict::AgentDown && seen.acting.is_none() && seen.hold.is_none();
+            let at = since.plus(AGENT_DOWN_AFTER);
+            seen.care.due = waits.then_some(Due { action: RepairAction::PowerCycle, at });
             seen.care.incident = Some(ill.incident.clone());
             (seen.care.acts, seen.care.fenced) = (ill.acts.clone(), ill.fenced);
         }
@@ -347,6 +353,7 @@ impl State {
             cluster: name.clone(),
             action: wish.action,
             pods: has(Role::Worker) || has(Role::Master),
+            only_api: has(Role::Master) && cluster.blueprint.with_role(Role::Master).count() == 1,
             etcd_member: has(Role::Etcd).then(|| id.to_string()),
             against,
         })

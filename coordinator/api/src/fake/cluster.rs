@@ -120,7 +120,7 @@ impl FakeCluster {
             (Goal::Ready, Some(Fault::Blocked | Fault::Fails(_))) if !self.is_there() => ClusterState::Failed,
             (Goal::Ready, Some(Fault::Silent)) if self.is_there() => ClusterState::Degraded,
             (Goal::Ready, _) if self.is_there() => ClusterState::Ready,
-            (Goal::Ready, _) if self.was_ready => ClusterState::Degraded,
+            (Goal::Ready, _) if self.was_ready => ClusterState::Updating,
             (Goal::Ready, _) => ClusterState::Creating,
         }
     }

@@ -203,7 +203,9 @@ pub enum ClusterState {
     Creating,
     /// Everything is as its blueprint says.
     Ready,
-    /// It was ready, and something is not as its blueprint says.
+    /// It was ready, works, and becomes what was asked for.
+    Updating,
+    /// It was ready, and something does not work.
     Degraded,
     /// It is being removed.
     Deleting,
@@ -213,7 +215,8 @@ pub enum ClusterState {
 
 impl ClusterState {
     /// All of them.
-    pub const ALL: [Self; 5] = [Self::Creating, Self::Ready, Self::Degraded, Self::Deleting, Self::Failed];
+    pub const ALL: [Self; 6] =
+        [Self::Creating, Self::Ready, Self::Updating, Self::Degraded, Self::Deleting, Self::Failed];
 }
 
 impl fmt::Display for ClusterState {
@@ -221,6 +224,7 @@ impl fmt::Display for ClusterState {
         f.pad(match self {
             Self::Creating => "creating",
             Self::Ready => "ready",
+            Self::Updating => "updating",
             Self::Degraded => "degraded",
             Self::Deleting => "deleting",
             Self::Failed => "failed",

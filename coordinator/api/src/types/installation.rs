@@ -76,6 +76,8 @@ pub struct ClusterCounts {
     pub creating: u32,
     /// As they should be.
     pub ready: u32,
+    /// On their way to what was asked for, and working.
+    pub updating: u32,
     /// Not as they should be.
     pub degraded: u32,
     /// Being removed.

@@ -222,6 +222,9 @@ pub struct MachineView {
     /// The repair that is under way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub acting: Option<RepairActionView>,
+    /// The repair that comes next, and when, if it goes on as it is and no guard holds it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub due: Option<ActView>,
     /// Why a repair that is due is not made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hold: Option<HoldView>,

@@ -33,10 +33,11 @@ pub(super) async fn status(work: &mut Work<'_>) -> Result<ExitCode, Failure> {
         }
         let _ = writeln!(
             text,
-            "clusters    {} total: {} ready, {} creating, {} degraded, {} deleting, {} failed",
+            "clusters    {} total: {} ready, {} creating, {} updating, {} degraded, {} deleting, {} failed",
             clusters.total,
             clusters.ready,
             clusters.creating,
+            clusters.updating,
             clusters.degraded,
             clusters.deleting,
             clusters.failed

@@ -22,11 +22,12 @@ pub(super) async fn run(
 ) -> Result<ExitCode, Failure> {
     let body = ScaleBody { pool: args.pool.clone(), count: args.count, drain: args.drain.body() };
     let call = || Call::post(format!("{}:scale", path(&args.name))).json(&body);
+    let cluster: ClusterView = client.document(&Call::get(path(&args.name))).await?;
     if args.preview.dry_run {
         let preview: PlanPreview = client.document(&call().query("dryRun", Some(true))).await?;
-        return Ok(print_preview_noted(work, &preview, &args.preview, &note(&removed(&preview))));
+        let note = note(&removed(&preview)) + &still_leaving(&cluster, &args.pool);
+        return Ok(print_preview_noted(work, &preview, &args.preview, &note));
     }
-    let cluster: ClusterView = client.document(&Call::get(path(&args.name))).await?;
     if !args.yes {
         let preview: PlanPreview = client.document(&call().query("dryRun", Some(true))).await?;
         let (name, pool, count) = (&args.name, &args.pool, args.count);
@@ -66,6 +67,16 @@ pub(super) fn note(removed: &[&str]) -> String {
         0 => String::new(),
         1 => format!("{} would be removed with its disk; {PODS_MOVE}\n", removed[0]),
         count => format!("{count} machines would be removed with their disks; {PODS_MOVE}\n"),
+    }
+}
+
+/// What a preview says of machines that are on their way out already.
+fn still_leaving(cluster: &ClusterView, pool: &str) -> String {
+    let leaving = cluster.status.pools.iter().find(|other| other.name == pool).map_or(0, |pool| pool.leaving);
+    match leaving {
+        0 => String::new(),
+        1 => format!("one machine of pool {pool} leaves already, and does not come back\n"),
+        count => format!("{count} machines of pool {pool} leave already, and do not come back\n"),
     }
 }
 

@@ -251,7 +251,7 @@ mod tests {
         check("machine.facts.kernel", "string", "");
         check("operation.created", "time", "");
         check("release.components", "map of string", "");
-        assert_eq!(explain("cluster.status.state").unwrap().values.len(), 5);
+        assert_eq!(explain("cluster.status.state").unwrap().values.len(), 6);
         assert_eq!(explain("release.components.etcd").unwrap().type_name, "string");
     }
 

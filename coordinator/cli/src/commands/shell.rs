@@ -74,8 +74,8 @@ pub(super) async fn run(
             Ok(Some(ShellFrame::Exit { code })) => break Ok(code),
             Ok(Some(ShellFrame::Error(bytes))) => work.output().error_bytes(&bytes),
             Ok(Some(ShellFrame::Resize { .. } | ShellFrame::EndOfInput)) => {}
-            Ok(None) => break Err(Failure::new(Code::Unreachable, "the shell ended without an exit code")),
-            Err(error) => break Err(broken(&error)),
+            Ok(None) => break Err(cut_short(id).into()),
+            Err(error) => break Err(cut_short(id).because_of(&error).into()),
         }
     };
     writer.abort();
@@ -105,6 +105,15 @@ async fn open(
         return Err(Failure::new(Code::UnexpectedAnswer, "the coordinator did not open a shell"));
     }
     hyper::upgrade::on(response).await.map(TokioIo::new).map_err(|error| broken(&error))
+}
+
+/// The machine, its agent or the coordinator went away under the command.
+fn cut_short(id: &str) -> Problem {
+    let what = format!(
+        "the connection to machine {id} ended while the command ran; whether it has finished is not known"
+    );
+    Problem::new(Code::ShellCut, what)
+        .remedy(format!("look at the machine before you repeat the command: keelson why {id}"))
 }
 
 fn broken(error: &(dyn std::error::Error + 'static)) -> Failure {

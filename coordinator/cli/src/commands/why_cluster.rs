@@ -59,8 +59,9 @@ struct Incident {
     mended: Option<Timestamp>,
     /// Its newest event.
     seen: Timestamp,
-    /// How it began, and what came last.
-    first: String,
+    /// What was found, by the newest verdict, else how it began.
+    fault: String,
+    /// What came last.
     last: String,
 }
 
@@ -116,9 +117,12 @@ fn incidents(events: Vec<EventView>, not_well: &[NotWellView], now: WallTime) ->
             opened: open.get(&number).copied(),
             mended: None,
             seen: event.at,
-            first: event.outcome.clone(),
+            fault: event.outcome.clone(),
             last: String::new(),
         });
+        if event.reason == "FaultFound" {
+            incident.fault.clone_from(&event.outcome);
+        }
         incident.mended = (event.reason == "FaultMended").then_some(event.at);
         incident.seen = event.at;
         incident.last = format!("{}: {}", event.cause, event.outcome);
@@ -211,7 +215,7 @@ fn incident_lines(text: &mut String, incidents: &[Incident], now: WallTime, pain
         let (number, began) = (incident.number, moment(incident.opened.unwrap_or(incident.began).0, now));
         let machine = incident.machine.as_deref().unwrap_or("the cluster");
         let state = incident.state(now);
-        let _ = writeln!(text, "  {number}  {began}  {machine}  {}, {state}", one_line(&incident.first));
+        let _ = writeln!(text, "  {number}  {began}  {machine}  {}, {state}", one_line(&incident.fault));
         let _ = writeln!(text, "      last: {}", one_line(&incident.last));
     }
     let _ =

@@ -232,6 +232,12 @@ fn doing_lines(text: &mut String, machine: &MachineView, now: WallTime, paint: P
         (None, Some(_)) => {
             let _ = writeln!(text, "  nothing{act}");
         }
+        (None, None) if let Some(due) = &machine.due => {
+            let (action, id) = (due.action, &machine.summary.id);
+            let after = ago(due.at.0.max(now), now);
+            let _ = writeln!(text, "  nothing yet{act}; {action} in {after}, if it goes on like this");
+            let _ = writeln!(text, "      without that wait: keelson machine repair {id} --action {action}");
+        }
         (None, None) if machine.incident.is_some() => {
             let _ = writeln!(text, "  nothing is due yet{act}; the coordinator goes on looking");
         }

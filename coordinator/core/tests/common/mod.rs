@@ -122,6 +122,8 @@ pub(crate) struct World {
     pub(crate) cut_off: BTreeSet<MachineId>,
     /// Of these, whose agents do not answer peers either.
     pub(crate) refused: BTreeSet<MachineId>,
+    /// Machines on which the kernel alone answers: no agent, and so no way for the kubelet to the API server.
+    pub(crate) agentless: BTreeSet<MachineId>,
     /// Whether etcd's answers are on their way.
     pub(crate) etcd_answers_late: bool,
     /// Whether etcd answers nothing.
@@ -188,6 +190,7 @@ impl World {
             peers_answer: true,
             cut_off: BTreeSet::new(),
             refused: BTreeSet::new(),
+            agentless: BTreeSet::new(),
             etcd_silent: false,
             probed: VecDeque::new(),
             nodes: BTreeMap::new(),
@@ -526,10 +529,14 @@ impl World {
     /// A machine answers what it was asked about its peers: who has power and is linked answers it.
     fn probe(&mut self, session: SessionId, id: u64, targets: &[PeerTarget]) {
         let answer = |target: &PeerTarget| {
-            let reached =
-                |fake: &&FakeMachine| fake.on && (fake.linked || self.cut_off.contains(&target.machine));
+            let there = |id| self.cut_off.contains(id) || self.agentless.contains(id);
+            let reached = |fake: &&FakeMachine| fake.on && (fake.linked || there(&target.machine));
             let said = match self.machines.get(&target.machine).filter(reached) {
-                Some(fake) if fake.enrolled && !self.refused.contains(&target.machine) => {
+                Some(fake)
+                    if fake.enrolled
+                        && !self.refused.contains(&target.machine)
+                        && !self.agentless.contains(&target.machine) =>
+                {
                     PeerSaid::Answered { round_trip_us: 300 }
                 }
                 Some(_) => PeerSaid::Refused,
