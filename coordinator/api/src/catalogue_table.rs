@@ -128,7 +128,7 @@ catalogue! {
         "Between its beginning and the moment when it would have taken the machine's power away a guard began to hold, or the machine turned out to live. What was asked for was not done.",
         "Read the cause, and ask again when it is gone and the machine still needs it.",
         "keelson why MACHINE";
-    ShellCut, "KEEL-1023", 0, Failed, "the connection to the machine ended under a command",
+    ShellCut, "KEEL-1023", 0, Unreachable, "the connection to the machine ended under a command",
         "The machine, its agent or the coordinator went away while a command ran there. A command that switches a machine off ends like this.",
         "Look at the machine with `keelson why ID` before you repeat the command: it may have done its work.",
         "keelson why ID";

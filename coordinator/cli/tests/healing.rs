@@ -215,10 +215,13 @@ async fn the_command_that_ends_the_hold_of_an_only_copy_is_one_that_is_taken() {
 async fn a_repair_that_is_not_due_yet_is_told_with_its_time_and_with_the_command_that_does_not_wait() {
     let world = World::new().await;
     world.fleet.add_ready("demo", "small");
-    world.fleet.break_machine("demo-worker-2", Broken { verdict: Verdict::AgentDown, ..hung(None) });
-    let why = world.keelson("why demo-worker-2").run().await.ends(ExitCode::Done).stdout;
-    let command = "keelson machine repair demo-worker-2 --action power-cycle";
-    assert!(why.contains("  nothing yet; power-cycle in 3m20s, if it goes on like this\n"), "{why}");
+    world.fleet.break_machine("demo-master-1", Broken { verdict: Verdict::AgentDown, ..hung(None) });
+    let why = world.keelson("why demo-master-1").run().await.ends(ExitCode::Done).stdout;
+    let command = "keelson machine repair demo-master-1 --action power-cycle";
+    assert!(
+        why.contains("  nothing yet; power-cycle in 3m20s, if it goes on like this and no guard holds it\n"),
+        "{why}"
+    );
     assert!(why.contains(&format!("      without that wait: {command}\n")), "{why}");
 }
 

@@ -135,8 +135,7 @@ impl CoordinatorCore {
 
     /// One machine of the control plane at a time; of the workers a few.
     fn nobody_else(&self, now: Now, cluster: &Cluster, planned: &BlueprintMachine) -> Result<(), Hold> {
-        let worker =
-            |machine: &BlueprintMachine| machine.roles.len() == 1 && machine.roles.contains(&Role::Worker);
+        let worker = BlueprintMachine::only_runs_pods;
         let same = |other: &&BlueprintMachine| worker(other) == worker(planned);
         let others = cluster.row.blueprint.machines.values().filter(same);
         let total = others.clone().count();
@@ -295,7 +294,7 @@ fn within(scope: Scope, broken: usize, total: usize) -> Result<(), Hold> {
 }
 
 /// The pause after a repair doubles with each one of the last hour, and after some there is none any more.
-fn retries(now: Now, machine: &Machine, action: RepairAction) -> Result<(), Hold> {
+pub(crate) fn retries(now: Now, machine: &Machine, action: RepairAction) -> Result<(), Hold> {
     let counts = |act: &&Act| !act.called_off && now.wall.since(act.at) < ACTS_WINDOW;
     let recent: Vec<&Act> = machine.row.acts.iter().filter(counts).collect();
     let Some(last) = recent.last() else { return Ok(()) };

@@ -1,16 +1,17 @@
 //! How far clusters and operations are, and why they are not further.
 
 use keelson_model::{
-    Condition, ConditionStatus, FleetEvent, Operation, OperationKind, OperationState, Role, Severity,
-    WaitingOn,
+    Condition, ConditionStatus, FleetEvent, LinkState, Operation, OperationKind, OperationState, Role,
+    Severity, Verdict, WaitingOn,
 };
 use keelson_planner::waiting;
-use keelson_protocol::{ClusterName, Generation, MachineId};
+use keelson_protocol::ClusterName;
+use keelson_protocol::health::{Heartbeat, NodeState};
 
 use crate::limits::{IDEMPOTENCY_LIFE, OPERATION_LIFE};
 use crate::provider::API_EXPOSURE;
 use crate::row::Row;
-use crate::state::{Cluster, CoordinatorCore, Now};
+use crate::state::{Cluster, CoordinatorCore, Machine, Now};
 
 /// The state of a cluster in one word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -49,29 +50,36 @@ impl CoordinatorCore {
     /// The state of a cluster in one word.
     #[must_use]
     pub fn cluster_state(&self, cluster: &Cluster, now: Now) -> ClusterState {
-        let name = &cluster.row.spec.name;
-        let waits = self.waiting(name, now);
-        state_of(cluster, &self.sorted_waits(name, &waits))
+        let waits = self.waiting(&cluster.row.spec.name, now);
+        state_of(cluster, &self.judged_waits(&waits))
     }
 
-    /// The waits of a cluster that stood, told apart: what does not work, before what is still to come.
-    fn sorted_waits<'a>(&self, name: &ClusterName, waits: &'a [WaitingOn]) -> Vec<Judged<'a>> {
-        // Another cluster was asked for than there is: machines come, go and start.
-        let changes = self.open_operations(name).next().is_some();
-        let works = |id: &MachineId| {
-            self.machines.get(id).is_some_and(|machine| machine.is_ready_with(Generation(0)))
-        };
-        let is_fault = |wait: &WaitingOn| match wait {
+    /// What a cluster waits for, with what does not work before what is still to come.
+    fn judged_waits<'a>(&self, waits: &'a [WaitingOn]) -> Vec<Judged<'a>> {
+        let judge = |wait| Judged { wait, is_fault: self.is_fault(wait) };
+        let mut judged: Vec<Judged> = waits.iter().map(judge).collect();
+        judged.sort_by_key(|judged| !judged.is_fault);
+        judged
+    }
+
+    /// Whether a wait of a cluster that stood tells of something that does not work. The rest is what a change brings with
+    /// it: machines that come, go, and start with another config.
+    fn is_fault(&self, wait: &WaitingOn) -> bool {
+        let machine = wait.machine().and_then(|id| self.machines.get(id));
+        match wait {
             WaitingOn::Repair { .. }
             | WaitingOn::Off { .. }
             | WaitingOn::Silent { .. }
-            | WaitingOn::ProviderRefused { .. } => true,
-            WaitingOn::Config { machine } | WaitingOn::Turn { machine, .. } => !changes && !works(machine),
-            _ => !changes,
-        };
-        let mut judged: Vec<_> = waits.iter().map(|wait| Judged { wait, is_fault: is_fault(wait) }).collect();
-        judged.sort_by_key(|judged| !judged.is_fault);
-        judged
+            | WaitingOn::ProviderRefused { .. }
+            | WaitingOn::ProviderRetry { .. }
+            | WaitingOn::Plan { .. }
+            | WaitingOn::ProviderDelete { why: Some(_), .. }
+            | WaitingOn::Endpoint { why: Some(_) } => true,
+            WaitingOn::Connect { .. } => machine.is_some_and(|machine| {
+                matches!(machine.link, LinkState::Lost { .. }) || is_in_trouble(machine)
+            }),
+            _ => machine.is_some_and(is_in_trouble),
+        }
     }
 
     /// Brings conditions and operations up to date, and forgets the cluster when it is gone.
@@ -86,7 +94,7 @@ impl CoordinatorCore {
         if self.only_returning(now, name, waits) {
             return;
         }
-        let judged = self.sorted_waits(name, waits);
+        let judged = self.judged_waits(waits);
         let Some(cluster) = self.clusters.get_mut(name) else { return };
         let first = waits.is_empty() && cluster.row.first_ready.is_none() && cluster.row.wanted;
         if first {
@@ -217,6 +225,15 @@ impl CoordinatorCore {
             self.rows.push(Row::RemoveOperation(id));
         }
     }
+}
+
+/// Whether something is wrong with a machine. One that we have switched off on its way out is as it shall be.
+fn is_in_trouble(machine: &Machine) -> bool {
+    let held = machine.repair.as_ref().is_some_and(|repair| repair.hold.is_some());
+    let fine = machine.verdict.is_fine() || machine.verdict == Verdict::Off;
+    // What it says itself is known before it is judged.
+    let says_so = |heartbeat: Heartbeat| matches!(heartbeat.state, NodeState::Degraded | NodeState::Failed);
+    machine.row.incident.is_some() || held || !fine || machine.heartbeat.is_some_and(says_so)
 }
 
 /// A wait, and whether it tells of something that does not work.

@@ -11,7 +11,7 @@ use keelson_protocol::{ClusterName, MachineId, MonoTime, WallTime};
 
 use crate::detect::{Census, is_unborn};
 use crate::effect::ProviderCall;
-use crate::guard::{Asker, prune};
+use crate::guard::{Asker, prune, retries};
 use crate::limits::{
     ACTS_KEPT_MAX, AGENT_DOWN_AFTER, GIVEN_UP_AFTER, MENDED_AFTER, MISSING_AFTER, NODE_LOST_AFTER,
     POWERLESS_AFTER, REBUILD_TRIES_MAX, REPAIRING_AFTER,
@@ -233,16 +233,18 @@ impl CoordinatorCore {
 
     /// How long a machine's verdict must last before something is done about it.
     fn patience(&self, machine: &Machine) -> Duration {
-        let runs_pods_only = || {
+        // Of one that leaves, pods have still to end by themselves.
+        let node_is_lost = || {
             let planned = self.planned(&machine.row.cluster, &machine.row.id);
-            planned.is_some_and(|planned| planned.roles.iter().all(|role| *role == Role::Worker))
+            lease(machine) == LeaseSeen::Stale
+                && planned.is_some_and(|planned| planned.only_runs_pods() && !planned.leaving)
         };
         match machine.verdict {
             Verdict::Off => POWERLESS_AFTER,
             Verdict::Missing => MISSING_AFTER,
             Verdict::GivenUp => GIVEN_UP_AFTER,
             Verdict::AgentDown if self.forgot_itself(machine).is_some() => Duration::ZERO,
-            Verdict::AgentDown if lease(machine) == LeaseSeen::Stale && runs_pods_only() => NODE_LOST_AFTER,
+            Verdict::AgentDown if node_is_lost() => NODE_LOST_AFTER,
             Verdict::AgentDown => AGENT_DOWN_AFTER,
             _ => Duration::ZERO,
         }
@@ -250,14 +252,26 @@ impl CoordinatorCore {
 
     /// What will be done about a machine if its verdict stays what it is, and when: for people, who may not want to wait.
     pub(crate) fn due(&self, now: Now, machine: &Machine) -> Option<Due> {
-        let at = machine.repair.as_ref()?.since?.plus(self.patience(machine));
+        let row = &machine.row;
+        let planned = self.planned(&row.cluster, &row.id)?;
+        let begun = row.acting.is_some() || row.renew || planned.incarnation != row.incarnation;
+        if planned.leaving || begun || self.not_paused(self.clusters.get(&row.cluster)?).is_err() {
+            return None;
+        }
         let action = match machine.verdict {
             Verdict::Missing => RepairAction::Recreate,
             Verdict::AgentDown if lease(machine) == LeaseSeen::Fresh => return None,
             Verdict::GivenUp | Verdict::AgentDown => harsher(machine, self.forgot_itself(machine).is_some()),
             _ => return None,
         };
-        (at > now.mono).then(|| Due { action, at: now.wall.plus(at.since(now.mono)) })
+        let due = machine.repair.as_ref()?.since?.plus(self.patience(machine));
+        let at = now.wall.plus(due.since(now.mono));
+        // What holds it in any case is told when it is due, or counts until then.
+        let at = match retries(now, machine, action) {
+            Ok(()) => at,
+            Err(hold) => at.max(hold.until()?),
+        };
+        (due > now.mono && self.costs_cluster(&row.id, action).is_none()).then_some(Due { action, at })
     }
 
     /// Whether an agent takes longer to mend something than a restart takes, and that was not told yet.

@@ -70,8 +70,11 @@ fn a_cluster_follows_its_plan() {
     });
     let expected = ["-demo-worker-2", "+demo-etcd-2", "+demo-etcd-3", "+demo-gpu-1"];
     assert_eq!(diffs(&world.core.preview_plan(&plan).unwrap()), expected);
+    world.events.clear();
     assert_eq!(diffs(&world.apply_plan(plan).unwrap()), expected);
-    world.run(CONVERGED);
+    let states = world.states("demo", CONVERGED);
+    assert_eq!(states, [ClusterState::Ready, ClusterState::Updating].into(), "it works all the time");
+    assert_eq!(world.warnings(), [] as [&str; 0]);
     assert_eq!(world.state("demo"), Some(ClusterState::Ready));
     assert_eq!(machines(&world, "demo-etcd"), ["demo-etcd-1", "demo-etcd-2", "demo-etcd-3"]);
     assert_eq!(machines(&world, "demo-worker"), ["demo-worker-1"]);

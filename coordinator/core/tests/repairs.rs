@@ -6,7 +6,9 @@ mod common;
 
 use common::demo::*;
 use common::{World, hello};
-use keelson_coordinator_core::{ClusterState, Input, Override, ProviderFailure, Remedy, SessionId};
+use keelson_coordinator_core::{
+    ClusterState, Input, Override, PauseRequest, PauseScope, ProviderFailure, Remedy, SessionId,
+};
 use keelson_model::{FaultClass, MachinePhase, RepairAction, Verdict};
 use keelson_protocol::health::NodeState;
 use keelson_protocol::message::{RefusalCode, ToAgent};
@@ -252,6 +254,13 @@ fn a_worker_that_kubernetes_has_lost_with_its_agent_waits_a_minute_and_others_fi
         assert_eq!(verdict(&world, name), Verdict::AgentDown, "{name} {:?}", machine(&world, name).evidence);
         let due = world.core.observed_machine(machine(&world, name), world.now()).care.due.unwrap();
         assert_eq!(due.action, RepairAction::PowerCycle);
+        let request = PauseRequest::new(PauseScope::Fleet, "somebody");
+        let effects = world.core.pause_repair(world.now(), &request).unwrap();
+        world.carry_out(effects);
+        let paused = world.core.observed_machine(machine(&world, name), world.now());
+        assert_eq!(paused.care.due, None, "what is paused is not due");
+        let effects = world.core.resume_repair(world.now(), &request).unwrap();
+        world.carry_out(effects);
         let in_steps = due.at.since(world.now().wall).as_millis() / 500;
         assert!((earliest - 60..latest - 60).contains(&in_steps), "{name}: due in {in_steps} steps");
         world.run(u32::try_from(in_steps).unwrap() - 2);

@@ -8,6 +8,7 @@ use common::demo::pool;
 use common::{World, small};
 use keelson_coordinator_core::{ClusterState, CommandError, ScalePool};
 use keelson_model::{DrainSpec, DrainThen, OperationState, PoolName, Severity};
+use keelson_protocol::health::NodeState;
 
 /// Steps of half a second within which everything converges when nothing fails.
 const CONVERGED: u32 = 60;
@@ -196,21 +197,43 @@ fn a_cluster_that_becomes_what_was_asked_for_is_updating_and_warns_of_nothing() 
     world.events.clear();
     for (what, count) in [("worker", 3), ("master", 3), ("etcd", 3), ("worker", 2), ("etcd", 1)] {
         world.scale("demo", what, count);
-        let mut states = std::collections::BTreeSet::new();
-        for _ in 0..400 {
-            world.step();
-            states.extend(world.state("demo"));
-        }
         let expected = [ClusterState::Ready, ClusterState::Updating];
-        assert!(states.into_iter().eq(expected), "pool {what} of {count}");
+        assert_eq!(world.states("demo", 400), expected.into(), "pool {what} of {count}");
     }
-    let warnings = world.events.iter().filter(|event| event.severity != Severity::Info);
-    assert_eq!(warnings.map(|event| event.outcome.as_str()).collect::<Vec<_>>(), [] as [&str; 0]);
+    assert_eq!(world.warnings(), [] as [&str; 0]);
     // What does not work is no update.
     world.scale("demo", "worker", 3);
     world.machines.get_mut(&"demo-worker-1".parse().unwrap()).unwrap().linked = false;
     world.run(10);
     assert_eq!(world.state("demo"), Some(ClusterState::Degraded));
+}
+
+#[test]
+fn a_change_that_does_not_end_hides_no_fault() {
+    let mut world = ready();
+    world.run(10);
+    world.budgets.insert("demo-worker-2".to_owned());
+    world.scale("demo", "worker", 1);
+    world.run(10);
+    assert_eq!(world.state("demo"), Some(ClusterState::Updating));
+    for (machine, says) in [("demo-master-1", NodeState::Degraded), ("demo-worker-2", NodeState::Failed)] {
+        world.says.insert(machine.parse().unwrap(), says);
+        world.run(6);
+        assert_eq!(world.state("demo"), Some(ClusterState::Degraded), "{machine}");
+        world.says.clear();
+        world.run(40);
+        assert_eq!(world.state("demo"), Some(ClusterState::Updating), "{machine}");
+    }
+}
+
+#[test]
+fn a_new_coordinator_calls_no_cluster_broken_before_it_has_heard_of_it() {
+    let mut world = ready();
+    world.run(10);
+    world.restart();
+    let states = world.states("demo", 80);
+    assert!(!states.contains(&ClusterState::Degraded), "{states:?}");
+    assert_eq!(world.state("demo"), Some(ClusterState::Ready));
 }
 
 #[test]

@@ -174,6 +174,12 @@ impl BlueprintMachine {
         self.pods.is_some()
     }
 
+    /// Whether it runs pods and is nothing else.
+    #[must_use]
+    pub fn only_runs_pods(&self) -> bool {
+        self.roles.len() == 1 && self.roles.contains(&Role::Worker)
+    }
+
     fn describe(&self) -> String {
         let roles: Vec<String> = self.roles.iter().map(ToString::to_string).collect();
         format!("{} in {} at {}", roles.join("+"), self.zone, self.address)

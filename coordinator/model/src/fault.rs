@@ -462,8 +462,9 @@ impl Hold {
             Self::Meltdown { .. } => {
                 "fewer machines are broken; look for the common cause: network, host, storage, a bad change"
             }
-            Self::Quorum { voters: 0 | 1, .. } => {
-                return format!("it is not the only etcd member any more: scale the etcd of {cluster} to 3")
+            Self::Quorum { voters: 1, .. } => {
+                let scale = format!("keelson cluster scale {cluster} --pool etcd --count 3");
+                return format!("another etcd member votes; while it is the only one, add some: `{scale}`")
                     .into();
             }
             Self::Quorum { .. } => "other etcd members work again",

@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use keelson_model::kubernetes::DrainState;
 use keelson_model::{
-    Act, Due, Evidence, FleetEvent, HeartbeatSeen, Hold, Incident, LeaveStep, LinkState, MachinePhase,
-    Observed, PlanReport, RepairAction, RepairPreview, Role, Scope, Severity, Verdict, WaitingOn,
+    Act, BlueprintMachine, Due, Evidence, FleetEvent, HeartbeatSeen, Hold, Incident, LeaseSeen, LeaveStep,
+    LinkState, MachinePhase, Observed, PlanReport, RepairAction, RepairPreview, Role, Scope, Severity,
+    Verdict, WaitingOn,
 };
 use keelson_protocol::{ClusterName, MachineId, WallTime};
 
@@ -27,6 +28,8 @@ use crate::types::{ClusterState, NotWellView, PauseView, RepairOptionsView, Repa
 
 /// After how long a machine is power cycled whose agent is down.
 const AGENT_DOWN_AFTER: Duration = Duration::from_secs(300);
+/// The same of a worker that Kubernetes has lost with it.
+const NODE_LOST_AFTER: Duration = Duration::from_secs(60);
 /// Reads of a machine until its repair is done: its power is taken, it starts, it works.
 const STEPS_OF_REPAIR: u32 = 3;
 
@@ -110,7 +113,9 @@ impl State {
             }
             (seen.acting, seen.hold) = (ill.acting, self.ward.hold(ill));
             let waits = seen.verdict == Verdict::AgentDown && seen.acting.is_none() && seen.hold.is_none();
-            let at = since.plus(AGENT_DOWN_AFTER);
+            let node_is_lost = broken_lease(ill) == LeaseSeen::Stale
+                && cluster.blueprint.machines.get(id).is_some_and(BlueprintMachine::only_runs_pods);
+            let at = since.plus(if node_is_lost { NODE_LOST_AFTER } else { AGENT_DOWN_AFTER });
             seen.care.due = waits.then_some(Due { action: RepairAction::PowerCycle, at });
             seen.care.incident = Some(ill.incident.clone());
             (seen.care.acts, seen.care.fenced) = (ill.acts.clone(), ill.fenced);
@@ -149,9 +154,11 @@ impl State {
         let state = cluster.state(self.fault.as_ref());
         let report = self.report(cluster);
         let repairs = |wait: &WaitingOn| matches!(wait, WaitingOn::Repair { .. });
+        let standing = matches!(state, ClusterState::Ready | ClusterState::Updating);
         match state {
-            ClusterState::Ready if report.waiting.iter().any(WaitingOn::is_failure) => ClusterState::Failed,
-            ClusterState::Ready if report.waiting.iter().any(repairs) => ClusterState::Degraded,
+            _ if !standing => state,
+            _ if report.waiting.iter().any(WaitingOn::is_failure) => ClusterState::Failed,
+            _ if report.waiting.iter().any(repairs) => ClusterState::Degraded,
             state => state,
         }
     }
@@ -353,7 +360,7 @@ impl State {
             cluster: name.clone(),
             action: wish.action,
             pods: has(Role::Worker) || has(Role::Master),
-            only_api: has(Role::Master) && cluster.blueprint.with_role(Role::Master).count() == 1,
+            only_api: has(Role::Master) && !self.another_master_works(cluster, id),
             etcd_member: has(Role::Etcd).then(|| id.to_string()),
             against,
         })
@@ -383,6 +390,11 @@ impl State {
         self.note_ill(id, Severity::Warning, "RepairBegun", &cause, &wish.action.to_string());
         let incident = self.ward.ill.get(id).map(|ill| ill.incident.clone());
         Ok(repair_view(&preview, incident.as_ref()))
+    }
+
+    fn another_master_works(&self, cluster: &FakeCluster, id: &MachineId) -> bool {
+        let works = |other: &BlueprintMachine| other.id != *id && !self.ward.ill.contains_key(&other.id);
+        cluster.blueprint.with_role(Role::Master).any(works)
     }
 
     fn cluster_with(&self, id: &MachineId) -> Result<&FakeCluster, Problem> {
@@ -432,6 +444,10 @@ impl State {
         let hold = broken.and_then(|broken| broken.hold.as_ref()).filter(|hold| holds_persons(hold));
         Ok(hold.cloned().or(busy))
     }
+}
+
+fn broken_lease(ill: &Ill) -> LeaseSeen {
+    ill.broken.as_ref().map_or(LeaseSeen::Unknown, |broken| broken.evidence.lease)
 }
 
 /// Whether a guard holds what a person asks for too, and not only what the coordinator does by itself.

@@ -36,6 +36,10 @@ pub(super) async fn run(
             drain_words(args.drain)
         );
         confirm(work, client, &args.name, &removed(&preview), &again)?;
+        let leaving = still_leaving(&cluster, &args.pool);
+        if !leaving.is_empty() {
+            work.output().hint(leaving.trim_end());
+        }
     }
     let call = call().header("if-match", quoted(&cluster.meta.etag));
     let operation: OperationView = client.document(&call).await?;

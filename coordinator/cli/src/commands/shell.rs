@@ -31,6 +31,7 @@ pub(super) async fn run(
     id: &str,
     command: Vec<String>,
 ) -> Result<ExitCode, Failure> {
+    let what = command.first().map_or_else(|| "the shell".to_owned(), |program| format!("`{program}`"));
     let interactive = work.session.stdin_is_terminal && work.session.stdout_is_terminal;
     let (mut from, mut to) = tokio::io::split(open(work, client, id, command, interactive).await?);
     let raw = if interactive {
@@ -74,8 +75,8 @@ pub(super) async fn run(
             Ok(Some(ShellFrame::Exit { code })) => break Ok(code),
             Ok(Some(ShellFrame::Error(bytes))) => work.output().error_bytes(&bytes),
             Ok(Some(ShellFrame::Resize { .. } | ShellFrame::EndOfInput)) => {}
-            Ok(None) => break Err(cut_short(id).into()),
-            Err(error) => break Err(cut_short(id).because_of(&error).into()),
+            Ok(None) => break Err(cut_short(id, &what).into()),
+            Err(error) => break Err(cut_short(id, &what).because_of(&error).into()),
         }
     };
     writer.abort();
@@ -108,12 +109,11 @@ async fn open(
 }
 
 /// The machine, its agent or the coordinator went away under the command.
-fn cut_short(id: &str) -> Problem {
-    let what = format!(
-        "the connection to machine {id} ended while the command ran; whether it has finished is not known"
-    );
-    Problem::new(Code::ShellCut, what)
-        .remedy(format!("look at the machine before you repeat the command: keelson why {id}"))
+fn cut_short(id: &str, what: &str) -> Problem {
+    let what =
+        format!("the connection to machine {id} ended under {what}; whether it has finished is not known");
+    let remedy = format!("look at the machine before you do it again: keelson why {id}");
+    Problem::new(Code::ShellCut, what).remedy(remedy)
 }
 
 fn broken(error: &(dyn std::error::Error + 'static)) -> Failure {

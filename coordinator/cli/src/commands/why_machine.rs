@@ -6,7 +6,7 @@ use std::time::Duration;
 use keelson_api::ExitCode;
 use keelson_api::types::{
     API_VERSION, EventView, EvidenceView, IncidentView, LeaseView, LeavingView, MachineView, PodLeftView,
-    PowerView, RepairOptionView, RepairOptionsView, UnitStateView, VerdictWord,
+    PowerView, RepairActionView, RepairOptionView, RepairOptionsView, UnitStateView, VerdictWord,
 };
 use keelson_protocol::WallTime;
 use serde::Serialize;
@@ -235,8 +235,14 @@ fn doing_lines(text: &mut String, machine: &MachineView, now: WallTime, paint: P
         (None, None) if let Some(due) = &machine.due => {
             let (action, id) = (due.action, &machine.summary.id);
             let after = ago(due.at.0.max(now), now);
-            let _ = writeln!(text, "  nothing yet{act}; {action} in {after}, if it goes on like this");
-            let _ = writeln!(text, "      without that wait: keelson machine repair {id} --action {action}");
+            let _ = writeln!(
+                text,
+                "  nothing yet{act}; {action} in {after}, if it goes on like this and no guard holds it"
+            );
+            if action != RepairActionView::Recreate {
+                let _ =
+                    writeln!(text, "      without that wait: keelson machine repair {id} --action {action}");
+            }
         }
         (None, None) if machine.incident.is_some() => {
             let _ = writeln!(text, "  nothing is due yet{act}; the coordinator goes on looking");

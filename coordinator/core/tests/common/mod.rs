@@ -18,7 +18,7 @@ use keelson_model::etcd::{EtcdAnswer, EtcdMember};
 use keelson_model::kubernetes::{KubeAnswer, KubeCall, KubeFailure, NodeSeen};
 use keelson_model::material::Authority;
 use keelson_model::{
-    ClusterMaterial, ClusterSpec, FleetEvent, Plan, PlanName, PoolName, Release, ReleaseCatalog,
+    ClusterMaterial, ClusterSpec, FleetEvent, Plan, PlanName, PoolName, Release, ReleaseCatalog, Severity,
 };
 use keelson_planner::Place;
 use keelson_protocol::config::Issuer;
@@ -348,6 +348,22 @@ impl World {
         for (id, result) in std::mem::take(&mut self.etcd_answers) {
             self.input(Input::Etcd { id, result });
         }
+    }
+
+    /// The states that a cluster has in so many steps.
+    pub(crate) fn states(&mut self, cluster: &str, steps: u32) -> BTreeSet<ClusterState> {
+        let mut states = BTreeSet::new();
+        for _ in 0..steps {
+            self.step();
+            states.extend(self.state(cluster));
+        }
+        states
+    }
+
+    /// What came of the events that are no mere news.
+    pub(crate) fn warnings(&self) -> Vec<&str> {
+        let warnings = self.events.iter().filter(|event| event.severity != Severity::Info);
+        warnings.map(|event| event.outcome.as_str()).collect()
     }
 
     /// The coordinator is killed and started again.
