@@ -303,7 +303,7 @@ pub(crate) struct ScaleArgs {
     #[arg(long)]
     pub(crate) pool: String,
     /// How many machines the pool shall have
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub(crate) count: u16,
     #[command(flatten)]
     pub(crate) drain: DrainArgs,

@@ -255,6 +255,7 @@ async fn pools_get_other_sizes() {
         "cluster scale demo --pool gpu --count 3",
         "cluster scale demo --pool etcd --count 2",
         "cluster scale demo --pool worker --count 0",
+        "cluster scale demo --pool worker --count -1",
         "cluster scale none --pool worker --count 2",
         "cluster delete demo --yes --no-wait -o name",
         "cluster scale demo --pool worker --count 2",
