@@ -266,7 +266,7 @@ impl CoordinatorCore {
         };
         let due = machine.repair.as_ref()?.since?.plus(self.patience(machine));
         let at = now.wall.plus(due.since(now.mono));
-        // What holds it in any case is told when it is due, or counts until then.
+        // A number of repairs or a cool-down that lasts longer than the patience puts it off.
         let at = match retries(now, machine, action) {
             Ok(()) => at,
             Err(hold) => at.max(hold.until()?),

@@ -117,7 +117,7 @@ impl CoordinatorCore {
         parent: &Blueprint,
     ) -> Result<Blueprint, String> {
         let mut last = parent.clone();
-        let unwell = self.unwell(parent, &self.working(parent));
+        let unwell = unwell(parent, &self.working(parent));
         for _ in 0..PLAN_STEPS_MAX {
             let progress = Progress { unwell: unwell.clone(), ..Progress::all_well(&last) };
             let step = self.plan_with(plan, spec, Wanted::Present, Some(&last), &progress)?;
@@ -189,7 +189,7 @@ impl CoordinatorCore {
         let ready = self.working(blueprint);
         Progress {
             etcd: if outdated { BTreeMap::new() } else { self.standings(&blueprint.cluster) },
-            unwell: self.unwell(blueprint, &ready),
+            unwell: unwell(blueprint, &ready),
             ready,
             released: blueprint
                 .machines
@@ -232,11 +232,6 @@ impl CoordinatorCore {
         blueprint.machines.values().filter(works).map(|machine| machine.id.clone()).collect()
     }
 
-    /// Machines of a blueprint that are not among those that work.
-    fn unwell(&self, blueprint: &Blueprint, working: &BTreeSet<MachineId>) -> BTreeSet<MachineId> {
-        blueprint.machines.keys().filter(|id| !working.contains(*id)).cloned().collect()
-    }
-
     /// Machines of a blueprint that are heard.
     pub(crate) fn heard(&self, blueprint: &Blueprint) -> BTreeSet<MachineId> {
         let heard = |planned: &&BlueprintMachine| self.made(planned).is_some_and(Machine::is_heard);
@@ -257,6 +252,11 @@ impl CoordinatorCore {
         self.take_addresses(name);
         self.touched.insert(name.clone());
     }
+}
+
+/// Machines of a blueprint that are not among those that work.
+fn unwell(blueprint: &Blueprint, working: &BTreeSet<MachineId>) -> BTreeSet<MachineId> {
+    blueprint.machines.keys().filter(|id| !working.contains(*id)).cloned().collect()
 }
 
 /// Whether a machine has no power for certain, or was never there. One that is to be made anew and is heard again before

@@ -211,9 +211,6 @@ async fn the_forwarder_ends_when_its_installation_is_removed() {
     let pid = forwarder_pid(&host);
     std::fs::remove_file(host.state_dir().join("local/install.json")).unwrap();
     eventually("the forwarder to end", || kill(pid, None).is_err().then_some(()));
-    // Whoever looks after it looks several times in this.
-    std::thread::sleep(Duration::from_secs(2));
-    assert_eq!(forwarder_pid(&host), pid, "another one was started");
 }
 
 #[tokio::test]

@@ -147,7 +147,7 @@ impl Site {
     /// Starts the forwarder if there is something to forward and none runs.
     pub(crate) fn ensure_forwarder(&self, program: &Path, until: Instant) -> Result<(), LocalError> {
         let _lock = FileLock::acquire(&self.paths.forwards_lock(), until)?;
-        if !self.lacks_forwarder()? {
+        if !lacks_forwarder(&self.paths)? {
             return Ok(());
         }
         carry_out(&self.paths, program, read(&self.paths)?.generation, until).map(drop)
@@ -156,22 +156,26 @@ impl Site {
     /// The same for somebody who looks again and again: who is changing the list at this moment starts one anyway, and an
     /// installation that is being removed needs none.
     pub(crate) fn revive_forwarder(&self, program: &Path) -> Result<(), LocalError> {
-        if !self.lacks_forwarder()? || !self.paths.install().exists() {
-            return Ok(());
-        }
-        match FileLock::attempt(&self.paths.forwards_lock())? {
-            Some(_lock) if self.lacks_forwarder()? => {
-                let generation = read(&self.paths)?.generation;
-                carry_out(&self.paths, program, generation, Instant::now() + FORWARDER_WAIT).map(drop)
-            }
-            _ => Ok(()),
-        }
+        revive(&self.paths, program, Instant::now() + FORWARDER_WAIT)
     }
+}
 
-    /// Whether there is something to forward and nobody who does.
-    fn lacks_forwarder(&self) -> Result<bool, LocalError> {
-        Ok(forwarder(&self.paths)?.is_none() && !read(&self.paths)?.forwards.is_empty())
+fn revive(paths: &Paths, program: &Path, until: Instant) -> Result<(), LocalError> {
+    if !lacks_forwarder(paths)? || !paths.install().exists() {
+        return Ok(());
     }
+    match FileLock::attempt(&paths.forwards_lock())? {
+        Some(_lock) if lacks_forwarder(paths)? => {
+            let generation = read(paths)?.generation;
+            carry_out(paths, program, generation, until).map(drop)
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether there is something to forward and nobody who does.
+fn lacks_forwarder(paths: &Paths) -> Result<bool, LocalError> {
+    Ok(forwarder(paths)?.is_none() && !read(paths)?.forwards.is_empty())
 }
 
 /// The list as it is on disk.
@@ -383,6 +387,20 @@ mod tests {
         let all: Forwards = serde_json::from_str(text).unwrap();
         let checks: Vec<&HealthCheck> = all.forwards.iter().map(|forward| &forward.check).collect();
         assert_eq!(checks, [&HealthCheck::Tcp, &HealthCheck::Https { path: "/readyz".to_owned() }]);
+    }
+
+    #[test]
+    fn a_forwarder_is_started_again_only_for_an_installation_that_is_there() {
+        let directory = tempfile::tempdir().unwrap();
+        let paths = Paths::new(directory.path());
+        std::fs::create_dir_all(paths.forwards().parent().unwrap()).unwrap();
+        let forwards = vec![choose(&Forwards::default(), &request("api", None), |_| true).unwrap()];
+        files::write_json(&paths.forwards(), &Forwards { generation: 1, forwards }).unwrap();
+        // That it would be started shows in that it cannot be.
+        let nothing = directory.path().join("no program");
+        assert!(revive(&paths, &nothing, Instant::now()).is_ok());
+        std::fs::write(paths.install(), "{}").unwrap();
+        assert!(revive(&paths, &nothing, Instant::now()).is_err());
     }
 
     #[test]
