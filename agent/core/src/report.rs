@@ -13,7 +13,7 @@ use crate::action::{Action, StepKey};
 use crate::certificates::CertificateRun;
 use crate::core::AgentCore;
 use crate::rest::News;
-use crate::units::Phase;
+use crate::units::{Phase, START_MAX, UnitRun};
 
 /// A report is sent this often even when nothing changes, so that a lost one is not missed for long; a little earlier
 /// by chance, so that a fleet that came back together does not report together for ever.
@@ -51,6 +51,8 @@ pub(crate) struct Reporter {
     report_due: Option<MonoTime>,
     /// The machine's state, as of the last comparison.
     state: NodeState,
+    /// Since when units start anew because a config wants them otherwise, until everything stands.
+    changing_since: Option<MonoTime>,
     time_asked: Option<MonoTime>,
     pub(crate) clock_offset_ms: Option<i64>,
     pub(crate) pressure: Option<Pressure>,
@@ -71,6 +73,7 @@ impl Reporter {
             reported: None,
             report_due: None,
             state: NodeState::Idle,
+            changing_since: None,
             time_asked: None,
             clock_offset_ms: None,
             pressure: None,
@@ -92,6 +95,16 @@ impl Reporter {
         self.report_at = None;
         self.report_due = None;
         self.time_asked = None;
+    }
+
+    /// A config has units start anew that stood.
+    pub(crate) fn change_began(&mut self, now: MonoTime) {
+        self.changing_since = Some(now);
+    }
+
+    /// Whether what does not stand may be out of the way for a change only. One that does not end hides no fault.
+    fn is_changing(&self, now: MonoTime) -> bool {
+        self.changing_since.is_some_and(|since| now.since(since) < START_MAX)
     }
 }
 
@@ -209,6 +222,9 @@ impl AgentCore {
     /// Works the state out anew, after a comparison.
     pub(crate) fn settle_state(&mut self) {
         self.reporter.state = self.judge_state();
+        if self.reporter.state == NodeState::Ready {
+            self.reporter.changing_since = None;
+        }
     }
 
     fn judge_state(&self) -> NodeState {
@@ -223,7 +239,8 @@ impl AgentCore {
         if self.units.values().any(|run| run.withheld || given_up(&run.phase)) {
             return NodeState::Failed;
         }
-        if self.units.values().any(|run| run.was_healthy && !run.phase.is_healthy()) {
+        let fell = |run: &UnitRun| run.was_healthy && !run.phase.is_healthy();
+        if !self.reporter.is_changing(self.now.mono) && self.units.values().any(fell) {
             return NodeState::Degraded;
         }
         if self.unsettled().is_some() { NodeState::Applying } else { NodeState::Ready }

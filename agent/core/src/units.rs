@@ -397,6 +397,9 @@ impl AgentCore {
         for (name, run) in &mut self.units {
             let old = before.and_then(|before| before.inputs.get(name));
             if old != desired.inputs.get(name) {
+                if run.was_healthy {
+                    self.reporter.change_began(self.now.mono);
+                }
                 run.inputs_changed();
             }
         }

@@ -5,6 +5,7 @@
 mod support;
 
 use keelson_agent_core::{Action, Event, LedgerFound};
+use keelson_protocol::config::NodeConfig;
 use keelson_protocol::health::{EventKind, NodeState, UnitState};
 use keelson_protocol::message::{ToAgent, ToCoordinator};
 use keelson_protocol::{Generation, MonoTime, WallTime};
@@ -111,6 +112,50 @@ fn a_check_is_told_and_nothing_is_repaired_for_it() {
     world.run_for(5_000);
     let told = world.events_of(EventKind::UnitHealthy);
     assert_eq!(told.iter().filter(|event| event.starts_with("node-ready")).count(), 1, "{told:#?}");
+}
+
+/// A ready worker whose node answers, and the config that follows, which has its kubelet start anew.
+fn about_to_change() -> (World, NodeConfig) {
+    let (mut world, mut config) = (world(), worker(1));
+    config.units.push(node_check());
+    world.offer(&config);
+    world.run_until_ready(60_000);
+    config.generation = Generation(2);
+    config.files[1] = file("/var/lib/keelson/kubelet.yaml", "a: 2");
+    (world, config)
+}
+
+#[test]
+fn what_waits_for_a_unit_that_starts_anew_for_a_config_is_no_fault() {
+    let (mut world, config) = about_to_change();
+    let told = world.received.len();
+    world.offer(&config);
+    world.run_until_ready(60_000);
+    world.run_for(2_000);
+    let states: Vec<NodeState> = world.received[told..]
+        .iter()
+        .filter_map(|message| match message {
+            ToCoordinator::Health(report) => Some(report.state),
+            _ => None,
+        })
+        .collect();
+    assert!(states.contains(&NodeState::Applying), "{states:?}");
+    assert!(!states.contains(&NodeState::Degraded), "{states:?}");
+    world.behaviours.get_mut("kubelet.service").unwrap().hung = true;
+    world.run_for(20_000);
+    assert_eq!(world.core.state(), NodeState::Degraded, "the change is over");
+}
+
+#[test]
+fn a_change_that_does_not_end_hides_no_fault() {
+    let (mut world, config) = about_to_change();
+    world.behaviours.get_mut("kubelet.service").unwrap().hung = true;
+    world.offer(&config);
+    world.run_for(290_000);
+    assert_eq!(state_of(&world, "node-ready"), UnitState::Waiting { on: "kubelet.service".to_owned() });
+    assert_eq!(world.core.state(), NodeState::Applying);
+    world.run_for(20_000);
+    assert_eq!(world.core.state(), NodeState::Degraded);
 }
 
 #[test]
