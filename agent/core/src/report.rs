@@ -13,7 +13,7 @@ use crate::action::{Action, StepKey};
 use crate::certificates::CertificateRun;
 use crate::core::AgentCore;
 use crate::rest::News;
-use crate::units::{Phase, START_MAX, UnitRun};
+use crate::units::{Phase, REPAIRS_WINDOW, START_MAX, UnitRun};
 
 /// A report is sent this often even when nothing changes, so that a lost one is not missed for long; a little earlier
 /// by chance, so that a fleet that came back together does not report together for ever.
@@ -99,7 +99,7 @@ impl Reporter {
 
     /// A config has units start anew that stood.
     pub(crate) fn change_began(&mut self, now: MonoTime) {
-        self.changing_since = Some(now);
+        self.changing_since.get_or_insert(now);
     }
 
     /// Whether what does not stand may be out of the way for a change only. One that does not end hides no fault.
@@ -192,6 +192,7 @@ impl AgentCore {
         let health = |name: &String| {
             let run = self.units.get(name)?;
             let state = match &run.phase {
+                _ if let Some(why) = self.in_vain(run) => UnitState::GivenUp { why },
                 Phase::Unseen => UnitState::Waiting { on: "the first look".to_owned() },
                 Phase::Waiting { on, .. } => UnitState::Waiting { on: on.clone() },
                 Phase::Starting { .. } => UnitState::Starting,
@@ -227,6 +228,13 @@ impl AgentCore {
         }
     }
 
+    /// Why a unit counts as given up though its budget of repairs is not used up: one that hangs at each start is given so
+    /// much time for each that it never is.
+    fn in_vain(&self, run: &UnitRun) -> Option<String> {
+        let held = matches!(run.phase, Phase::Waiting { .. });
+        run.given_up(1, REPAIRS_WINDOW, self.now.mono).filter(|_| !held)
+    }
+
     fn judge_state(&self) -> NodeState {
         if self.ledger.config.is_none() {
             return NodeState::Idle;
@@ -236,7 +244,8 @@ impl AgentCore {
             return NodeState::Degraded;
         }
         let given_up = |phase: &Phase| matches!(phase, Phase::GivenUp { .. });
-        if self.units.values().any(|run| run.withheld || given_up(&run.phase)) {
+        if self.units.values().any(|run| run.withheld || given_up(&run.phase) || self.in_vain(run).is_some())
+        {
             return NodeState::Failed;
         }
         let fell = |run: &UnitRun| run.was_healthy && !run.phase.is_healthy();

@@ -326,6 +326,26 @@ fn room_is_made_and_an_alarm_is_raised_only_when_that_is_not_enough() {
 }
 
 #[test]
+fn a_disk_without_inodes_is_one_without_room() {
+    let (mut world, mut config) = remedied_and_ready();
+    config.generation = Generation(2);
+    let when = Trigger::InodesFull { percent: 85, alarm_percent: 90 };
+    config.remedies[0] = remedy("inodes", when, disk().acts);
+    world.offer(&config);
+    world.run_for(60_000);
+    world.faults.inodes_percent = 88;
+    world.faults.cured_by.insert("inodes".to_owned(), "copies".to_owned());
+    world.run_for(60_000);
+    assert_eq!(
+        world.acts(),
+        ["inodes: removed old files of /var/log", "inodes: removed copies of /var/lib/containerd"]
+    );
+    let told = world.events_of(EventKind::Repaired);
+    let expected = "inodes: 88 % of the inodes are used -> it helped after ";
+    assert!(told.iter().any(|told| told.contains(expected)), "{told:#?}");
+}
+
+#[test]
 fn an_act_that_fails_is_tried_again_and_then_left_out() {
     let (mut world, _) = remedied_and_ready();
     world.faults.disk_percent = 91;

@@ -267,6 +267,22 @@ fn a_given_up_unit_is_tried_when_what_it_needs_comes_back() {
 }
 
 #[test]
+fn a_program_that_hangs_at_each_start_is_given_up_though_it_is_not_restarted_often() {
+    let (mut world, _) = ready();
+    world.behaviours.get_mut("kubelet.service").unwrap().hung = true;
+    world.run_for(580_000);
+    assert_eq!(world.core.state(), NodeState::Degraded);
+    world.run_for(120_000);
+    assert_eq!(world.core.state(), NodeState::Failed);
+    let UnitState::GivenUp { why } = state_of(&world, "kubelet.service") else {
+        panic!("{:?}", state_of(&world, "kubelet.service"));
+    };
+    assert!(why.starts_with("was started again 2 times within"), "{why}");
+    world.behaviours.get_mut("kubelet.service").unwrap().hung = false;
+    world.run_until_ready(700_000);
+}
+
+#[test]
 fn a_hung_program_is_restarted() {
     let (mut world, _) = ready();
     world.behaviours.get_mut("kubelet.service").unwrap().hung = true;

@@ -12,8 +12,9 @@ use crate::detect::Census;
 use crate::leave::has_begun;
 use crate::limits::{
     ACTS_PER_HOUR_MAX, BROKEN_PERCENT_MAX, COOL_DOWN_MAX, COOL_DOWN_MIN, DISRUPTED_MAX,
-    DISRUPTED_PERCENT_MAX, RECREATES_PER_HOUR_MAX,
+    DISRUPTED_PERCENT_MAX, LIST_LAG_MAX, RECREATES_PER_HOUR_MAX,
 };
+use crate::repair::is_under_way;
 use crate::row::{Act, MachineRow};
 use crate::state::{Cluster, CoordinatorCore, Machine, Now};
 
@@ -117,7 +118,9 @@ impl CoordinatorCore {
         planned: &BlueprintMachine,
         census: &Census,
     ) -> Result<(), Hold> {
-        let machines = self.machines_of(&cluster.row.spec.name);
+        // One that never worked is not what has broken, and nothing that others could rely on.
+        let machines =
+            self.machines_of(&cluster.row.spec.name).filter(|machine| machine.row.enrolled_key.is_some());
         let (mut broken, mut total) = (0, 0);
         for machine in machines {
             total += 1;
@@ -138,13 +141,18 @@ impl CoordinatorCore {
         let worker = BlueprintMachine::only_runs_pods;
         let same = |other: &&BlueprintMachine| worker(other) == worker(planned);
         let others = cluster.row.blueprint.machines.values().filter(same);
-        let total = others.clone().count();
+        let total = others.clone().filter(|other| self.has_enrolled(other)).count();
         let mut busy = others.filter(|other| other.id != planned.id && self.is_disrupted(now, other));
         let allowed = if worker(planned) { (total * DISRUPTED_PERCENT_MAX / 100).max(1) } else { 1 };
         match busy.nth(allowed - 1) {
             None => Ok(()),
             Some(other) => Err(Hold::Busy { machine: other.id.clone() }),
         }
+    }
+
+    /// Whether a machine ever worked: those that were never made leave no more room for losses.
+    pub(crate) fn has_enrolled(&self, planned: &BlueprintMachine) -> bool {
+        self.machines.get(&planned.id).is_some_and(|machine| machine.row.enrolled_key.is_some())
     }
 
     /// Whether a machine does not work because of something that we do, or did a moment ago.
@@ -169,11 +177,19 @@ impl CoordinatorCore {
 
     /// Whether a machine is being repaired, or was a moment ago and does not work yet.
     pub(crate) fn is_repaired(&self, now: Now, planned: &BlueprintMachine) -> bool {
+        // One whose power cannot be taken away does not hold up the others for ever. A fence may have been set though its
+        // answer was lost.
+        let keeps_power = |machine: &Machine| {
+            let since = machine.fence_failed.map(|failed| failed.plus(LIST_LAG_MAX));
+            machine.seen_on.is_some_and(|seen| since.is_none_or(|since| seen >= since))
+        };
+        let begins = |machine: &Machine| {
+            let lately = last_repair(machine).is_some_and(|act| now.wall.since(act.at) < DISRUPTED_MAX);
+            let taken = machine.row.fenced.is_some() || machine.call.is_some() || !keeps_power(machine);
+            is_under_way(machine) && (lately || taken)
+        };
         self.machines.get(&planned.id).is_some_and(|machine| {
-            machine.row.acting.is_some()
-                || machine.row.renew
-                || machine.row.incarnation != planned.incarnation
-                || is_coming_back(now, machine)
+            begins(machine) || machine.row.incarnation != planned.incarnation || is_coming_back(now, machine)
         })
     }
 
@@ -284,8 +300,7 @@ fn is_changing(now: Now, machine: &Machine) -> bool {
 
 /// Whether a machine counts as broken for the meltdown guard.
 fn is_broken(machine: &Machine) -> bool {
-    // One that never worked is not what has broken.
-    machine.row.enrolled_key.is_some() && !machine.verdict.is_fine() && machine.verdict != Verdict::Repairing
+    !machine.verdict.is_fine() && machine.verdict != Verdict::Repairing
 }
 
 fn within(scope: Scope, broken: usize, total: usize) -> Result<(), Hold> {
@@ -295,7 +310,13 @@ fn within(scope: Scope, broken: usize, total: usize) -> Result<(), Hold> {
 
 /// The pause after a repair doubles with each one of the last hour, and after some there is none any more.
 pub(crate) fn retries(now: Now, machine: &Machine, action: RepairAction) -> Result<(), Hold> {
-    let counts = |act: &&Act| !act.called_off && now.wall.since(act.at) < ACTS_WINDOW;
+    // That it was switched on again counts against that alone.
+    let powers = action == RepairAction::PowerOn;
+    let counts = |act: &&Act| {
+        (act.action == RepairAction::PowerOn) == powers
+            && !act.called_off
+            && now.wall.since(act.at) < ACTS_WINDOW
+    };
     let recent: Vec<&Act> = machine.row.acts.iter().filter(counts).collect();
     let Some(last) = recent.last() else { return Ok(()) };
     let recreates: Vec<&Act> =
@@ -320,10 +341,15 @@ pub(crate) fn cool_down(acts: usize) -> Duration {
     COOL_DOWN_MIN.saturating_mul(2_u32.saturating_pow(doublings)).min(COOL_DOWN_MAX)
 }
 
+/// What was done to a machine last, that it was switched on apart.
+pub(crate) fn last_repair(machine: &Machine) -> Option<&Act> {
+    machine.row.acts.iter().rfind(|act| act.action != RepairAction::PowerOn)
+}
+
 /// Whether a machine that was repaired a moment ago does not work yet. Its time to come back counts from when it was given
 /// its power, or was to be made: its fence may have taken long.
 fn is_coming_back(now: Now, machine: &Machine) -> bool {
-    let Some(act) = machine.row.acts.last() else { return false };
+    let Some(act) = last_repair(machine) else { return false };
     let given = match machine.row.phase {
         MachinePhase::Creating { since }
         | MachinePhase::Booting { since }
@@ -333,12 +359,8 @@ fn is_coming_back(now: Now, machine: &Machine) -> bool {
     now.wall.since(act.at.max(given)) < DISRUPTED_MAX && !machine.is_ready_with(Generation(0))
 }
 
-/// Drops acts that count no more, and takes those of the future for acts of now: a clock that was ahead must not hold
-/// repairs until its time has come.
+/// Drops acts that count no more.
 pub(crate) fn prune(row: &mut MachineRow, now: WallTime) {
     row.acts.retain(|act| now.since(act.at) < ACTS_WINDOW);
-    row.acts.iter_mut().for_each(|act| act.at = act.at.min(now));
-    if let Some(incident) = &mut row.incident {
-        incident.opened = incident.opened.min(now);
-    }
+    row.not_after(now);
 }

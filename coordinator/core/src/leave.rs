@@ -208,7 +208,7 @@ impl CoordinatorCore {
             return false;
         };
         let nodes = cluster.row.blueprint.machines.values().filter(|machine| machine.is_node());
-        let total = nodes.clone().count();
+        let total = nodes.clone().filter(|planned| self.has_enrolled(planned)).count();
         let out = nodes.filter(|planned| planned.id != *id).filter(|planned| {
             let draining =
                 |m: &Machine| has_begun(cluster, m) && !m.parting.is_over(&m.row) || m.kube_call.is_some();

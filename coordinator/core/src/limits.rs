@@ -65,6 +65,9 @@ pub const ETCD_CALLS_MAX: usize = 64;
 pub const KUBE_LOOK_INTERVAL: Duration = Duration::from_secs(30);
 /// The same while a node comes, goes or is silent: its lease is evidence that is needed soon.
 pub const KUBE_LOOK_INTERVAL_BUSY: Duration = Duration::from_secs(2);
+/// How long all looks through a cluster's endpoint may fail before that is a fault of it: one that is asked for anew, or
+/// leads to a master that has just died, is back by then.
+pub const ENDPOINT_SILENT_AFTER: Duration = Duration::from_secs(15);
 /// How long after a call about a node the next one may be made: pods need seconds to end.
 pub const KUBE_RETRY: Duration = Duration::from_secs(1);
 /// Calls to API servers under way at once, over the fleet.
@@ -123,6 +126,15 @@ pub const NODE_LOST_AFTER: Duration = Duration::from_secs(60);
 /// How long the infrastructure may fail to give a machine its power before it is made anew around its disk: what it was
 /// built on may be broken, and its disk is whole.
 pub const POWERLESS_AFTER: Duration = Duration::from_secs(180);
+/// A machine that was switched on, or off and on, so often within an hour needs more than power.
+pub const IN_VAIN: usize = 3;
+/// How long the infrastructure may fail to take a machine's power for a repair, before the evidence is looked at anew: the
+/// machine may be another case by then, and who asked for it may have forgotten it.
+pub const BEGIN_MAX: Duration = Duration::from_secs(600);
+/// How often it is told at most that the same guard holds a repair.
+pub const HOLD_TOLD_EVERY: Duration = Duration::from_secs(60);
+/// How long after a fence a session may still open that the machine began before it: as long as a link without life lasts.
+pub const FENCE_SETTLES: Duration = Duration::from_secs(10);
 /// How often a machine is tried to be made anew around its disk before it is switched on as it is.
 pub const REBUILD_TRIES_MAX: u32 = 3;
 /// How long a machine may boot before it has asked for its certificate.
@@ -140,7 +152,8 @@ pub const COOL_DOWN_MIN: Duration = Duration::from_secs(45);
 /// Longest time between two repairs of one machine.
 pub const COOL_DOWN_MAX: Duration = Duration::from_secs(900);
 /// Part of a cluster, a zone or the fleet that may be broken at once, in percent; at least one machine. Above it nothing
-/// disruptive is done. BOSH asks for five machines and a fifth; one machine of four must be enough to stop us here.
+/// disruptive is done. BOSH asks for five machines and a fifth, which never holds for a cluster of four; here the second
+/// of four is enough.
 pub const BROKEN_PERCENT_MAX: usize = 25;
 /// Part of a cluster's workers that may be out of work at once because of us, in percent; at least one.
 pub const DISRUPTED_PERCENT_MAX: usize = 10;

@@ -1,6 +1,6 @@
 //! From a planned machine to one that exists, and back.
 
-use keelson_model::{BlueprintMachine, MachinePhase, RepairAction, Role, Severity};
+use keelson_model::{BlueprintMachine, Hold, MachinePhase, RepairAction, Role, Severity};
 use keelson_protocol::{ClusterName, Incarnation, MachineId};
 
 use crate::effect::ProviderCall;
@@ -8,7 +8,7 @@ use crate::leave::Parting;
 use crate::limits::{EVACUATE_MAX, RENEW_UNKNOWN_MAX};
 use crate::metrics::RepairOutcome;
 use crate::nodes::KubeFor;
-use crate::repair::needs_fence;
+use crate::repair::{is_under_way, needs_fence};
 use crate::row::{MachineRow, Row};
 use crate::state::{CallFor, CoordinatorCore, Machine, Now};
 
@@ -134,9 +134,14 @@ impl CoordinatorCore {
         match self.power_step(now, &planned, &cluster) {
             None => {}
             Some(PowerStep::Fence) => self.call_fence(&id, cluster, incarnation),
-            Some(PowerStep::Create) => self.call_create(now, planned, cluster),
+            Some(PowerStep::Create) => {
+                self.count_power_on(now, &id);
+                self.call_create(now, planned, cluster);
+                self.save_machine(&id);
+            }
             Some(PowerStep::AskAgain) => self.call_power_on(&id, cluster, incarnation),
             Some(PowerStep::PowerOn) => {
+                self.count_power_on(now, &id);
                 self.begin_power(&id);
                 self.call_power_on(&id, cluster, incarnation);
                 self.save_machine(&id);
@@ -165,13 +170,17 @@ impl CoordinatorCore {
                 false => Some(PowerStep::AskAgain),
             };
         }
+        let held = self.power_held(now, machine);
+        if matches!(held, Some(Hold::Paused { .. })) {
+            return None;
+        }
         let pending = self.evacuation_pending(now, planned, cluster);
         // The list that has it as off may be old: only a fence is a proof, for pods and for a new machine around its disk.
         if row.fenced.is_none() && (pending || needs_fence(machine)) {
             return self.knows_power(now, machine).then_some(PowerStep::Fence);
         }
-        // One to be renewed is made anew in a moment.
-        if pending || row.renew {
+        // One to be renewed is made anew in a moment. Pods do not wait for what holds the power.
+        if pending || row.renew || held.is_some() {
             return None;
         }
         let unknown = row.enrolled_key.is_none() && row.fenced.is_none();
@@ -180,6 +189,14 @@ impl CoordinatorCore {
             true => PowerStep::Rebuild,
             false => PowerStep::PowerOn,
         })
+    }
+
+    /// Takes down that a machine is switched on which was found without power. Asked for in vain it is one time.
+    fn count_power_on(&mut self, now: Now, id: &MachineId) {
+        let first = |machine: &&Machine| machine.attempts == 0 && !is_under_way(machine);
+        if self.machines.get(id).filter(first).is_some() {
+            self.remember(now, id, RepairAction::PowerOn);
+        }
     }
 
     /// From here on the machine may have power, whatever becomes of the answer. What was done to let it go begins anew: its

@@ -7,7 +7,9 @@ use keelson_model::{BlueprintMachine, Role};
 use keelson_protocol::{ClusterName, MachineId, MonoTime};
 
 use crate::effect::{CallId, Effect};
-use crate::limits::{KUBE_CALLS_MAX, KUBE_LOOK_INTERVAL, KUBE_LOOK_INTERVAL_BUSY, KUBE_RETRY};
+use crate::limits::{
+    ENDPOINT_SILENT_AFTER, KUBE_CALLS_MAX, KUBE_LOOK_INTERVAL, KUBE_LOOK_INTERVAL_BUSY, KUBE_RETRY,
+};
 use crate::row::Row;
 use crate::state::{Cluster, CoordinatorCore, Now};
 
@@ -23,11 +25,19 @@ pub struct KubeWatch {
     pub looked: Option<MonoTime>,
     /// Why the last look failed.
     pub error: Option<KubeFailure>,
+    /// Since when no look has succeeded, once the last one failed.
+    failing: Option<MonoTime>,
     call: Option<CallId>,
     after: Option<MonoTime>,
 }
 
 impl KubeWatch {
+    /// Why nobody answers at the endpoint, when that has lasted.
+    pub(crate) fn silent_why(&self, now: Now) -> Option<String> {
+        let lasts = self.failing.is_some_and(|since| now.mono.since(since) >= ENDPOINT_SILENT_AFTER);
+        self.error.as_ref().filter(|_| lasts).map(ToString::to_string)
+    }
+
     /// Whether it is time to look again.
     pub(crate) fn is_due(&self, now: Now) -> bool {
         self.call.is_none() && self.after.is_none_or(|after| after <= now.mono)
@@ -166,8 +176,10 @@ impl CoordinatorCore {
         let Some(cluster) = self.clusters.get_mut(name) else { return };
         let kube = &mut cluster.kube;
         kube.call = None;
-        kube.after = Some(now.mono.plus(if busy { KUBE_LOOK_INTERVAL_BUSY } else { KUBE_LOOK_INTERVAL }));
         kube.error = result.as_ref().err().cloned();
+        kube.failing = kube.error.as_ref().map(|_| kube.failing.unwrap_or(now.mono));
+        let soon = busy || kube.error.is_some();
+        kube.after = Some(now.mono.plus(if soon { KUBE_LOOK_INTERVAL_BUSY } else { KUBE_LOOK_INTERVAL }));
         let Ok(KubeAnswer::Nodes(nodes)) = result else { return };
         if cluster.row.first_answer.is_none() {
             cluster.row.first_answer = Some(now.wall);

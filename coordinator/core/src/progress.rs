@@ -37,7 +37,9 @@ impl CoordinatorCore {
         let Some(cluster) = self.clusters.get(name) else { return Vec::new() };
         let mut waits = waiting(&cluster.row.blueprint, &self.observed(name, now));
         let api = cluster.exposures.get(API_EXPOSURE);
-        let why = api.and_then(|exposure| exposure.error.clone());
+        let stood = cluster.row.first_answer.is_some() && cluster.row.wanted;
+        let silent = || cluster.kube.silent_why(now).filter(|_| stood);
+        let why = api.and_then(|exposure| exposure.error.clone()).or_else(silent);
         let endpoint = |wait: &WaitingOn| matches!(wait, WaitingOn::Endpoint { .. });
         if why.is_some() || waits.iter().any(endpoint) {
             waits.retain(|wait| !endpoint(wait));

@@ -15,6 +15,7 @@ use crate::limits::{
     LIST_INTERVAL, LIST_INTERVAL_SILENT, LIST_LAG_MAX, PROVIDER_CALLS_MAX, PROVIDER_RETRY_MAX,
     PROVIDER_RETRY_MIN, REFUSED_RETRY, UNKNOWN_MAX,
 };
+use crate::row::Counter;
 use crate::state::{CallFor, CoordinatorCore, Exposure, Machine, Now};
 
 /// Name of the exposure that leads to the API servers.
@@ -184,6 +185,7 @@ impl CoordinatorCore {
                 unowned.push(machine);
             }
         }
+        self.notice_newer(&unowned);
         self.sweep_orphans(now, unowned);
         let begun = self.list_begun;
         for seen in by_id.values().filter(|seen| seen.on) {
@@ -273,6 +275,23 @@ impl CoordinatorCore {
     /// Removes machines of ours that no row names. One that was replaced goes at once. One of which nothing is known goes when it
     /// has been listed for long, and one that is newer than the record of it stays: an old copy of the database may have been
     /// restored, and then their disks are all that there is of them.
+    /// Machines that are newer than the record of them. Where there is one, numbers that would be given once more are left
+    /// out.
+    fn notice_newer(&mut self, unowned: &[SeenMachine]) {
+        self.machines.values_mut().for_each(|machine| machine.newer = None);
+        for seen in unowned {
+            let next = self.counters.get(&Counter::Incarnation).copied().unwrap_or(1);
+            let given = u64::from(seen.incarnation.0);
+            let machine = self.machines.get_mut(&seen.machine);
+            if let Some(machine) = machine.filter(|machine| machine.row.incarnation < seen.incarnation) {
+                machine.newer = machine.newer.max(Some(seen.incarnation));
+            }
+            if given >= next {
+                self.set_counter(Counter::Incarnation, given + 1);
+            }
+        }
+    }
+
     fn sweep_orphans(&mut self, now: Now, unowned: Vec<SeenMachine>) {
         let before = std::mem::take(&mut self.unknown);
         for seen in unowned {

@@ -1,20 +1,21 @@
 //! Repair: the smallest thing that mends a machine, then the next one. What is under way is in the machine's row, so a
 //! coordinator that dies in the middle goes on where it was.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use keelson_model::{
     Due, FaultClass, FleetEvent, Hold, LeaseSeen, MachinePhase, RepairAction, Role, Severity, Verdict,
 };
 use keelson_protocol::health::{NodeState, UnitHealth, UnitState};
-use keelson_protocol::{ClusterName, MachineId, MonoTime, WallTime};
+use keelson_protocol::{ClusterName, Incarnation, MachineId, MonoTime, WallTime};
 
 use crate::detect::{Census, is_unborn};
 use crate::effect::ProviderCall;
-use crate::guard::{Asker, prune, retries};
+use crate::guard::{Asker, last_repair, prune, retries};
 use crate::limits::{
-    ACTS_KEPT_MAX, AGENT_DOWN_AFTER, GIVEN_UP_AFTER, MENDED_AFTER, MISSING_AFTER, NODE_LOST_AFTER,
-    POWERLESS_AFTER, REBUILD_TRIES_MAX, REPAIRING_AFTER,
+    ACTS_KEPT_MAX, AGENT_DOWN_AFTER, BEGIN_MAX, GIVEN_UP_AFTER, HOLD_TOLD_EVERY, IN_VAIN, MENDED_AFTER,
+    MISSING_AFTER, NODE_LOST_AFTER, POWERLESS_AFTER, REBUILD_TRIES_MAX, REPAIRING_AFTER,
 };
 use crate::metrics::RepairOutcome;
 use crate::row::{Act, Asked, Incident};
@@ -29,6 +30,8 @@ pub(crate) struct Repair {
     well_since: Option<MonoTime>,
     /// What holds it back now.
     pub(crate) hold: Option<Hold>,
+    /// When each guard was last told to hold it.
+    told: BTreeMap<&'static str, MonoTime>,
 }
 
 impl CoordinatorCore {
@@ -93,7 +96,7 @@ impl CoordinatorCore {
         if planned.leaving {
             return self.let_go(now, id, census);
         }
-        if machine.row.acting.is_some() || machine.row.renew {
+        if is_under_way(machine) {
             return self.call_off_when_alive(now, id);
         }
         if self.repairs_for_long(now, machine) {
@@ -119,13 +122,42 @@ impl CoordinatorCore {
             },
             Err(hold) => Some(hold),
         };
+        // What is harsher waits for guards of its own, and power need not.
+        let machine = self.machines.get(id).filter(|machine| machine.verdict == Verdict::Off);
+        let power_held = machine.and_then(|machine| self.power_held(now, machine));
+        let hold = power_held.or(hold);
         self.held(now, id, hold);
+    }
+
+    /// What keeps a machine that was found without power from being switched on. What a person has asked for, and what was
+    /// begun before a pause, goes on.
+    pub(crate) fn power_held(&self, now: Now, machine: &Machine) -> Option<Hold> {
+        let row = &machine.row;
+        let planned = self.planned(&row.cluster, &row.id).filter(|planned| !planned.leaving)?;
+        let cluster = self.clusters.get(&row.cluster)?;
+        if is_under_way(machine) || row.powering {
+            return None;
+        }
+        if row.fenced.is_none()
+            && let Err(paused) = self.not_paused(cluster)
+        {
+            return Some(paused);
+        }
+        // What a quorum lacks is tried again and again.
+        let member = planned.roles.contains(&Role::Etcd);
+        if member && self.quorum(cluster).outlives_loss(&row.id).is_err() {
+            return None;
+        }
+        retries(now, machine, RepairAction::PowerOn).err()
     }
 
     /// A machine on its way out that can end no pod any more is not mended: its power is taken away, so that its pods can
     /// be given up.
     fn let_go(&mut self, now: Now, id: &MachineId, census: &Census) {
         let Some(machine) = self.machines.get(id) else { return };
+        if machine.row.renew {
+            return self.call_off(now, id, "it leaves the cluster");
+        }
         let cluster = machine.row.cluster.clone();
         let ends_pods = match machine.verdict {
             Verdict::Hung | Verdict::AgentDown | Verdict::Missing => false,
@@ -151,11 +183,7 @@ impl CoordinatorCore {
                 };
                 let incarnation = machine.row.incarnation;
                 match allowed {
-                    Ok(()) => {
-                        self.remember(now, id, RepairAction::PowerCycle);
-                        self.save_machine(id);
-                        return self.call_fence(id, cluster, incarnation);
-                    }
+                    Ok(()) => return self.call_fence(id, cluster, incarnation),
                     Err(hold) => Some(hold),
                 }
             }
@@ -167,14 +195,24 @@ impl CoordinatorCore {
     /// Takes back what was begun for a fault, when the machine turns out to live before its power was taken away. What a
     /// person has asked for of a machine that was well is done.
     fn call_off_when_alive(&mut self, now: Now, id: &MachineId) {
-        let Some(machine) = self.machines.get_mut(id) else { return };
-        let due = matches!(machine.verdict, Verdict::Well | Verdict::CutOff)
+        let Some(machine) = self.machines.get(id) else { return };
+        let calls_for_none = match machine.verdict {
+            Verdict::Well | Verdict::CutOff | Verdict::Repairing => true,
+            // It was begun on other evidence, and this one asks for patience.
+            Verdict::AgentDown => !matches!(self.next_action(now, machine), Ok(Some(_))),
+            _ => false,
+        };
+        let due = calls_for_none
             && matches!(machine.row.phase, MachinePhase::Enrolled { .. })
             && machine.row.fenced.is_none()
             && machine.call.is_none()
             && machine.row.asked == Asked::Nobody;
         if due {
-            self.call_off(now, id, "it lives, and its power was not taken away yet");
+            let cause = match machine.verdict {
+                Verdict::AgentDown => "it runs, and perhaps only its agent does not",
+                _ => "it lives, and its power was not taken away yet",
+            };
+            self.call_off(now, id, cause);
         }
     }
 
@@ -207,6 +245,8 @@ impl CoordinatorCore {
         let (verdict, forgot) = (machine.verdict, self.forgot_itself(machine).is_some());
         Ok(match verdict {
             Verdict::Well | Verdict::Suspected | Verdict::Repairing => None,
+            _ if let Some(newer) = machine.newer => return Err(old_copy(newer)),
+            Verdict::Off if loses_power_again(machine) => Some(RepairAction::Rebuild),
             _ if lasts < self.patience(machine) => None,
             // Being switched on is the life of a machine, not a repair: `reconcile_machine` does it.
             Verdict::Off => {
@@ -360,7 +400,7 @@ impl CoordinatorCore {
     }
 
     /// Takes down what is done to a machine.
-    fn remember(&mut self, now: Now, id: &MachineId, action: RepairAction) {
+    pub(crate) fn remember(&mut self, now: Now, id: &MachineId, action: RepairAction) {
         let Some(machine) = self.machines.get_mut(id) else { return };
         prune(&mut machine.row, now.wall);
         machine.row.acts.push(Act { action, at: now.wall, called_off: false });
@@ -371,9 +411,15 @@ impl CoordinatorCore {
     fn held(&mut self, now: Now, id: &MachineId, hold: Option<Hold>) {
         let Some(machine) = self.machines.get_mut(id) else { return };
         let repair = machine.repair.get_or_insert_default();
-        let news = hold.as_ref().map(kind) != repair.hold.as_ref().map(kind);
+        let news = hold.as_ref().map(Hold::guard) != repair.hold.as_ref().map(Hold::guard);
         repair.hold.clone_from(&hold);
         if news && let Some(hold) = hold {
+            // Two guards that take turns are told once a minute.
+            let before = repair.told.get(hold.guard());
+            if before.is_some_and(|told| now.mono.since(*told) < HOLD_TOLD_EVERY) {
+                return;
+            }
+            repair.told.insert(hold.guard(), now.mono);
             let cluster = machine.row.cluster.clone();
             let severity = match hold {
                 Hold::Meltdown { .. } | Hold::Retries { .. } | Hold::Impossible { .. } => Severity::Alarm,
@@ -438,6 +484,14 @@ impl CoordinatorCore {
         if !self.warm(now) || !still {
             return;
         }
+        if last_repair(machine).is_none_or(|act| now.wall.since(act.at) >= BEGIN_MAX) {
+            let minutes = BEGIN_MAX.as_secs() / 60;
+            return self.call_off(
+                now,
+                id,
+                &format!("its power could not be taken away for {minutes} minutes"),
+            );
+        }
         if let Err(hold) = self.still_allowed(now, id, action, asked) {
             self.call_off(now, id, &hold.to_string());
             return self.held(now, id, Some(hold));
@@ -478,6 +532,12 @@ impl CoordinatorCore {
 
     /// The provider has confirmed that a machine has no power and gets none before we say so.
     pub(crate) fn machine_fenced(&mut self, now: Now, id: &MachineId) {
+        let Some(machine) = self.machines.get(id) else { return };
+        let leaves = self.planned(&machine.row.cluster, id).is_some_and(|planned| planned.leaving);
+        if leaves && machine.verdict.calls_for_repair() && !is_under_way(machine) {
+            // Should the quorum need its vote and give it its power back, this counts.
+            self.remember(now, id, RepairAction::PowerCycle);
+        }
         let Some(machine) = self.machines.get_mut(id) else { return };
         machine.row.fenced = Some(now.wall);
         // Fenced once more, because what should have given it its power has failed: that counts on.
@@ -498,9 +558,6 @@ impl CoordinatorCore {
         self.touch(id);
         self.save_machine(id);
         self.renew_soon(id);
-        let machine = self.machines.get(id);
-        let planned = machine.and_then(|machine| self.planned(&machine.row.cluster, id));
-        let leaves = planned.is_some_and(|planned| planned.leaving);
         let cause = if leaves { "it leaves the cluster" } else { "a repair needs it" };
         let outcome = "the infrastructure confirms that it has no power";
         self.note_repair(now, id, Severity::Info, "MachineFenced", cause, outcome);
@@ -535,6 +592,7 @@ impl CoordinatorCore {
         machine.refusal = Some(why.clone());
         machine.attempts += 1;
         machine.after = Some(now.mono.plus(crate::provider::retry_delay(machine.attempts)));
+        machine.fence_failed = Some(now.mono);
         self.held(now, id, Some(Hold::Fence { why }));
     }
 
@@ -599,6 +657,14 @@ fn found(machine: &Machine) -> String {
     machine.evidence.as_ref().map(ToString::to_string).unwrap_or_default()
 }
 
+/// What holds everything where the coordinator's own record is older than the world.
+fn old_copy(newer: Incarnation) -> Hold {
+    let why = format!(
+        "the infrastructure has incarnation {newer} of it, newer than the record: was an old copy of the database restored?"
+    );
+    Hold::Impossible { why }
+}
+
 fn only_copy() -> Hold {
     let why = "it holds the only copy of the cluster's state: making it anew would lose the cluster";
     Hold::Impossible { why: why.to_owned() }
@@ -607,6 +673,11 @@ fn only_copy() -> Hold {
 /// Whether the next thing to do to a machine is to take its power away for certain.
 pub(crate) fn needs_fence(machine: &Machine) -> bool {
     machine.row.renew || matches!(machine.row.acting, Some(RepairAction::PowerCycle | RepairAction::Rebuild))
+}
+
+/// Whether something is being done to a machine.
+pub(crate) fn is_under_way(machine: &Machine) -> bool {
+    machine.row.acting.is_some() || machine.row.renew
 }
 
 /// What is being done to a machine.
@@ -628,13 +699,31 @@ fn alone(machine: &Machine) -> Option<Verdict> {
 fn harsher(machine: &Machine, forgot_itself: bool) -> RepairAction {
     if forgot_itself {
         RepairAction::Recreate
-    } else if !tried(machine, RepairAction::PowerCycle) {
+    } else if !tried(machine, RepairAction::PowerCycle)
+        && (times(machine, RepairAction::PowerCycle) < IN_VAIN || rebuilt_lately(machine))
+    {
         RepairAction::PowerCycle
     } else if !tried(machine, RepairAction::Rebuild) {
         RepairAction::Rebuild
     } else {
         RepairAction::Recreate
     }
+}
+
+/// How often this was done to a machine within the last hour.
+fn times(machine: &Machine, action: RepairAction) -> usize {
+    machine.row.acts.iter().filter(|act| act.action == action && !act.called_off).count()
+}
+
+/// Whether a machine is off once more though it was switched on several times, and may need another shell.
+fn loses_power_again(machine: &Machine) -> bool {
+    let off = machine.call.is_none() && !machine.row.powering;
+    off && times(machine, RepairAction::PowerOn) >= IN_VAIN && !rebuilt_lately(machine)
+}
+
+/// Whether a machine was given another shell within the last hour: a second one would not be another one than the first.
+fn rebuilt_lately(machine: &Machine) -> bool {
+    times(machine, RepairAction::Rebuild) > 0
 }
 
 /// Whether this was done to a machine within its incident.
@@ -646,9 +735,4 @@ fn tried(machine: &Machine, action: RepairAction) -> bool {
 
 fn lease(machine: &Machine) -> LeaseSeen {
     machine.evidence.as_ref().map_or(LeaseSeen::Unknown, |evidence| evidence.lease)
-}
-
-/// A hold without its numbers: told again only when it is another one.
-fn kind(hold: &Hold) -> std::mem::Discriminant<Hold> {
-    std::mem::discriminant(hold)
 }

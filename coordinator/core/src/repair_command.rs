@@ -316,6 +316,10 @@ fn no_use(machine: &Machine, action: RepairAction) -> Option<String> {
     let missing = matches!(machine.row.phase, MachinePhase::Missing { .. });
     let why = match machine.row.phase {
         _ if action == RepairAction::Recreate => return None,
+        MachinePhase::Planned
+        | MachinePhase::Creating { .. }
+        | MachinePhase::Retrying { .. }
+        | MachinePhase::Refused { .. } => "it is not made yet, and is switched on when it is",
         _ if action != RepairAction::PowerOn && !missing => return None,
         MachinePhase::Off { .. } => return None,
         MachinePhase::Missing { .. } => {
@@ -324,10 +328,6 @@ fn no_use(machine: &Machine, action: RepairAction) -> Option<String> {
         MachinePhase::Booting { .. } | MachinePhase::Enrolled { .. } => {
             "it has power already: power-cycle takes its power away and gives it back"
         }
-        MachinePhase::Planned
-        | MachinePhase::Creating { .. }
-        | MachinePhase::Retrying { .. }
-        | MachinePhase::Refused { .. } => "it is not made yet, and is switched on when it is",
         MachinePhase::Deleting { .. } => "it is being removed",
     };
     Some(why.to_owned())

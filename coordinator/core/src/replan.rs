@@ -32,7 +32,9 @@ impl CoordinatorCore {
                 self.lacks(now, name, lacking);
             }
             Err(why) => {
+                let waiting = self.to_renew(&cluster.row.blueprint);
                 self.lacks(now, name, Some(why));
+                waiting.iter().for_each(|id| self.give_back(now, id));
             }
         }
     }

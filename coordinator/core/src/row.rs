@@ -110,6 +110,27 @@ impl MachineRow {
     }
 }
 
+impl MachineRow {
+    /// Takes what has happened in the future for what has happened now: a clock that was ahead must hold nothing until its
+    /// time has come.
+    pub(crate) fn not_after(&mut self, now: WallTime) {
+        let of_now = |at: &mut WallTime| *at = (*at).min(now);
+        self.acts.iter_mut().for_each(|act| of_now(&mut act.at));
+        self.incident.iter_mut().for_each(|incident| of_now(&mut incident.opened));
+        self.fenced.iter_mut().chain(&mut self.leaving_since).for_each(of_now);
+        of_now(&mut self.token_made);
+        match &mut self.phase {
+            MachinePhase::Creating { since }
+            | MachinePhase::Booting { since }
+            | MachinePhase::Enrolled { since }
+            | MachinePhase::Off { since }
+            | MachinePhase::Missing { since }
+            | MachinePhase::Deleting { since, .. } => of_now(since),
+            MachinePhase::Planned | MachinePhase::Retrying { .. } | MachinePhase::Refused { .. } => {}
+        }
+    }
+}
+
 /// Who asked for a repair.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Asked {

@@ -13,7 +13,8 @@ use keelson_protocol::{BootId, ClusterName, Generation, Incarnation, MachineId};
 
 use crate::effect::{Effect, SessionId};
 use crate::limits::{
-    FIRST_HEARTBEAT_MAX, REFUSAL_TOLD_EVERY, RENEWED_KEYS_MAX, SECOND_HOLDER_AFTER, TICK_GAP_MAX, WARM_UP,
+    FENCE_SETTLES, FIRST_HEARTBEAT_MAX, REFUSAL_TOLD_EVERY, RENEWED_KEYS_MAX, SECOND_HOLDER_AFTER,
+    TICK_GAP_MAX, WARM_UP,
 };
 use crate::metrics::AgentRepair;
 use crate::row::MachineRow;
@@ -34,6 +35,13 @@ impl CoordinatorCore {
         };
         if let Err(refusal) = self.check_session(now, id, incarnation, boot) {
             return self.refuse_session(now, session, id, refusal);
+        }
+        if let Some(fenced) = self.machines.get(id).and_then(|machine| machine.row.fenced)
+            && now.wall.since(fenced) < FENCE_SETTLES
+        {
+            // It was on its way when the power went. A machine that lives all the same opens another one.
+            let why = "the machine's power was taken away".to_owned();
+            return self.effects.push(Effect::Close { session, why });
         }
         match negotiate(version_min, version_max) {
             Ok(version) => {
@@ -320,6 +328,7 @@ impl CoordinatorCore {
 
     pub(crate) fn on_tick(&mut self, now: Now) {
         self.notice_gap(now);
+        self.notice_wall_clock(now);
         let warm = self.warm(now);
         let silent: Vec<MachineId> = self
             .machines
@@ -340,6 +349,13 @@ impl CoordinatorCore {
         self.touch_unsettled();
         self.look_at_due_nodes(now);
         self.forget_old(now);
+    }
+
+    /// A wall clock that was set back must not leave times behind that have not come yet.
+    fn notice_wall_clock(&mut self, now: Now) {
+        if std::mem::replace(&mut self.last_wall, now.wall) > now.wall {
+            self.machines.values_mut().for_each(|machine| machine.row.not_after(now.wall));
+        }
     }
 
     /// Whether a machine has enrolled a moment ago.

@@ -21,7 +21,7 @@ use keelson_protocol::{
 use crate::effect::{CallId, Effect, HealthCheck, Input, SessionId};
 use crate::etcd::EtcdWatch;
 use crate::leave::Parting;
-use crate::limits::{RETURN_PAUSE_MAX, WARM_UP, WARM_UP_MAX};
+use crate::limits::{BOOT_GRACE, RETURN_PAUSE_MAX, WARM_UP, WARM_UP_MAX};
 use crate::metrics::Metrics;
 use crate::nodes::{KubeFor, KubeWatch};
 use crate::peers::{PeerQuestion, PeerWord};
@@ -129,6 +129,8 @@ pub struct Machine {
     pub(crate) after: Option<MonoTime>,
     /// When the provider last said that it is on. A list that was begun before says nothing about it.
     pub(crate) on_since: Option<MonoTime>,
+    /// A newer incarnation of it that the infrastructure has.
+    pub(crate) newer: Option<Incarnation>,
     /// The session that stands.
     pub session: Option<SessionId>,
     /// The link, for people.
@@ -169,6 +171,8 @@ pub struct Machine {
     pub(crate) peers_asked: Option<MonoTime>,
     /// When the provider last listed it with power.
     pub(crate) seen_on: Option<MonoTime>,
+    /// When the infrastructure last failed to take its power away.
+    pub(crate) fence_failed: Option<MonoTime>,
     /// Since when it is known to be without power.
     pub(crate) off_since: Option<MonoTime>,
     /// Whether its pods were given up since.
@@ -177,6 +181,18 @@ pub struct Machine {
     pub(crate) other_key: Option<MonoTime>,
     /// The fault that is open, in memory.
     pub(crate) repair: Option<Repair>,
+}
+
+/// When a machine was given its power, as a coordinator that starts finds it written down; a moment ago, or `None`.
+fn given_power(row: &MachineRow, now: Now) -> Option<MonoTime> {
+    match row.phase {
+        MachinePhase::Booting { since } | MachinePhase::Enrolled { since } => {
+            let passed = now.wall.since(since);
+            let passed_ms = u64::try_from(passed.as_millis()).unwrap_or(u64::MAX);
+            (passed < BOOT_GRACE).then(|| MonoTime(now.mono.0.saturating_sub(passed_ms)))
+        }
+        _ => None,
+    }
 }
 
 impl Machine {
@@ -188,6 +204,7 @@ impl Machine {
             refusal: None,
             after: None,
             on_since: None,
+            newer: None,
             session: None,
             link: LinkState::Never,
             heard_before: None,
@@ -207,6 +224,7 @@ impl Machine {
             silent_together: None,
             peers_asked: None,
             seen_on: None,
+            fence_failed: None,
             off_since: None,
             evacuated: false,
             repair: None,
@@ -305,6 +323,8 @@ pub struct CoordinatorCore {
     /// Since when the coordinator has been listening without a gap. Before that it may have missed heartbeats.
     pub(crate) listening_since: MonoTime,
     pub(crate) last_tick: MonoTime,
+    /// The newest wall time that was seen.
+    pub(crate) last_wall: WallTime,
     /// The last question to peers about each machine that was asked about.
     pub(crate) peer_questions: BTreeMap<MachineId, PeerQuestion>,
     /// What peers said about machines.
@@ -360,6 +380,7 @@ impl CoordinatorCore {
             returning_until: now.mono.plus(WARM_UP),
             listening_since: now.mono,
             last_tick: now.mono,
+            last_wall: now.wall,
             peer_questions: BTreeMap::new(),
             peer_answers: BTreeMap::new(),
             next_peer_question: 0,
@@ -373,8 +394,11 @@ impl CoordinatorCore {
         };
         let paused = core.counters.get(&Counter::RepairPaused).copied().filter(|at| *at > 0);
         core.repair_paused = paused.map(|at| WallTime(i64::try_from(at).unwrap_or(i64::MAX)));
-        for row in saved.machines {
+        for mut row in saved.machines {
+            row.not_after(now.wall);
+            let (id, on_since) = (row.id.clone(), given_power(&row, now));
             core.add_machine(row);
+            core.machines.get_mut(&id).into_iter().for_each(|machine| machine.on_since = on_since);
         }
         let names: Vec<ClusterName> = core.clusters.keys().cloned().collect();
         names.iter().for_each(|name| core.take_addresses(name));

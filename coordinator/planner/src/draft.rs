@@ -65,14 +65,17 @@ impl<'a> Draft<'a> {
     /// and its addresses.
     pub(crate) fn renew(&mut self) {
         let ids: Vec<MachineId> = self.machines.keys().cloned().collect();
+        let mut renewed = false;
         for id in ids.into_iter().filter(|id| self.input.progress.renew.contains(id)) {
             let incarnation = self.next_incarnation;
             let Some(machine) = self.machines.get(&id) else { continue };
             let member = machine.roles.contains(&Role::Etcd);
             let forced = self.input.progress.forced.contains(&id);
-            if member && !forced && !self.may_renew_member(&id) {
+            // One in each step, whatever became of the others.
+            if member && (renewed || !forced && !self.may_renew_member(&id)) {
                 continue;
             }
+            renewed |= member;
             let Some(machine) = self.machines.get_mut(&id) else { continue };
             machine.incarnation = incarnation;
             machine.seat = None;

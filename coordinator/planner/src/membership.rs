@@ -45,11 +45,21 @@ pub fn is_of(member: &EtcdMember, machine: &BlueprintMachine) -> bool {
     member.address == Some(machine.address) && (named || (!joins && member.name.is_empty()))
 }
 
+/// Whether a member is that of a newer incarnation of a machine than the blueprint knows: then the blueprint is an old copy,
+/// and says nothing about who is lost.
+fn is_newer(member: &EtcdMember, machine: &BlueprintMachine) -> bool {
+    let number = member.name.strip_prefix(machine.id.as_str()).and_then(|rest| rest.strip_prefix("-i"));
+    number.and_then(|number| number.parse().ok()).is_some_and(|number: u32| number > machine.incarnation.0)
+}
+
 /// The next call, or `None` when the members are as they shall be, or nothing may be changed now.
 #[must_use]
 pub fn next_member_call(view: &MemberView) -> Option<EtcdCall> {
     let machines = || view.blueprint.with_role(Role::Etcd);
     let owner = |member: &EtcdMember| machines().find(|machine| is_of(member, machine));
+    if view.members.iter().any(|member| machines().any(|machine| is_newer(member, machine))) {
+        return None;
+    }
     // Lost members and those of machines that leave go first: they only take away from safety.
     let mut surplus: Vec<&EtcdMember> =
         view.members.iter().filter(|member| owner(member).is_none_or(|machine| machine.leaving)).collect();

@@ -4,11 +4,14 @@
 
 mod common;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use common::{World, spec};
-use keelson_model::{Blueprint, ClusterSpec, EtcdHold, Progress, Role, SeatBegins, Standing};
-use keelson_planner::{Finding, PlanError, Wanted, lint};
+use keelson_model::etcd::{EtcdCall, EtcdMember, MemberId};
+use keelson_model::{
+    Blueprint, BlueprintMachine, ClusterSpec, EtcdHold, Progress, Role, SeatBegins, Standing,
+};
+use keelson_planner::{Finding, MemberView, PlanError, Wanted, lint, next_member_call};
 use keelson_protocol::MachineId;
 use proptest::prelude::*;
 use serde_json::json;
@@ -281,6 +284,55 @@ fn a_machine_is_made_anew_with_its_name_and_address_when_the_quorum_outlives_it(
     assert!(!renew(&["demo-etcd-1", "demo-etcd-2", "demo-etcd-3"], "demo-etcd-1").0);
     assert!(!renew(&["demo-etcd-1", "demo-etcd-2"], "demo-etcd-3").0, "a working one would cost the quorum");
     assert!(renew(&["demo-worker-1"], "demo-worker-1").0);
+}
+
+#[test]
+fn members_are_made_anew_one_in_each_step() {
+    let world = World::new();
+    let wish = spec("ha", json!({ "pools": { "etcd": 5 } }));
+    let five = world.plan(&wish, Wanted::Present, None).unwrap();
+    let lost: [MachineId; 2] = ["demo-etcd-1", "demo-etcd-2"].map(|name| name.parse().unwrap());
+    let mut progress = Progress::all_well(&five);
+    progress.ready.retain(|id| !lost.contains(id));
+    progress.renew.extend(lost.clone());
+    // The first is not even a member any more, and a person goes against all guards for the second.
+    progress.etcd.insert(lost[0].clone(), Standing::Absent);
+    progress.forced.insert(lost[1].clone());
+    let next = world.plan_step(&wish, Wanted::Present, Some(&five), &progress).unwrap().blueprint;
+    assert_eq!(lint(&next, Some(&five), &world.place, &world.taken), []);
+    let renewed = |id: &&MachineId| next.machines[*id].incarnation > five.machines[*id].incarnation;
+    assert_eq!(lost.iter().filter(renewed).count(), 1);
+}
+
+#[test]
+fn a_member_that_is_newer_than_the_blueprint_is_never_taken_out() {
+    let five =
+        World::new().plan(&spec("ha", json!({ "pools": { "etcd": 5 } })), Wanted::Present, None).unwrap();
+    let all: Vec<&BlueprintMachine> = five.with_role(Role::Etcd).collect();
+    let call = |first: &str| {
+        let mut members: Vec<EtcdMember> = (1..)
+            .zip(&all)
+            .map(|(number, machine)| EtcdMember {
+                id: MemberId(number),
+                name: machine.id.to_string(),
+                address: Some(machine.address),
+                learner: false,
+            })
+            .collect();
+        members[0].name = first.to_owned();
+        let everyone: BTreeSet<MachineId> = all.iter().map(|machine| machine.id.clone()).collect();
+        let view = MemberView {
+            blueprint: &five,
+            members: &members,
+            leader: Some(MemberId(5)),
+            working: everyone.clone(),
+            heard: everyone,
+        };
+        next_member_call(&view)
+    };
+    assert_eq!(call("demo-etcd-1"), None);
+    assert_eq!(call("demo-etcd-1-i0"), Some(EtcdCall::Remove { member: MemberId(1) }));
+    assert_eq!(call("demo-etcd-1-i70"), None);
 }
 
 #[test]

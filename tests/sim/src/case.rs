@@ -137,6 +137,15 @@ pub enum Fault {
         /// Which machine.
         target: Target,
     },
+    /// A machine loses its power, or hangs, now and soon after each boot.
+    BadBoots {
+        /// Which machine.
+        target: Target,
+        /// For how long, in milliseconds.
+        for_ms: u64,
+        /// Whether it hangs.
+        hangs: bool,
+    },
     /// The infrastructure loses a machine with its disk.
     Vanish {
         /// Which machine.
@@ -219,6 +228,11 @@ pub enum Fault {
         /// For how long, in milliseconds.
         for_ms: u64,
     },
+    /// A person pauses repair of everything.
+    RepairPaused {
+        /// For how long, in milliseconds.
+        for_ms: u64,
+    },
     /// A person has a machine repaired, whether it needs that or not.
     RepairByHand {
         /// Which machine.
@@ -254,12 +268,14 @@ pub enum FaultKind {
     RepairByHand,
     ZoneFull,
     ComesBack,
+    BadBoots,
+    RepairPaused,
 }
 
 impl FaultKind {
     /// Kinds that seeds draw from. A list that leaves out what is there is an error of the provider that no seed draws:
     /// beside a machine that is dead too, nobody could tell it from the truth.
-    pub const DRAWN: [Self; 19] = [
+    pub const DRAWN: [Self; 21] = [
         Self::PowerLoss,
         Self::Reboot,
         Self::Freeze,
@@ -279,6 +295,8 @@ impl FaultKind {
         Self::RepairByHand,
         Self::ZoneFull,
         Self::ComesBack,
+        Self::BadBoots,
+        Self::RepairPaused,
     ];
 }
 
@@ -295,6 +313,8 @@ impl Fault {
             Self::DiskLost { .. } => FaultKind::DiskLost,
             Self::Vanish { .. } => FaultKind::Vanish,
             Self::ComesBack { .. } => FaultKind::ComesBack,
+            Self::BadBoots { .. } => FaultKind::BadBoots,
+            Self::RepairPaused { .. } => FaultKind::RepairPaused,
             Self::UnitCrash { .. } => FaultKind::UnitCrash,
             Self::UnitHang { .. } => FaultKind::UnitHang,
             Self::ClockJump { .. } => FaultKind::ClockJump,
@@ -323,6 +343,11 @@ impl fmt::Display for Fault {
             Self::DiskLost { .. } => f.write_str("loses its disk"),
             Self::Vanish { .. } => f.write_str("vanishes with its disk"),
             Self::ComesBack { .. } => f.write_str("comes back, and was taken away"),
+            Self::BadBoots { for_ms, hangs, .. } => {
+                let what = if *hangs { "hangs" } else { "loses its power" };
+                write!(f, "{what} now and after each boot {}", seconds(for_ms))
+            }
+            Self::RepairPaused { for_ms } => write!(f, "a person pauses repair {}", seconds(for_ms)),
             Self::UnitCrash { .. } => f.write_str("a program ends"),
             Self::UnitHang { .. } => f.write_str("a program hangs"),
             Self::ClockJump { by_ms, .. } => write!(f, "wall clock is set by {by_ms} ms"),

@@ -27,6 +27,8 @@ pub enum Checker {
     /// No machine's power is taken away that works and can be heard, and no repair begins of one whose neighbours know that
     /// it works.
     Repair,
+    /// Nothing is repaired while a person has paused repair, and no machine is given its power again and again without end.
+    Restraint,
     /// What is sent arrives as it was.
     Codec,
     /// When nothing goes wrong any more, everything becomes as it shall be.
@@ -35,7 +37,7 @@ pub enum Checker {
 
 impl Checker {
     /// All of them.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Quorum,
         Self::Identity,
         Self::Disruption,
@@ -45,6 +47,7 @@ impl Checker {
         Self::Bounds,
         Self::Evacuation,
         Self::Repair,
+        Self::Restraint,
         Self::Codec,
         Self::Liveness,
     ];
@@ -105,6 +108,9 @@ pub(crate) const DRAINED_PERCENT_MAX: usize = 25;
 /// Part of a cluster's workers that may be without power for their repair at one time, in percent; at least one. Of the
 /// machines of the control plane it is one.
 pub(crate) const TAKEN_PERCENT_MAX: usize = 10;
+/// How often a machine may be given its power within an hour when nobody asks for it: six times because it was found without,
+/// six times for a repair, and some when calls are under way.
+pub(crate) const POWERED_PER_HOUR_MAX: usize = 14;
 /// A machine that does not work so long after its power was taken is broken, and not what we keep from working, in
 /// milliseconds.
 pub(crate) const TAKEN_FOR_MS: u64 = 120_000;

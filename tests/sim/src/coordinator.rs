@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use keelson_agent_core::Validity;
 use keelson_coordinator_core::{
-    Asked, CallId, CoordinatorCore, ETCD_CALLS_MAX, Effect, EnrolId, Input, KUBE_CALLS_MAX, MachineRow, Now,
-    PROVIDER_CALLS_MAX, ProviderCall, Row, SessionId, Settings,
+    Asked, CallId, CoordinatorCore, Counter, ETCD_CALLS_MAX, Effect, EnrolId, Input, KUBE_CALLS_MAX,
+    MachineRow, Now, PROVIDER_CALLS_MAX, ProviderCall, Row, SessionId, Settings,
 };
 use keelson_model::etcd::EtcdCall;
 use keelson_model::kubernetes::{KubeCall, KubeFailure};
@@ -276,7 +276,11 @@ impl World {
             }
             Row::Counter(counter, value) => {
                 let before = self.store.counters.get(counter);
-                before.is_some_and(|old| old > value).then(|| format!("counter {} went back", counter.name()))
+                // Of a pause it is the time, and nothing when it ends.
+                let grows = *counter != Counter::RepairPaused;
+                before
+                    .is_some_and(|old| grows && old > value)
+                    .then(|| format!("counter {} went back", counter.name()))
             }
             _ => None,
         };
@@ -314,6 +318,9 @@ impl World {
         if let Some(ix) = fenced {
             self.check_fence(ix);
         }
+        self.check_pause(&call);
+        let off = machine.as_ref().and_then(|id| self.by_id.get(id).copied());
+        let off = off.filter(|ix| self.machines[*ix].is_off() && self.machines[*ix].boots > 0);
         let runs = fenced.filter(|ix| self.machines[*ix].power == Power::On);
         let weather = if self.stormy { self.weather.clone() } else { crate::case::Weather::default() };
         let result = self.infrastructure.call(call, &weather, self.now);
@@ -329,6 +336,9 @@ impl World {
         }
         if let Some(ix) = runs.filter(|ix| self.machines[*ix].is_off()) {
             self.check_taken(ix);
+        }
+        if let Some(ix) = off.filter(|ix| self.machines[*ix].power == Power::On) {
+            self.check_powered(ix);
         }
         let at = self.now + self.infrastructure.answer_ms();
         self.queue.push(at, SimEvent::Answer(life, Box::new(Input::Provider { id, result })));

@@ -102,6 +102,8 @@ fn fault(kind: FaultKind, random: &mut Stream) -> Fault {
         FaultKind::DiskLost => Fault::DiskLost { target },
         FaultKind::Vanish => Fault::Vanish { target },
         FaultKind::ComesBack => Fault::ComesBack { target },
+        FaultKind::BadBoots => Fault::BadBoots { target, for_ms: 8 * for_ms, hangs: random.chance(500) },
+        FaultKind::RepairPaused => Fault::RepairPaused { for_ms: 2 * for_ms },
         FaultKind::UnitCrash => Fault::UnitCrash { target, unit: random.number() },
         FaultKind::UnitHang => Fault::UnitHang { target, unit: random.number() },
         FaultKind::ClockJump => {

@@ -34,6 +34,7 @@ impl World {
             | Fault::Freeze { target, .. }
             | Fault::AgentCrash { target, .. }
             | Fault::DiskFull { target, .. }
+            | Fault::BadBoots { target, .. }
             | Fault::UnitCrash { target, .. }
             | Fault::UnitHang { target, .. }
             | Fault::ClockJump { target, .. } => {
@@ -84,6 +85,7 @@ impl World {
                 self.machines[ix].host.disk.full = true;
                 self.queue.push(self.now + for_ms, SimEvent::DiskFreed(ix as u32));
             }
+            Fault::BadBoots { for_ms, hangs, .. } => self.bears_no_boot(ix, *for_ms, *hangs),
             Fault::DiskLost { .. } => self.lose_disk(ix),
             Fault::Vanish { .. } => self.vanish(ix),
             Fault::UnitCrash { unit, .. } => {
@@ -120,6 +122,7 @@ impl World {
             Fault::ProviderListsNothing { for_ms } => {
                 self.infrastructure.lists_nothing_until = self.now + for_ms;
             }
+            Fault::RepairPaused { for_ms } => self.pause_repair(*for_ms),
             Fault::BudgetsHold { for_ms } => self.budgets_hold_until = self.now + for_ms,
             Fault::HeartbeatsLost { permille, for_ms } => {
                 self.network.lose_heartbeats(*permille, self.now + for_ms);
@@ -176,11 +179,13 @@ impl World {
         self.infrastructure.lists_nothing_until = 0;
         self.infrastructure.full_until.clear();
         self.budgets_hold_until = 0;
+        self.pause_ends();
         self.coordinator.dies_before = None;
         self.coordinator.frozen_until = 0;
         for ix in 0..self.machines.len() {
             self.machines[ix].host.disk.full = false;
             self.machines[ix].dies_after = None;
+            self.machines[ix].bad_until = 0;
             // By one that was set back twice, no certificate would ever be valid.
             self.machines[ix].clock.set_right();
             if self.machines[ix].is_frozen() {

@@ -29,6 +29,7 @@ mod network;
 mod power;
 mod programs;
 mod queue;
+mod restraint;
 mod rng;
 mod run;
 mod script;

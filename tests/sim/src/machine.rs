@@ -81,6 +81,9 @@ pub(crate) struct Machine {
     pub(crate) fine_since: Option<u64>,
     /// The agent is killed before so many more actions.
     pub(crate) dies_after: Option<u32>,
+    /// Until when no boot lasts, and whether it then hangs instead of losing its power.
+    pub(crate) bad_until: u64,
+    pub(crate) hangs: bool,
     /// The newest generation that its agent has written down, over all its lives.
     pub(crate) kept: Option<Generation>,
     /// Time that a message takes to the coordinator, in milliseconds.
@@ -139,6 +142,8 @@ impl Machine {
             api_since: None,
             api_seen: None,
             dies_after: None,
+            bad_until: 0,
+            hangs: false,
             kept: None,
             latency_ms: net.between(1, 5),
             random,

@@ -15,6 +15,8 @@ use crate::world::{Ix, SimEvent, World};
 
 /// How long a kernel and systemd take to start an agent, in milliseconds.
 const BOOT_MS: (u64, u64) = (1_500, 4_000);
+/// How long a boot lasts on a machine that does not bear it, in milliseconds.
+const BAD_BOOT_MS: (u64, u64) = (1_000, 30_000);
 /// What a monotonic clock says when systemd starts, in milliseconds.
 const BOOTED_MS: (u64, u64) = (500, 2_000);
 
@@ -111,6 +113,32 @@ impl World {
         let at = now + machine.random.between(BOOT_MS.0, BOOT_MS.1);
         self.queue.push(at, event);
         self.told(ix, "boots");
+        let machine = &mut self.machines[ix];
+        if now < machine.bad_until {
+            let at = at + machine.random.between(BAD_BOOT_MS.0, BAD_BOOT_MS.1);
+            self.queue.push(at, SimEvent::BootFails(ix as u32, machine.boots));
+        }
+    }
+
+    /// A machine that does not bear its boots hangs or loses its power.
+    pub(crate) fn boot_fails(&mut self, ix: Ix, boot: u32) {
+        let machine = &self.machines[ix];
+        let until = machine.bad_until;
+        if machine.boots != boot || machine.power != Power::On || self.now >= until {
+            return;
+        }
+        match machine.hangs {
+            true => self.freeze(ix, until - self.now),
+            false => self.lose_power(ix),
+        }
+    }
+
+    /// From now on no boot of a machine lasts, and neither does this one.
+    pub(crate) fn bears_no_boot(&mut self, ix: Ix, for_ms: u64, hangs: bool) {
+        let machine = &mut self.machines[ix];
+        (machine.bad_until, machine.hangs) = (self.now + for_ms, hangs);
+        let boot = machine.boots;
+        self.boot_fails(ix, boot);
     }
 
     /// Everything that runs there ends at once.

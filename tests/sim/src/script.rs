@@ -228,6 +228,10 @@ fn fault(words: &[&str]) -> Result<Fault, String> {
         ["fill-disk", machine, "for", time] => {
             Fault::DiskFull { target: named(machine)?, for_ms: duration(time)? }
         }
+        ["bad-boots", machine, "for", time] => {
+            Fault::BadBoots { target: named(machine)?, for_ms: duration(time)?, hangs: false }
+        }
+        ["pause", "repair", "for", time] => Fault::RepairPaused { for_ms: duration(time)? },
         ["lose-disk", machine] => Fault::DiskLost { target: named(machine)? },
         ["vanish", machine] => Fault::Vanish { target: named(machine)? },
         ["come-back", machine] => Fault::ComesBack { target: named(machine)? },

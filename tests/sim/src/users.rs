@@ -70,13 +70,15 @@ impl World {
         self.queue.push(self.now + USER_EVERY_MS, SimEvent::Users);
         let names: Vec<ClusterName> = self.users.wanted.keys().cloned().collect();
         names.iter().for_each(|name| self.ask_again(name));
+        self.resume_repair();
         if !self.stormy {
             self.operator_looks();
         }
     }
 
-    /// Several disks lost at once, with their machines or without, look like a store that is away for a while, so the meltdown guard keeps what is left of
-    /// them. That they are lost is for a person to say, one machine after the other, through all other guards.
+    /// Several disks lost at once, with their machines or without, look like a store that is away for a while, so the meltdown
+    /// guard keeps what is left of them. That they are lost is for a person to say, one machine after the other, through all
+    /// other guards.
     fn operator_looks(&mut self) {
         let Some(core) = &self.coordinator.core else { return };
         let lost = |machine: &&Machine| {
@@ -85,9 +87,17 @@ impl World {
         };
         // The next one only when the last one works.
         let free = |machine: &&Machine| self.taken_of(&machine.row.cluster).next().is_none();
-        let next = core.machines().filter(lost).find(free).map(|machine| machine.row.id.clone());
-        if let Some(machine) = next {
-            self.asks_for_repair(machine, RepairAction::Recreate, Override::Guards);
+        let now = self.coordinator_now();
+        let ask = |machine: &Machine| RepairRequest {
+            machine: machine.row.id.clone(),
+            action: RepairAction::Recreate,
+            over: Override::Guards,
+            caller: "an operator".to_owned(),
+        };
+        let lost = core.machines().filter(lost).filter(free);
+        let next = lost.map(ask).find(|request| core.check_repair(now, request).is_ok());
+        if let Some(request) = next {
+            self.asks_for_repair(request.machine, request.action, request.over);
         }
     }
 

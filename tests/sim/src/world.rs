@@ -28,6 +28,7 @@ use crate::link::Session;
 use crate::machine::Machine;
 use crate::network::{End, Network};
 use crate::queue::Queue;
+use crate::restraint::Restraint;
 use crate::rng::{Stream, Tree};
 use crate::store::Store;
 use crate::trace::{Decision, Trace};
@@ -90,6 +91,8 @@ pub(crate) enum SimEvent {
     Kube(u32, CallId, Box<(ClusterName, KubeCall)>),
     /// A machine goes on.
     Thaw(u32, u32),
+    /// A machine that does not bear its boots has had enough of this one.
+    BootFails(u32, u32),
     /// A disk has room again.
     DiskFreed(u32),
     /// A cut ends.
@@ -132,6 +135,7 @@ pub struct World {
     pub(crate) kubes: BTreeMap<ClusterName, FakeKube>,
     pub(crate) budgets_hold_until: u64,
     pub(crate) users: Users,
+    pub(crate) restraint: Restraint,
     pub(crate) trace: Trace,
     pub(crate) violation: Option<Violation>,
     unowned: BTreeMap<Ix, u64>,
@@ -174,6 +178,7 @@ impl World {
             kubes: BTreeMap::new(),
             budgets_hold_until: 0,
             users: Users::default(),
+            restraint: Restraint::default(),
             trace: Trace::default(),
             violation: None,
             unowned: BTreeMap::new(),
@@ -255,6 +260,7 @@ impl World {
             SimEvent::Etcd(life, id, session, call) => self.etcd_call(life, id, session, *call),
             SimEvent::Kube(life, id, call) => self.kube_call(life, id, *call),
             SimEvent::Thaw(ix, boot) => self.thaw(ix as usize, boot),
+            SimEvent::BootFails(ix, boot) => self.boot_fails(ix as usize, boot),
             SimEvent::DiskFreed(ix) => self.machines[ix as usize].host.disk.full = false,
             SimEvent::Heals(number) => {
                 self.network.heal(number);

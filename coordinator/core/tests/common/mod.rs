@@ -133,6 +133,8 @@ pub(crate) struct World {
     pub(crate) nodes: BTreeMap<ClusterName, BTreeMap<String, (NodeSeen, usize)>>,
     /// Whether pods that were told to go stay, because of a finalizer.
     pub(crate) pods_stay: bool,
+    /// Whether nobody answers at the endpoint, though masters work.
+    pub(crate) endpoint_silent: bool,
     /// Nodes whose pods a disruption budget keeps.
     pub(crate) budgets: BTreeSet<String>,
     kube_answers: VecDeque<(CallId, Result<KubeAnswer, KubeFailure>)>,
@@ -140,6 +142,8 @@ pub(crate) struct World {
     pub(crate) evacuates_slowly: bool,
     slow: Vec<(CallId, ClusterName, KubeCall)>,
     pub(crate) ms: u64,
+    /// What the next coordinator is started with.
+    pub(crate) settings: Settings,
     /// By how much the coordinator's wall clock was set.
     pub(crate) wall_jump_ms: i64,
     next_session: u64,
@@ -152,7 +156,8 @@ impl World {
         let mut settings = settings();
         settings.place.network = network.parse().unwrap();
         let mut world = Self::new();
-        world.core = CoordinatorCore::restore(settings, Saved::default(), at(0));
+        world.core = CoordinatorCore::restore(settings.clone(), Saved::default(), at(0));
+        world.settings = settings;
         world
     }
 
@@ -195,11 +200,13 @@ impl World {
             probed: VecDeque::new(),
             nodes: BTreeMap::new(),
             pods_stay: false,
+            endpoint_silent: false,
             budgets: BTreeSet::new(),
             kube_answers: VecDeque::new(),
             evacuates_slowly: false,
             slow: Vec::new(),
             ms: 0,
+            settings: settings(),
             wall_jump_ms: 0,
             next_session: 0,
             next_boot: 1,
@@ -373,7 +380,7 @@ impl World {
         self.etcd_answers.clear();
         self.kube_answers.clear();
         self.machines.values_mut().for_each(|machine| machine.session = None);
-        self.core = CoordinatorCore::restore(settings(), self.disk.saved.clone(), self.now());
+        self.core = CoordinatorCore::restore(self.settings.clone(), self.disk.saved.clone(), self.now());
     }
 
     fn provider(&mut self, id: CallId, call: ProviderCall) {

@@ -16,6 +16,9 @@ use super::{FakeMachine, World};
 impl World {
     /// What Kubernetes does: machines with a config register, one pod goes with each pass of a drain.
     pub(super) fn kube(&mut self, cluster: &ClusterName, call: KubeCall) -> Result<KubeAnswer, KubeFailure> {
+        if self.endpoint_silent {
+            return Err(KubeFailure::Unreachable { why: "connection refused".to_owned() });
+        }
         let blueprint = self.core.cluster(cluster).unwrap().row.blueprint.clone();
         let nodes = self.nodes.entry(cluster.clone()).or_default();
         let lives = |id: &MachineId| {
