@@ -108,6 +108,8 @@ pub(crate) const DRAINED_PERCENT_MAX: usize = 25;
 /// Part of a cluster's workers that may be without power for their repair at one time, in percent; at least one. Of the
 /// machines of the control plane it is one.
 pub(crate) const TAKEN_PERCENT_MAX: usize = 10;
+/// A call that was asked for reaches the provider within this time, in milliseconds.
+pub(crate) const ON_ITS_WAY_MS: u64 = 5_000;
 /// How often a machine may be given its power within an hour when nobody asks for it: six times because it was found without,
 /// six times for a repair, and some when calls are under way.
 pub(crate) const POWERED_PER_HOUR_MAX: usize = 14;

@@ -319,6 +319,9 @@ impl World {
             self.check_fence(ix);
         }
         self.check_pause(&call);
+        if let Some(ix) = fenced {
+            self.check_meltdown(ix);
+        }
         let off = machine.as_ref().and_then(|id| self.by_id.get(id).copied());
         let off = off.filter(|ix| self.machines[*ix].is_off() && self.machines[*ix].boots > 0);
         let runs = fenced.filter(|ix| self.machines[*ix].power == Power::On);

@@ -6,7 +6,8 @@ use keelson_model::{BlueprintMachine, Role};
 use keelson_protocol::{ClusterName, MachineId};
 
 use crate::check::{
-    Checker, DRAINED_PERCENT_MAX, NOTICED_AFTER_MS, QUORUM_NOTICED_MS, TAKEN_FOR_MS, TAKEN_PERCENT_MAX,
+    Checker, DRAINED_PERCENT_MAX, NOTICED_AFTER_MS, ON_ITS_WAY_MS, QUORUM_NOTICED_MS, TAKEN_FOR_MS,
+    TAKEN_PERCENT_MAX,
 };
 use crate::world::{Ix, World};
 
@@ -63,6 +64,7 @@ impl World {
             return;
         };
         if matches!(self.asked_of(&id), Asked::PersonDespiteGuards | Asked::PersonDespiteQuorum) {
+            self.despite.insert(id.clone(), self.now);
             self.taken.insert(id, self.now);
             return;
         }
@@ -73,6 +75,9 @@ impl World {
         };
         // One on its way out comes back for nobody.
         let others = self.taken_of(&name).filter(alike).filter(|other| other.id != id && !other.leaving);
+        // Nobody knew of what a person did against the guards a moment ago when this fence was asked for.
+        let unknown = |id: &MachineId| self.despite.get(id).is_some_and(|at| at + ON_ITS_WAY_MS > self.now);
+        let others = others.filter(|other| !unknown(&other.id));
         let others: Vec<String> = others.map(|other| other.id.to_string()).collect();
         if others.len() >= most {
             let what = format!(

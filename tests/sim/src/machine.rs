@@ -61,6 +61,8 @@ pub(crate) struct Machine {
     pub(crate) zone: usize,
     pub(crate) address: Ipv4Addr,
     pub(crate) power: Power,
+    /// Since when it has stood still or been without power; zero before its first boot.
+    pub(crate) down_since: Option<u64>,
     /// Counts boots.
     pub(crate) boots: u32,
     pub(crate) boot_id: BootId,
@@ -129,6 +131,7 @@ impl Machine {
             zone,
             address,
             power: Power::Off,
+            down_since: Some(0),
             boots: 0,
             boot_id: BootId(u128::from(random.number())),
             life: 0,

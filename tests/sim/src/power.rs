@@ -103,7 +103,7 @@ impl World {
     pub(crate) fn boot(&mut self, ix: Ix) {
         let now = self.now;
         let machine = &mut self.machines[ix];
-        machine.power = Power::On;
+        (machine.power, machine.down_since) = (Power::On, None);
         machine.boots += 1;
         machine.boot_id = BootId(u128::from(machine.random.number()));
         machine.host.reboot();
@@ -143,8 +143,10 @@ impl World {
 
     /// Everything that runs there ends at once.
     pub(crate) fn power_off(&mut self, ix: Ix) {
+        let now = self.now;
         let machine = &mut self.machines[ix];
         machine.power = Power::Off;
+        machine.down_since.get_or_insert(now);
         machine.backlog.clear();
         machine.dies_after = None;
         machine.agent = None;
@@ -159,7 +161,7 @@ impl World {
         if machine.power != Power::On {
             return;
         }
-        machine.power = Power::Frozen;
+        (machine.power, machine.down_since) = (Power::Frozen, Some(self.now));
         let (id, event) = (machine.id.clone(), SimEvent::Thaw(ix as u32, machine.boots));
         self.infrastructure.provider.set_state(&id, MachineState::Frozen);
         self.queue.push(self.now + for_ms, event);
@@ -171,7 +173,7 @@ impl World {
         if machine.power != Power::Frozen || machine.boots != boot {
             return;
         }
-        machine.power = Power::On;
+        (machine.power, machine.down_since) = (Power::On, None);
         let (id, backlog) = (machine.id.clone(), std::mem::take(&mut machine.backlog));
         self.infrastructure.provider.set_state(&id, MachineState::On);
         // A wake that is late is due now.

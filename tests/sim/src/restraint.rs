@@ -6,13 +6,15 @@ use keelson_coordinator_core::{Asked, PauseRequest, PauseScope, ProviderCall};
 use keelson_model::Role;
 use keelson_protocol::{Incarnation, MachineId};
 
-use crate::check::{Checker, POWERED_PER_HOUR_MAX};
+use crate::check::{Checker, ON_ITS_WAY_MS, POWERED_PER_HOUR_MAX};
 use crate::infrastructure::machine_of;
 use crate::trace::Decision;
 use crate::world::{Ix, World};
 
-/// A call that was asked for when a pause began reaches the provider within this time, in milliseconds.
-const ON_ITS_WAY_MS: u64 = 5_000;
+/// Part of a cluster's machines that may be down when another one is fenced, in percent; at least one.
+const BROKEN_PERCENT_MAX: usize = 25;
+/// A machine that has been down for so long is known to be, in milliseconds.
+const DOWN_NOTICED_MS: u64 = 60_000;
 /// Over this time it counts how often a machine is given its power, in milliseconds.
 const HOUR_MS: u64 = 3_600_000;
 
@@ -90,6 +92,31 @@ impl World {
             self.violate(Checker::Restraint, format!("{words}, and repair is paused"));
         }
         self.restraint.excused.insert(id);
+    }
+
+    /// A machine is about to be fenced: not while so many others are down that the cause lies elsewhere.
+    pub(crate) fn check_meltdown(&mut self, ix: Ix) {
+        let machine = &self.machines[ix];
+        let Some(row) = self.store.clusters.get(&machine.cluster).filter(|_| self.is_spared(ix)) else {
+            return;
+        };
+        let enrolled =
+            |id: &MachineId| self.store.machines.get(id).is_some_and(|row| row.enrolled_key.is_some());
+        let planned: Vec<_> = row.blueprint.machines.values().filter(|other| enrolled(&other.id)).collect();
+        let most = (planned.len() * BROKEN_PERCENT_MAX / 100).max(1);
+        let down = |other: &MachineId, incarnation: Incarnation| {
+            let mut all = self.machines.iter().rev();
+            let found = all.find(|machine| machine.id == *other && machine.incarnation == incarnation);
+            let since = found.and_then(|machine| machine.down_since);
+            since.is_some_and(|since| since + DOWN_NOTICED_MS <= self.now)
+        };
+        let others = planned.iter().filter(|other| other.id != machine.id && !other.leaving);
+        let others = others.filter(|other| down(&other.id, other.incarnation)).count();
+        // One without power is only to be proven so, for its pods. The plan may have become smaller since it was decided.
+        if !machine.is_off() && others > most {
+            let what = format!("{} is fenced while {others} others are down, {most} may be", machine.id);
+            self.violate(Checker::Restraint, what);
+        }
     }
 
     /// Whether a machine is to stay, and nobody has asked that anything is done to it.

@@ -141,6 +141,8 @@ pub struct World {
     unowned: BTreeMap<Ix, u64>,
     /// When machines lost their power to a repair, until they work again.
     pub(crate) taken: BTreeMap<MachineId, u64>,
+    /// When persons took the power of machines against the guards.
+    pub(crate) despite: BTreeMap<MachineId, u64>,
     /// When drains of nodes began.
     pub(crate) drains: BTreeMap<(MachineId, Incarnation), u64>,
     pub(crate) messages: u64,
@@ -183,6 +185,7 @@ impl World {
             violation: None,
             unowned: BTreeMap::new(),
             taken: BTreeMap::new(),
+            despite: BTreeMap::new(),
             drains: BTreeMap::new(),
             messages: 0,
             random: tree.child("coordinator").stream(),
