@@ -20,11 +20,15 @@ use crate::up::{self, Output, Started, Steps, UpArgs};
 /// The plan whose clusters are broken unless another one is named.
 const PLAN: &str = "ha";
 
+/// How large the disks of an installation are that is made for a run, so that they can be filled: in memory, and a machine
+/// uses a quarter of it.
+const FAULT_DISK_BYTES: u64 = 2 << 30;
+
 /// Seeds that are drawn are below this: short enough to be typed.
 const SEEDS: u128 = 1_000_000;
 
 /// For how long, and what.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub(crate) struct ChaosArgs {
     /// State directory of an installation to use; without it one is made for the run and removed afterwards.
     #[arg(long)]
@@ -48,8 +52,8 @@ pub(crate) struct ChaosArgs {
     /// cut-all, cut-zone, kill-unit, stop-unit, corrupt-file, delete-file, kill-coordinator, kill-forwarder, vanish, fill-disk.
     #[arg(long)]
     kinds: Option<String>,
-    /// Give machines disks in memory of so many bytes, two gigabytes are enough, so that `fill-disk` comes too. Filled ones
-    /// take that much of the host's memory. An installation that is there keeps what it was made with.
+    /// Give machines disks in memory of so many bytes, so that `fill-disk` comes too. Filled ones take that much of the host's
+    /// memory. Two gigabytes in an installation that is made for the run; one that is there keeps what it was made with.
     #[arg(long, value_name = "BYTES")]
     fault_disk_bytes: Option<u64>,
     /// Form of the result on standard output; progress goes to standard error.
@@ -66,6 +70,8 @@ pub(crate) fn run(args: &ChaosArgs) -> Result<()> {
         return on(args, seed, StateArgs::at(state_dir.clone()), &signals);
     }
     let scratch = Scratch::new()?;
+    let usual = (!args.fixed).then_some(FAULT_DISK_BYTES);
+    let args = &ChaosArgs { fault_disk_bytes: args.fault_disk_bytes.or(usual), ..args.clone() };
     let result = on(args, seed, StateArgs::at(scratch.path.clone()), &signals);
     result.and(down::remove(&scratch.path))
 }

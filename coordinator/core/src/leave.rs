@@ -147,8 +147,9 @@ impl CoordinatorCore {
         planned.leaving && planned.is_node() && drained && out && !self.keeps_api(name, planned)
     }
 
-    /// Whether a master that leaves may be the last one that works: none of those that stay does. One that is not heard, because
-    /// it is cut off or because the coordinator has just started, may serve its users all the same.
+    /// Whether a master that leaves may be the last one that works: none of those that stay does, or begins anew in a moment
+    /// with another config. One that is not heard, because it is cut off or because the coordinator has just started, may serve
+    /// its users all the same.
     pub(crate) fn keeps_api(&self, name: &ClusterName, planned: &BlueprintMachine) -> bool {
         let Some(cluster) = self.clusters.get(name).filter(|cluster| cluster.row.wanted) else {
             return false;
@@ -157,7 +158,11 @@ impl CoordinatorCore {
         let perhaps = |machine: &Machine| machine.row.fenced.is_none() && !dead(machine.verdict);
         planned.roles.contains(&Role::Master)
             && self.made(planned).is_some_and(perhaps)
-            && !cluster.row.blueprint.staying(Role::Master).any(|other| self.works(other))
+            && !cluster
+                .row
+                .blueprint
+                .staying(Role::Master)
+                .any(|other| self.works(other) && self.is_settled(other))
     }
 
     /// Whether the pods of a worker that leaves would have nowhere to go: most of the workers that stay do not work, or

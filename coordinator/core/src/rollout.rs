@@ -167,20 +167,29 @@ impl CoordinatorCore {
         (!works).then(|| first.id.clone())
     }
 
-    /// Another machine of the control plane that is not ready with what it was sent.
+    /// Another machine of the control plane that is not ready with what it was sent, or a master that is about to go: what
+    /// it serves is served here from then on.
     fn unsettled_master(&self, cluster: &Cluster, id: &MachineId) -> Option<MachineId> {
         let others = cluster.row.blueprint.machines.values();
         let unsettled = |planned: &&BlueprintMachine| {
-            let machine = self.machines.get(&planned.id);
-            let settled = machine.is_some_and(|machine| {
-                // What was sent and is not there was lost with its session: then what the machine has counts, or two
-                // that lost theirs would wait for each other for ever.
-                let has = |sent: Generation| machine.told.map_or(sent, |told| told.min(sent));
-                machine.row.sent.as_ref().is_some_and(|sent| machine.is_ready_with(has(sent.generation)))
-            });
-            planned.id != *id && !planned.leaving && in_control_plane(planned) && !settled
+            let goes = planned.roles.contains(&Role::Master)
+                && self
+                    .made(planned)
+                    .is_some_and(|machine| machine.call.is_some() && machine.row.fenced.is_none());
+            let waits = if planned.leaving { goes } else { !self.is_settled(planned) };
+            planned.id != *id && in_control_plane(planned) && waits
         };
         others.filter(unsettled).map(|planned| planned.id.clone()).next()
+    }
+
+    /// Whether a machine is ready with what it was sent.
+    pub(crate) fn is_settled(&self, planned: &BlueprintMachine) -> bool {
+        self.machines.get(&planned.id).is_some_and(|machine| {
+            // What was sent and is not there was lost with its session: then what the machine has counts, or two that lost
+            // theirs would wait for each other for ever.
+            let has = |sent: Generation| machine.told.map_or(sent, |told| told.min(sent));
+            machine.row.sent.as_ref().is_some_and(|sent| machine.is_ready_with(has(sent.generation)))
+        })
     }
 }
 

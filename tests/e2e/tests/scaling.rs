@@ -1,11 +1,12 @@
-//! Every pool of a live cluster gets another size and its old one again, while a client writes.
+//! Every pool of a live cluster gets another size and its old one again, while a client writes; and a worker that may not go.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use keelson_e2e::Installation;
+use keelson_e2e::{Installation, wait_for};
+use serde_json::{Value, json};
 
 /// Sizes one after the other; the last one of each pool is the first one again.
 const SIZES: [(&str, u16); 7] =
@@ -78,4 +79,87 @@ fn write_until(installation: &Installation, over: &AtomicBool) -> BTreeSet<Strin
 fn objects(installation: &Installation) -> Result<BTreeSet<String>> {
     let names = installation.kubectl(&["get", "configmaps", "--output", "name"])?;
     Ok(names.lines().filter(|name| name.contains(NAME)).map(str::to_owned).collect())
+}
+
+/// What a worker runs that may not go: one pod, held by a budget that can never be met.
+const HELD: &str = "keelson-held";
+/// For how long it is seen that the pod stays.
+const HELD_FOR: Duration = Duration::from_secs(15);
+
+#[test]
+fn a_worker_whose_pods_no_budget_lets_go_says_so_and_goes_when_it_may() -> Result<()> {
+    let installation = Installation::open()?;
+    installation.wait_ready("demo")?;
+    let before = workers(&installation)?;
+    scale(&installation, "worker", u16::try_from(before.len() + 1)?)?;
+    let added = workers(&installation)?.difference(&before).next().cloned().context("no worker was added")?;
+    let held = hold_pod_on(&installation, &added)
+        .and_then(|()| leaves_only_when_it_may(&installation, &added, before.len()));
+    for kind in ["poddisruptionbudget", "deployment"] {
+        installation.kubectl(&["delete", kind, HELD, "--ignore-not-found", "--wait=false"])?;
+    }
+    held?;
+    wait_for("the worker to go", || {
+        ensure!(workers(&installation)? == before, "{:?}", workers(&installation)?);
+        Ok(())
+    })?;
+    installation.wait_ready("demo")
+}
+
+/// Runs a pod on a worker, under a budget that wants it healthy at any time.
+fn hold_pod_on(installation: &Installation, worker: &str) -> Result<()> {
+    let backend = ["get", "deployment", "backend", "--namespace", "demo", "--output", "json"];
+    let backend: Value = serde_json::from_str(&installation.kubectl(&backend)?)?;
+    let mut pod = backend["spec"]["template"]["spec"].clone();
+    pod["nodeSelector"] = json!({ "kubernetes.io/hostname": worker });
+    let labels = json!({ "app": HELD });
+    let selector = json!({ "matchLabels": labels });
+    let template = json!({ "metadata": { "labels": labels }, "spec": pod });
+    let objects = json!({ "apiVersion": "v1", "kind": "List", "items": [
+        {
+            "apiVersion": "apps/v1", "kind": "Deployment", "metadata": { "name": HELD },
+            "spec": { "replicas": 1, "selector": selector, "template": template },
+        },
+        {
+            "apiVersion": "policy/v1", "kind": "PodDisruptionBudget", "metadata": { "name": HELD },
+            "spec": { "minAvailable": 1, "selector": selector },
+        },
+    ] });
+    let folder = tempfile::tempdir()?;
+    let path = folder.path().join("held.json");
+    std::fs::write(&path, objects.to_string())?;
+    installation.kubectl(&["apply", "--filename", path.to_str().context("the path is no text")?])?;
+    installation.kubectl(&["rollout", "status", "deployment", HELD, "--timeout", "120s"]).map(drop)
+}
+
+/// Asks for one worker less, and sees that it stays as long as the budget holds its pod, and says so.
+fn leaves_only_when_it_may(installation: &Installation, worker: &str, count: usize) -> Result<()> {
+    let size = count.to_string();
+    let words = ["cluster", "scale", "demo", "--pool", "worker", "--count", &size, "--yes"];
+    let output = installation.keelson(&words)?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let expected = [
+        format!("of Deployment {HELD}"),
+        format!("disruption budget {HELD} wants 1 of 1 pods healthy, 1 are, so it never allows one to go"),
+    ];
+    wait_for("the reason why it stays", || {
+        let why = installation.keelson(&["why", worker])?;
+        let why = String::from_utf8_lossy(&why.stdout).split_whitespace().collect::<Vec<_>>().join(" ");
+        ensure!(expected.iter().all(|words| why.contains(words.as_str())), "{why}");
+        Ok(())
+    })?;
+    std::thread::sleep(HELD_FOR);
+    let selector = format!("app={HELD}");
+    let pods = installation.kubectl(&["get", "pods", "--selector", &selector, "--output", "name"])?;
+    ensure!(pods.lines().count() == 1, "the pod was taken although its budget holds it: {pods:?}");
+    ensure!(workers(installation)?.contains(worker), "the worker went although a budget holds its pod");
+    Ok(())
+}
+
+/// Names of the cluster's workers.
+fn workers(installation: &Installation) -> Result<BTreeSet<String>> {
+    let listed = installation.keelson_json(&["machine", "list", "--cluster", "demo"])?;
+    let machines = listed["items"].as_array().context("the cluster has no machines")?;
+    let workers = machines.iter().filter(|machine| machine["pool"] == "worker");
+    Ok(workers.filter_map(|machine| machine["id"].as_str()).map(str::to_owned).collect())
 }

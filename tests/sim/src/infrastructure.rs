@@ -13,6 +13,8 @@ use keelson_providers::{Answer, Call, MachineRequest, MachineState, ObjectKey, P
 use crate::case::Weather;
 use crate::rng::Stream;
 
+/// A list shows nothing that is older than this, in milliseconds.
+const LIST_LAG_MS: u64 = 5_000;
 /// Longest time after which a call whose answer got lost is given up, in milliseconds: by then its machine may have booted.
 const LOST_AFTER_MS: u64 = 60_000;
 
@@ -28,6 +30,9 @@ pub(crate) struct Infrastructure {
     pub(crate) lists_nothing_until: u64,
     /// Until when it has no room for another machine, by zone.
     pub(crate) full_until: BTreeMap<String, u64>,
+    /// By how many lists its list lags, and when it was asked for the last one.
+    list_lag: usize,
+    listed_at: u64,
     /// How long the answer to the last call takes to come, in milliseconds.
     answer_ms: u64,
 }
@@ -36,7 +41,17 @@ impl Infrastructure {
     pub(crate) fn new(install: InstallId, list_lag: usize, random: Stream) -> Self {
         let provider = FakeProvider::new(FakeConfig { list_lag, ..FakeConfig::default() });
         let full_until = BTreeMap::new();
-        Self { provider, install, random, out_until: 0, lists_nothing_until: 0, full_until, answer_ms: 0 }
+        Self {
+            provider,
+            install,
+            random,
+            out_until: 0,
+            lists_nothing_until: 0,
+            full_until,
+            list_lag,
+            listed_at: 0,
+            answer_ms: 0,
+        }
     }
 
     /// How long the answer to the call that was carried out last takes, in milliseconds. One that got lost is known to be
@@ -65,6 +80,11 @@ impl Infrastructure {
         now: u64,
     ) -> Result<ProviderAnswer, ProviderFailure> {
         let call = translate(&self.install, call);
+        if let Call::ListMachines(_) = &call {
+            // What lags is the time, and not how often somebody asks.
+            let rare = now.saturating_sub(std::mem::replace(&mut self.listed_at, now)) > LIST_LAG_MS;
+            (0..if rare { self.list_lag } else { 0 }).for_each(|_| drop(self.provider.carry_out(&call)));
+        }
         if let Some(outcome) = self.outcome(&call, weather, now) {
             self.provider.inject(CallKind::of(&call), outcome);
         }
