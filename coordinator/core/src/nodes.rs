@@ -25,7 +25,8 @@ pub struct KubeWatch {
     pub looked: Option<MonoTime>,
     /// Why the last look failed.
     pub error: Option<KubeFailure>,
-    /// Since when no look has succeeded, once the last one failed.
+    /// Since when each look has failed although a master worked. Where none does, that is what is told; and where none is
+    /// heard, it may be the coordinator that is cut off.
     failing: Option<MonoTime>,
     call: Option<CallId>,
     after: Option<MonoTime>,
@@ -173,11 +174,13 @@ impl CoordinatorCore {
 
     fn nodes_seen(&mut self, now: Now, name: &ClusterName, result: Result<KubeAnswer, KubeFailure>) {
         let busy = self.clusters.get(name).is_some_and(|cluster| self.nodes_matter(cluster));
+        let blueprint = self.clusters.get(name).map(|cluster| &cluster.row.blueprint);
+        let works = blueprint.is_some_and(|b| b.with_role(Role::Master).any(|master| self.works(master)));
         let Some(cluster) = self.clusters.get_mut(name) else { return };
         let kube = &mut cluster.kube;
         kube.call = None;
         kube.error = result.as_ref().err().cloned();
-        kube.failing = kube.error.as_ref().map(|_| kube.failing.unwrap_or(now.mono));
+        kube.failing = kube.error.as_ref().filter(|_| works).map(|_| kube.failing.unwrap_or(now.mono));
         let soon = busy || kube.error.is_some();
         kube.after = Some(now.mono.plus(if soon { KUBE_LOOK_INTERVAL_BUSY } else { KUBE_LOOK_INTERVAL }));
         let Ok(KubeAnswer::Nodes(nodes)) = result else { return };

@@ -103,6 +103,9 @@ impl World {
 
     /// A person asks for the repair of a machine.
     pub(crate) fn asks_for_repair(&mut self, machine: MachineId, action: RepairAction, over: Override) {
+        if self.coordinator.frozen_until > self.now {
+            return;
+        }
         let now = self.coordinator_now();
         let Some(core) = &mut self.coordinator.core else { return };
         let request = RepairRequest { machine, action, over, caller: "an operator".to_owned() };
