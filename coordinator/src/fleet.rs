@@ -30,8 +30,8 @@ use keelson_api::types::{
 use keelson_api::{Code, Fleet, Problem};
 use keelson_coordinator_core::{Cluster, ClusterState, CommandError, CreateCluster, Now, ScalePool};
 use keelson_model::{
-    ClusterSpec, DrainSpec, FleetEvent, Operation, OperationId, OperationState, Plan, PlanName, PlanReport,
-    Severity, WaitingOn,
+    ClusterSpec, DrainSpec, FleetEvent, MachinePhase, Operation, OperationId, OperationState, Plan, PlanName,
+    PlanReport, Severity, WaitingOn,
 };
 use keelson_pki::{admin_certificate, new_cluster_material};
 use keelson_planner::node::{ADMIN_GROUP, admin_kubeconfig};
@@ -694,7 +694,8 @@ fn status(shell: &Shell, install: String, started: WallTime) -> StatusView {
         machines.silent += u32::from(machine.silent);
         let ready =
             machine.heartbeat.is_some_and(|beat| beat.state == keelson_protocol::health::NodeState::Ready);
-        machines.ready += u32::from(ready && !machine.silent);
+        let powered = matches!(machine.row.phase, MachinePhase::Enrolled { .. });
+        machines.ready += u32::from(ready && powered && !machine.silent);
     }
     let mut operations = OperationCounts::default();
     for operation in shell.core.operations() {

@@ -359,24 +359,27 @@ impl CoordinatorCore {
         }
         self.touched.insert(cluster);
         self.save_machine(id);
-        let (reason, cause, outcome) = if gone {
-            (
-                "MachineMissing",
-                "the provider does not list it",
-                "it is looked for again before it is made anew",
-            )
-        } else {
-            (
-                "MachineOff",
-                "the provider reports it as off",
-                "it is switched on again, with the disk that it has",
-            )
-        };
         // At once, before it is switched on again.
         let census = self.census(now);
         self.detect_machine(now, id, &census);
+        let held = self.machines.get(id).and_then(|machine| self.power_held(now, machine));
+        let (reason, cause, outcome) = match held {
+            _ if gone => (
+                "MachineMissing",
+                "the provider does not list it",
+                "it is looked for again before it is made anew".to_owned(),
+            ),
+            None => (
+                "MachineOff",
+                "the provider reports it as off",
+                "it is switched on again, with the disk that it has".to_owned(),
+            ),
+            Some(hold) => {
+                ("MachineOff", "the provider reports it as off", format!("it is not switched on yet: {hold}"))
+            }
+        };
         // With the incident that this has opened.
-        self.note_repair(now, id, Severity::Warning, reason, cause, outcome);
+        self.note_repair(now, id, Severity::Warning, reason, cause, &outcome);
     }
 
     /// Asks for the exposures that blueprints name and that are not there.

@@ -9,8 +9,16 @@ use keelson_e2e::{Installation, wait_for};
 use serde_json::{Value, json};
 
 /// Sizes one after the other; the last one of each pool is the first one again.
-const SIZES: [(&str, u16); 7] =
-    [("etcd", 3), ("master", 3), ("etcd", 5), ("worker", 3), ("master", 1), ("etcd", 1), ("worker", 2)];
+const SIZES: [(&str, u16); 8] = [
+    ("etcd", 3),
+    ("master", 3),
+    ("etcd", 5),
+    ("master", 5),
+    ("worker", 3),
+    ("master", 1),
+    ("etcd", 1),
+    ("worker", 2),
+];
 /// Zones of the local provider.
 const ZONES: usize = 3;
 /// How often the client writes.
