@@ -13,7 +13,7 @@ use crate::action::{Action, StepKey};
 use crate::certificates::CertificateRun;
 use crate::core::AgentCore;
 use crate::rest::News;
-use crate::units::{Phase, REPAIRS_WINDOW, START_MAX, UnitRun};
+use crate::units::{Phase, START_MAX, UnitRun};
 
 /// A report is sent this often even when nothing changes, so that a lost one is not missed for long; a little earlier
 /// by chance, so that a fleet that came back together does not report together for ever.
@@ -192,7 +192,7 @@ impl AgentCore {
         let health = |name: &String| {
             let run = self.units.get(name)?;
             let state = match &run.phase {
-                _ if let Some(why) = self.in_vain(run) => UnitState::GivenUp { why },
+                _ if let Some(why) = run.in_vain(self.now.mono) => UnitState::GivenUp { why },
                 Phase::Unseen => UnitState::Waiting { on: "the first look".to_owned() },
                 Phase::Waiting { on, .. } => UnitState::Waiting { on: on.clone() },
                 Phase::Starting { .. } => UnitState::Starting,
@@ -228,13 +228,6 @@ impl AgentCore {
         }
     }
 
-    /// Why a unit counts as given up though its budget of repairs is not used up: one that hangs at each start is given so
-    /// much time for each that it never is.
-    fn in_vain(&self, run: &UnitRun) -> Option<String> {
-        let held = matches!(run.phase, Phase::Waiting { .. });
-        run.given_up(1, REPAIRS_WINDOW, self.now.mono).filter(|_| !held)
-    }
-
     fn judge_state(&self) -> NodeState {
         if self.ledger.config.is_none() {
             return NodeState::Idle;
@@ -244,7 +237,10 @@ impl AgentCore {
             return NodeState::Degraded;
         }
         let given_up = |phase: &Phase| matches!(phase, Phase::GivenUp { .. });
-        if self.units.values().any(|run| run.withheld || given_up(&run.phase) || self.in_vain(run).is_some())
+        if self
+            .units
+            .values()
+            .any(|run| run.withheld || given_up(&run.phase) || run.in_vain(self.now.mono).is_some())
         {
             return NodeState::Failed;
         }

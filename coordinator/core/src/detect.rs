@@ -16,7 +16,7 @@ use keelson_protocol::peer::PeerSaid;
 use keelson_protocol::{ClusterName, MachineId};
 
 use crate::limits::{
-    BOOT_GRACE, FLEET_JUDGED_MIN, HUNG_AFTER, HUNG_ALONE_AFTER, LEASE_STALE_AFTER, OTHER_KEY_ALONE_AFTER,
+    FLEET_JUDGED_MIN, HUNG_AFTER, HUNG_ALONE_AFTER, LEASE_STALE_AFTER, OTHER_KEY_ALONE_AFTER,
     PEER_ANSWER_LIFE, PEERS_ASK_INTERVAL, PEERS_ASK_INTERVAL_LONG, RETURN_MAX, SUSPECT_AFTER, UNBORN_AFTER,
 };
 use crate::state::{CoordinatorCore, Machine, Now};
@@ -212,8 +212,8 @@ impl CoordinatorCore {
         }
         let heard = self.last_heard(machine);
         // One that has spoken since it was switched on has booted, and its silence is that of any other.
-        let boots = machine.on_since.filter(|on| heard.is_none_or(|heard| heard <= *on));
-        if boots.is_some_and(|on| now.mono.since(on) < BOOT_GRACE)
+        let spoke = machine.on_since.zip(heard).is_some_and(|(on, heard)| heard > on);
+        if machine.boots_until.is_some_and(|until| now.mono < until && !spoke)
             && (machine.silent || machine.session.is_none())
         {
             // It was switched on a moment ago, and boots.

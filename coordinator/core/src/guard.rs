@@ -66,6 +66,7 @@ impl CoordinatorCore {
         if !action.is_disruptive() {
             return Ok(());
         }
+        self.record_is_newest(id)?;
         let Some(planned) = self.planned(&machine.row.cluster, id) else { return Ok(()) };
         // A person may go against the others, so they must not hide that this one holds as well.
         if asker == Asker::Person {
@@ -178,14 +179,15 @@ impl CoordinatorCore {
     /// Whether a machine is being repaired, or was a moment ago and does not work yet.
     pub(crate) fn is_repaired(&self, now: Now, planned: &BlueprintMachine) -> bool {
         // One whose power cannot be taken away does not hold up the others for ever. A fence may have been set though its
-        // answer was lost.
-        let keeps_power = |machine: &Machine| {
+        // answer was lost; what has been off for longer is broken, and not what we keep from working.
+        let knows = |machine: &Machine| {
             let since = machine.fence_failed.map(|failed| failed.plus(LIST_LAG_MAX));
-            machine.seen_on.is_some_and(|seen| since.is_none_or(|since| seen >= since))
+            let on = machine.seen_on.is_some_and(|seen| since.is_none_or(|since| seen >= since));
+            on || machine.off_since.is_some_and(|since| now.mono.since(since) >= DISRUPTED_MAX)
         };
         let begins = |machine: &Machine| {
             let lately = last_repair(machine).is_some_and(|act| now.wall.since(act.at) < DISRUPTED_MAX);
-            let taken = machine.row.fenced.is_some() || machine.call.is_some() || !keeps_power(machine);
+            let taken = machine.row.fenced.is_some() || machine.call.is_some() || !knows(machine);
             is_under_way(machine) && (lately || taken)
         };
         self.machines.get(&planned.id).is_some_and(|machine| {

@@ -162,7 +162,7 @@ impl CoordinatorCore {
                 .row
                 .blueprint
                 .staying(Role::Master)
-                .any(|other| self.works(other) && self.is_settled(other))
+                .any(|other| self.works(other) && (self.is_settled(other) || !self.was_sent_lately(other)))
     }
 
     /// Whether the pods of a worker that leaves would have nowhere to go: most of the workers that stay do not work, or

@@ -5,10 +5,10 @@ use keelson_protocol::{ClusterName, Incarnation, MachineId};
 
 use crate::effect::ProviderCall;
 use crate::leave::Parting;
-use crate::limits::{EVACUATE_MAX, RENEW_UNKNOWN_MAX};
+use crate::limits::{ACTS_PER_HOUR_MAX, BOOT_GRACE, EVACUATE_MAX, RENEW_UNKNOWN_MAX};
 use crate::metrics::RepairOutcome;
 use crate::nodes::KubeFor;
-use crate::repair::{is_under_way, needs_fence};
+use crate::repair::{begins_too_long, is_under_way, needs_fence, times, too_long};
 use crate::row::{MachineRow, Row};
 use crate::state::{CallFor, CoordinatorCore, Machine, Now};
 
@@ -131,13 +131,20 @@ impl CoordinatorCore {
     /// Gives a machine its power, once its pods have been given up or that has taken too long.
     fn switch_on(&mut self, now: Now, planned: BlueprintMachine, cluster: ClusterName) {
         let (id, incarnation) = (planned.id.clone(), planned.incarnation);
+        if self.machines.get(&id).is_some_and(|machine| begins_too_long(now, machine)) {
+            return self.call_off(now, &id, &too_long());
+        }
         match self.power_step(now, &planned, &cluster) {
             None => {}
             Some(PowerStep::Fence) => self.call_fence(&id, cluster, incarnation),
             Some(PowerStep::Create) => {
-                self.count_power_on(now, &id);
                 self.call_create(now, planned, cluster);
-                self.save_machine(&id);
+                // Asked for in vain it is one time.
+                let first = |machine: &Machine| machine.call.is_some() && machine.attempts == 0;
+                if self.machines.get(&id).is_some_and(first) {
+                    self.count_power_on(now, &id);
+                    self.save_machine(&id);
+                }
             }
             Some(PowerStep::AskAgain) => self.call_power_on(&id, cluster, incarnation),
             Some(PowerStep::PowerOn) => {
@@ -191,10 +198,11 @@ impl CoordinatorCore {
         })
     }
 
-    /// Takes down that a machine is switched on which was found without power. Asked for in vain it is one time.
+    /// Takes down that a machine is switched on which was found without power.
     fn count_power_on(&mut self, now: Now, id: &MachineId) {
-        let first = |machine: &&Machine| machine.attempts == 0 && !is_under_way(machine);
-        if self.machines.get(id).filter(first).is_some() {
+        // One that the quorum lacks is switched on without end, and its repairs have to be remembered as well.
+        let room = |machine: &Machine| times(machine, RepairAction::PowerOn) < ACTS_PER_HOUR_MAX;
+        if self.machines.get(id).is_some_and(|machine| !is_under_way(machine) && room(machine)) {
             self.remember(now, id, RepairAction::PowerOn);
         }
     }
@@ -231,7 +239,6 @@ impl CoordinatorCore {
         let (Some(machine), Some(cluster)) = (self.machines.get(&planned.id), self.clusters.get(name)) else {
             return false;
         };
-        let Some(off_since) = machine.off_since else { return false };
         let runs_pods = planned.roles.contains(&Role::Worker) && machine.row.enrolled_key.is_some();
         let others = cluster.row.blueprint.staying(Role::Worker).count() > 1;
         let stands = cluster.row.wanted && cluster.row.first_answer.is_some();
@@ -240,8 +247,11 @@ impl CoordinatorCore {
         let under_way = asked.is_some_and(|(_, purpose)| {
             matches!(purpose, KubeFor::Node(keelson_model::kubernetes::KubeCall::Evacuate { .. }))
         });
-        let in_time = now.mono.since(off_since) < EVACUATE_MAX;
-        runs_pods && others && stands && !machine.evacuated && (in_time || under_way)
+        let in_time = machine.off_since.is_some_and(|since| now.mono.since(since) < EVACUATE_MAX);
+        // As long as it gets no power, there is time.
+        let held =
+            || matches!(self.power_held(now, machine), Some(hold) if !matches!(hold, Hold::Paused { .. }));
+        runs_pods && others && stands && !machine.evacuated && (in_time || under_way || held())
     }
 
     /// Removes a machine that no blueprint names. One that was made anew may still run: its power is taken away first, and
@@ -311,6 +321,7 @@ impl CoordinatorCore {
         machine.after = None;
         machine.off_since = None;
         machine.on_since = Some(now.mono);
+        machine.boots_until = Some(now.mono.plus(BOOT_GRACE));
         machine.row.phase = match machine.row.enrolled_key {
             Some(_) => MachinePhase::Enrolled { since: now.wall },
             None => MachinePhase::Booting { since: now.wall },

@@ -272,13 +272,9 @@ impl CoordinatorCore {
         self.touch(id);
     }
 
-    /// Removes machines of ours that no row names. One that was replaced goes at once. One of which nothing is known goes when it
-    /// has been listed for long, and one that is newer than the record of it stays: an old copy of the database may have been
-    /// restored, and then their disks are all that there is of them.
-    /// Machines that are newer than the record of them. Where there is one, numbers that would be given once more are left
-    /// out.
+    /// Machines that are newer than the record of them; what a list once showed is known although the next one leaves it out.
+    /// Numbers that would be given once more are left out.
     fn notice_newer(&mut self, unowned: &[SeenMachine]) {
-        self.machines.values_mut().for_each(|machine| machine.newer = None);
         for seen in unowned {
             let next = self.counters.get(&Counter::Incarnation).copied().unwrap_or(1);
             let given = u64::from(seen.incarnation.0);
@@ -292,6 +288,9 @@ impl CoordinatorCore {
         }
     }
 
+    /// Removes machines of ours that no row names. One that was replaced goes at once. One of which nothing is known goes when it
+    /// has been listed for long, and one that is newer than the record of it stays: an old copy of the database may have been
+    /// restored, and then their disks are all that there is of them.
     fn sweep_orphans(&mut self, now: Now, unowned: Vec<SeenMachine>) {
         let before = std::mem::take(&mut self.unknown);
         for seen in unowned {
@@ -362,18 +361,19 @@ impl CoordinatorCore {
         // At once, before it is switched on again.
         let census = self.census(now);
         self.detect_machine(now, id, &census);
-        let held = self.machines.get(id).and_then(|machine| self.power_held(now, machine));
+        let machine = self.machines.get(id);
+        let acting = machine.and_then(|machine| machine.row.acting);
+        let held = machine.and_then(|machine| self.power_held(now, machine));
         let (reason, cause, outcome) = match held {
             _ if gone => (
                 "MachineMissing",
                 "the provider does not list it",
                 "it is looked for again before it is made anew".to_owned(),
             ),
-            None => (
-                "MachineOff",
-                "the provider reports it as off",
-                "it is switched on again, with the disk that it has".to_owned(),
-            ),
+            None => {
+                let what = acting.map_or_else(|| "it is switched on again".to_owned(), |act| act.to_string());
+                ("MachineOff", "the provider reports it as off", format!("{what}, with the disk that it has"))
+            }
             Some(hold) => {
                 ("MachineOff", "the provider reports it as off", format!("it is not switched on yet: {hold}"))
             }

@@ -135,7 +135,9 @@ impl CoordinatorCore {
         let row = &machine.row;
         let planned = self.planned(&row.cluster, &row.id).filter(|planned| !planned.leaving)?;
         let cluster = self.clusters.get(&row.cluster)?;
-        if is_under_way(machine) || row.powering {
+        // One that never spoke is asked for anew: that counted when it was asked for first.
+        let asked_for = row.enrolled_key.is_none() && machine.attempts > 0;
+        if is_under_way(machine) || row.powering || asked_for {
             return None;
         }
         if row.fenced.is_none()
@@ -155,7 +157,7 @@ impl CoordinatorCore {
     /// be given up.
     fn let_go(&mut self, now: Now, id: &MachineId, census: &Census) {
         let Some(machine) = self.machines.get(id) else { return };
-        if machine.row.renew {
+        if machine.row.renew && machine.call.is_none() {
             return self.call_off(now, id, "it leaves the cluster");
         }
         let cluster = machine.row.cluster.clone();
@@ -245,7 +247,7 @@ impl CoordinatorCore {
         let (verdict, forgot) = (machine.verdict, self.forgot_itself(machine).is_some());
         Ok(match verdict {
             Verdict::Well | Verdict::Suspected | Verdict::Repairing => None,
-            _ if let Some(newer) = machine.newer => return Err(old_copy(newer)),
+            _ if let Err(hold) = self.record_is_newest(&machine.row.id) => return Err(hold),
             Verdict::Off if loses_power_again(machine) => Some(RepairAction::Rebuild),
             _ if lasts < self.patience(machine) => None,
             // Being switched on is the life of a machine, not a repair: `reconcile_machine` does it.
@@ -342,7 +344,12 @@ impl CoordinatorCore {
         if action == RepairAction::Recreate && self.is_only_copy(id) {
             return Some(only_copy());
         }
-        self.quorum_allows(id, action).err()
+        self.record_is_newest(id).and_then(|()| self.quorum_allows(id, action)).err()
+    }
+
+    /// Whether the infrastructure has no newer incarnation of a machine than the record.
+    pub(crate) fn record_is_newest(&self, id: &MachineId) -> Result<(), Hold> {
+        self.machines.get(id).and_then(|machine| machine.newer).map_or(Ok(()), |newer| Err(old_copy(newer)))
     }
 
     /// Whether a machine's disk is the only one that holds its cluster's state.
@@ -484,13 +491,8 @@ impl CoordinatorCore {
         if !self.warm(now) || !still {
             return;
         }
-        if last_repair(machine).is_none_or(|act| now.wall.since(act.at) >= BEGIN_MAX) {
-            let minutes = BEGIN_MAX.as_secs() / 60;
-            return self.call_off(
-                now,
-                id,
-                &format!("its power could not be taken away for {minutes} minutes"),
-            );
+        if begins_too_long(now, machine) {
+            return self.call_off(now, id, &too_long());
         }
         if let Err(hold) = self.still_allowed(now, id, action, asked) {
             self.call_off(now, id, &hold.to_string());
@@ -675,6 +677,19 @@ pub(crate) fn needs_fence(machine: &Machine) -> bool {
     machine.row.renew || matches!(machine.row.acting, Some(RepairAction::PowerCycle | RepairAction::Rebuild))
 }
 
+/// Whether something was begun long ago, and the machine's power could not be taken for it.
+pub(crate) fn begins_too_long(now: Now, machine: &Machine) -> bool {
+    let waits = is_under_way(machine) && machine.row.fenced.is_none() && !machine.row.powering;
+    waits
+        && needs_fence(machine)
+        && last_repair(machine).is_none_or(|act| now.wall.since(act.at) >= BEGIN_MAX)
+}
+
+/// The same in words.
+pub(crate) fn too_long() -> String {
+    format!("its power could not be taken away within {} minutes", BEGIN_MAX.as_secs() / 60)
+}
+
 /// Whether something is being done to a machine.
 pub(crate) fn is_under_way(machine: &Machine) -> bool {
     machine.row.acting.is_some() || machine.row.renew
@@ -711,7 +726,7 @@ fn harsher(machine: &Machine, forgot_itself: bool) -> RepairAction {
 }
 
 /// How often this was done to a machine within the last hour.
-fn times(machine: &Machine, action: RepairAction) -> usize {
+pub(crate) fn times(machine: &Machine, action: RepairAction) -> usize {
     machine.row.acts.iter().filter(|act| act.action == action && !act.called_off).count()
 }
 
@@ -721,9 +736,9 @@ fn loses_power_again(machine: &Machine) -> bool {
     off && times(machine, RepairAction::PowerOn) >= IN_VAIN && !rebuilt_lately(machine)
 }
 
-/// Whether a machine was given another shell within the last hour: a second one would not be another one than the first.
+/// Whether a machine was given another shell within the last hour, or could not be given one: a second one would be no other.
 fn rebuilt_lately(machine: &Machine) -> bool {
-    times(machine, RepairAction::Rebuild) > 0
+    machine.row.acts.iter().any(|act| act.action == RepairAction::Rebuild)
 }
 
 /// Whether this was done to a machine within its incident.

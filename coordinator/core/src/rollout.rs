@@ -11,6 +11,7 @@ use keelson_protocol::message::ToAgent;
 use keelson_protocol::{ClusterName, Generation, Incarnation, MachineId};
 use ring::digest;
 
+use crate::limits::DISRUPTED_MAX;
 use crate::row::SentConfig;
 use crate::state::{Cluster, CoordinatorCore, Machine};
 
@@ -52,6 +53,7 @@ impl CoordinatorCore {
         let Some(machine) = self.machines.get_mut(id) else { return };
         let Some(session) = machine.session else { return };
         machine.told = Some(config.generation);
+        machine.sent_at = Some(self.last_tick);
         if machine.row.sent.as_ref() != Some(&sent) {
             machine.row.sent = Some(sent);
             self.save_machine(id);
@@ -180,6 +182,12 @@ impl CoordinatorCore {
             planned.id != *id && in_control_plane(planned) && waits
         };
         others.filter(unsettled).map(|planned| planned.id.clone()).next()
+    }
+
+    /// Whether a machine was sent a config a moment ago. What it has not taken by then it may have refused.
+    pub(crate) fn was_sent_lately(&self, planned: &BlueprintMachine) -> bool {
+        let sent = self.machines.get(&planned.id).and_then(|machine| machine.sent_at);
+        sent.is_some_and(|sent| self.last_tick.since(sent) < DISRUPTED_MAX)
     }
 
     /// Whether a machine is ready with what it was sent.

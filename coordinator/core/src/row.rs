@@ -111,23 +111,30 @@ impl MachineRow {
 }
 
 impl MachineRow {
-    /// Takes what has happened in the future for what has happened now: a clock that was ahead must hold nothing until its
-    /// time has come.
+    /// A clock that was ahead must hold nothing until its time has come: what would have happened in the future is taken back,
+    /// and all else with it, so that what came first still comes first.
     pub(crate) fn not_after(&mut self, now: WallTime) {
-        let of_now = |at: &mut WallTime| *at = (*at).min(now);
-        self.acts.iter_mut().for_each(|act| of_now(&mut act.at));
-        self.incident.iter_mut().for_each(|incident| of_now(&mut incident.opened));
-        self.fenced.iter_mut().chain(&mut self.leaving_since).for_each(of_now);
-        of_now(&mut self.token_made);
-        match &mut self.phase {
+        let ahead = self.times().map(|at| at.0).max().unwrap_or(now.0).saturating_sub(now.0);
+        if ahead > 0 {
+            self.times().for_each(|at| at.0 = at.0.saturating_sub(ahead));
+        }
+    }
+
+    /// When things happened to it.
+    fn times(&mut self) -> impl Iterator<Item = &mut WallTime> {
+        let since = match &mut self.phase {
             MachinePhase::Creating { since }
             | MachinePhase::Booting { since }
             | MachinePhase::Enrolled { since }
             | MachinePhase::Off { since }
             | MachinePhase::Missing { since }
-            | MachinePhase::Deleting { since, .. } => of_now(since),
-            MachinePhase::Planned | MachinePhase::Retrying { .. } | MachinePhase::Refused { .. } => {}
-        }
+            | MachinePhase::Deleting { since, .. } => Some(since),
+            MachinePhase::Planned | MachinePhase::Retrying { .. } | MachinePhase::Refused { .. } => None,
+        };
+        let acts = self.acts.iter_mut().map(|act| &mut act.at);
+        let opened = self.incident.iter_mut().map(|incident| &mut incident.opened);
+        let others = self.fenced.iter_mut().chain(&mut self.leaving_since);
+        acts.chain(opened).chain(others).chain(std::iter::once(&mut self.token_made)).chain(since)
     }
 }
 

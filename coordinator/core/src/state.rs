@@ -129,6 +129,10 @@ pub struct Machine {
     pub(crate) after: Option<MonoTime>,
     /// When the provider last said that it is on. A list that was begun before says nothing about it.
     pub(crate) on_since: Option<MonoTime>,
+    /// Until when it may boot in silence.
+    pub(crate) boots_until: Option<MonoTime>,
+    /// When it was last sent a config.
+    pub(crate) sent_at: Option<MonoTime>,
     /// A newer incarnation of it that the infrastructure has.
     pub(crate) newer: Option<Incarnation>,
     /// The session that stands.
@@ -183,13 +187,12 @@ pub struct Machine {
     pub(crate) repair: Option<Repair>,
 }
 
-/// When a machine was given its power, as a coordinator that starts finds it written down; a moment ago, or `None`.
-fn given_power(row: &MachineRow, now: Now) -> Option<MonoTime> {
+/// Until when a machine may boot, as a coordinator that starts finds it written down.
+fn boots_until(row: &MachineRow, now: Now) -> Option<MonoTime> {
     match row.phase {
         MachinePhase::Booting { since } | MachinePhase::Enrolled { since } => {
-            let passed = now.wall.since(since);
-            let passed_ms = u64::try_from(passed.as_millis()).unwrap_or(u64::MAX);
-            (passed < BOOT_GRACE).then(|| MonoTime(now.mono.0.saturating_sub(passed_ms)))
+            let left = BOOT_GRACE.checked_sub(now.wall.since(since))?;
+            Some(now.mono.plus(left))
         }
         _ => None,
     }
@@ -204,6 +207,8 @@ impl Machine {
             refusal: None,
             after: None,
             on_since: None,
+            boots_until: None,
+            sent_at: None,
             newer: None,
             session: None,
             link: LinkState::Never,
@@ -323,7 +328,7 @@ pub struct CoordinatorCore {
     /// Since when the coordinator has been listening without a gap. Before that it may have missed heartbeats.
     pub(crate) listening_since: MonoTime,
     pub(crate) last_tick: MonoTime,
-    /// The newest wall time that was seen.
+    /// What the wall clock said at the last tick.
     pub(crate) last_wall: WallTime,
     /// The last question to peers about each machine that was asked about.
     pub(crate) peer_questions: BTreeMap<MachineId, PeerQuestion>,
@@ -396,9 +401,9 @@ impl CoordinatorCore {
         core.repair_paused = paused.map(|at| WallTime(i64::try_from(at).unwrap_or(i64::MAX)));
         for mut row in saved.machines {
             row.not_after(now.wall);
-            let (id, on_since) = (row.id.clone(), given_power(&row, now));
+            let (id, until) = (row.id.clone(), boots_until(&row, now));
             core.add_machine(row);
-            core.machines.get_mut(&id).into_iter().for_each(|machine| machine.on_since = on_since);
+            core.machines.get_mut(&id).into_iter().for_each(|machine| machine.boots_until = until);
         }
         let names: Vec<ClusterName> = core.clusters.keys().cloned().collect();
         names.iter().for_each(|name| core.take_addresses(name));

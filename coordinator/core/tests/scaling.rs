@@ -162,7 +162,7 @@ fn the_last_masters_that_work_stay_until_one_that_is_to_stay_works() {
     assert_eq!(pool(&world, "master").len(), 3);
     let waits: Vec<String> =
         world.core.waiting(&"demo".parse().unwrap(), world.now()).iter().map(ToString::to_string).collect();
-    let kept = "leaving: none of the masters that stay works, and it keeps the API server";
+    let kept = "leaving: no master that stays works with its newest config, and it keeps the API server";
     assert!(waits.iter().any(|wait| wait == kept), "{waits:?}");
     world.refuse_fence = None;
     world.run(300);

@@ -196,7 +196,7 @@ impl WaitingOn {
             Self::Off { .. } => "the provider reports the machine as running",
             Self::ProviderDelete { .. } => "the provider no longer lists the machine",
             Self::Plan { .. } => "there is room, or less is asked for",
-            Self::Endpoint { .. } => "the provider reports the address",
+            Self::Endpoint { .. } => "the provider reports the address, and the API server answers there",
         };
         words.into()
     }
@@ -285,7 +285,7 @@ impl fmt::Display for EtcdHold {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(tag = "step", rename_all = "camelCase", rename_all_fields = "camelCase")]
 pub enum LeaveStep {
-    /// None of the masters that stay works: it keeps the API server until one does.
+    /// None of the masters that stay works, or is ready with what it was sent: it keeps the API server until one is.
     ApiServer,
     /// Most of the workers that stay do not work yet, and its pods would have nowhere to go.
     Workers,
@@ -312,7 +312,7 @@ impl LeaveStep {
     #[must_use]
     pub fn ends_when(&self) -> &'static str {
         match self {
-            Self::ApiServer => "a master that stays works",
+            Self::ApiServer => "a master that stays works with its newest config",
             Self::Workers => "half of the workers that stay work",
             Self::Queued => "other nodes are drained",
             Self::Draining { .. } => {
@@ -330,7 +330,7 @@ impl fmt::Display for LeaveStep {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::ApiServer => {
-                f.write_str("none of the masters that stay works, and it keeps the API server")
+                f.write_str("no master that stays works with its newest config, and it keeps the API server")
             }
             Self::Workers => {
                 f.write_str("most of the workers that stay do not work yet, and its pods need a place to go")

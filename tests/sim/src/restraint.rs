@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use keelson_coordinator_core::{Asked, PauseRequest, PauseScope, ProviderCall};
+use keelson_coordinator_core::{Asked, Counter, PauseRequest, PauseScope, ProviderCall};
 use keelson_model::Role;
 use keelson_protocol::{Incarnation, MachineId};
 
@@ -82,15 +82,16 @@ impl World {
             call,
             ProviderCall::Fence { .. } | ProviderCall::PowerOn { .. } | ProviderCall::Rebuild { .. }
         );
-        let core = self.coordinator.core.as_ref();
-        let paused = core.is_some_and(|core| core.repair_paused().is_some());
+        let paused = self.store.counters.get(&Counter::RepairPaused).is_some_and(|at| *at > 0);
         let Some((since, _)) = self.restraint.pause.filter(|_| paused && disrupts) else { return };
         let Some(ix) = machine_of(call).and_then(|id| self.by_id.get(&id).copied()) else { return };
         let id = self.machines[ix].id.clone();
-        if self.is_spared(ix) && since + ON_ITS_WAY_MS <= self.now && !self.restraint.excused.contains(&id) {
+        let goes_on = since + ON_ITS_WAY_MS > self.now || self.restraint.excused.contains(&id);
+        if self.is_spared(ix) && !goes_on {
             let words = crate::infrastructure::words(call).unwrap_or_default();
             self.violate(Checker::Restraint, format!("{words}, and repair is paused"));
         }
+        // What was on its way, and what a person asked for, takes more than one call.
         self.restraint.excused.insert(id);
     }
 

@@ -229,6 +229,10 @@ impl UnitRun {
         if facts.reading != Reading::Settling {
             self.settling_since = None;
         }
+        // It may live long before it is ready.
+        if let (Phase::Starting { .. }, Some(said)) = (&self.phase, &facts.alive) {
+            self.lives = *said == Said::Good;
+        }
         match &facts.reading {
             Reading::Unknown => None,
             Reading::Settling => self.settling(facts),
@@ -366,7 +370,10 @@ impl UnitRun {
     pub(crate) fn is_doubted(&self, now: MonoTime) -> bool {
         match self.phase {
             Phase::Unhealthy { .. } => true,
-            Phase::Starting { since } => now.since(since) > self.start_max(),
+            Phase::Starting { since } => {
+                let vain = self.vain_since.is_some_and(|vain| now.since(vain) >= REPAIRS_WINDOW / 2);
+                vain || now.since(since) > self.start_max()
+            }
             _ => false,
         }
     }
@@ -387,6 +394,16 @@ impl UnitRun {
         }
         let long = seconds >= stuck;
         long.then(|| format!("has not become healthy for {} s: {}", seconds.as_secs(), self.fell))
+    }
+
+    /// That nothing has helped it for long. Its budget of repairs may last for ever then: one that hangs at each start is
+    /// given so much time for each.
+    pub(crate) fn in_vain(&self, now: MonoTime) -> Option<String> {
+        let waits = self.lives || self.blocked || matches!(self.phase, Phase::Waiting { .. });
+        let long = now.since(self.vain_since?) >= REPAIRS_WINDOW;
+        let minutes = REPAIRS_WINDOW.as_secs() / 60;
+        (long && !waits && !self.phase.is_healthy())
+            .then(|| format!("nothing has helped for {minutes} minutes: {}", self.fell))
     }
 
     /// That it is beyond help: its budget of repairs was used up `times` times, or it has not worked for `stuck`.
