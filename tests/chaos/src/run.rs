@@ -26,6 +26,8 @@ const EVENTS_NAMED_MAX: usize = 12;
 const FOUND: &str = "FaultFound";
 /// The event of a repair that has begun.
 const REPAIR: &str = "RepairBegun";
+/// Reasons of what is done to a machine, also where no repair is begun for it.
+const ACTS: [&str; 3] = [REPAIR, "MachineFenced", "MachinePoweredOn"];
 /// Events that tell of an end, perhaps of the fault before.
 const ENDINGS: [&str; 6] =
     ["FaultMended", "MachineBack", "RepairDone", "UnitHealthy", "UnitStarted", "PeersBack"];
@@ -366,8 +368,10 @@ fn violations(
     let may = |id: &str| allowed.get(id).copied().unwrap_or(Allowed::Everything);
     let repairs = events
         .iter()
-        .filter(|event| event.reason == REPAIR && may(&event.machine) == Allowed::Nothing)
-        .map(|event| (event.machine.clone(), format!("repair {} ({})", event.outcome, event.cause)));
+        .filter(|event| ACTS.contains(&event.reason.as_str()) && may(&event.machine) == Allowed::Nothing)
+        .map(|event| {
+            (event.machine.clone(), format!("{} {} ({})", event.reason, event.outcome, event.cause))
+        });
     let replaced = before
         .iter()
         .filter(|(id, incarnation)| may(id) < Allowed::Everything && after.get(*id) != Some(incarnation))
@@ -408,7 +412,9 @@ mod tests {
         };
         check(&[], before.clone(), &[]);
         check(&[event("FaultFound", "cut"), event(REPAIR, "frozen")], before.clone(), &[]);
-        check(&[event(REPAIR, "cut")], before.clone(), &["cut"]);
+        for reason in ACTS {
+            check(&[event(reason, "cut")], before.clone(), &["cut"]);
+        }
         check(&[], incarnations(1, 4, 5), &["frozen"]);
         check(&[event(REPAIR, "gone")], incarnations(1, 2, 4), &[]);
     }
