@@ -1,7 +1,6 @@
 //! `cargo xtask bench`: measures, and prints one JSON object with the named figures.
 
 use std::path::Path;
-use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use clap::Subcommand;
@@ -10,7 +9,7 @@ use keelson_providers::local;
 
 use crate::programs::workspace_root;
 use crate::test::Scratch;
-use crate::{host, image, up};
+use crate::{cargo, host, image, up};
 
 /// What to measure.
 #[derive(Debug, Subcommand)]
@@ -87,8 +86,7 @@ fn create(rounds: u32) -> Result<()> {
 
 /// Compiles and runs a program of tests/bench; its output is ours.
 fn program(name: &str, arguments: &[&str]) -> Result<()> {
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.current_dir(workspace_root()?);
+    let mut cargo = cargo::command(&workspace_root()?);
     cargo
         .args(["run", "--release", "--locked", "--quiet", "--package", "keelson-bench", "--bin", name, "--"])
         .args(arguments);

@@ -11,11 +11,11 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::down;
 use crate::programs::workspace_root;
 use crate::state::StateArgs;
 use crate::test::Scratch;
 use crate::up::{self, Output, Started, Steps, UpArgs};
+use crate::{cargo, down};
 
 /// The plan whose clusters are broken unless another one is named.
 const PLAN: &str = "ha";
@@ -110,8 +110,7 @@ fn again(args: &ChaosArgs, seed: u64, fault_disk_bytes: Option<u64>) -> String {
 
 /// The program that does it, with all that it needs to know.
 fn command(args: &ChaosArgs, seed: u64, started: &Started) -> Result<Command> {
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.current_dir(workspace_root()?);
+    let mut cargo = cargo::command(&workspace_root()?);
     cargo.args(["run", "--locked", "--quiet", "--package", "keelson-chaos", "--"]);
     cargo.arg("--state-dir").arg(&started.state_dir);
     cargo.arg("--keelson").arg(&started.keelson.program);

@@ -9,10 +9,10 @@ use anyhow::{Context, Result, ensure};
 use clap::Args;
 use keelson_images::{CacheDir, SourceMode, UpstreamCache, build_containers};
 
-use crate::image;
 use crate::programs::{compile, workspace_root};
 use crate::state::StateArgs;
 use crate::up::{self, Started, Steps, UpArgs};
+use crate::{cargo, image};
 
 /// The upstream project that the suite is.
 const SUITE: &str = "kubernetes-e2e";
@@ -73,8 +73,8 @@ pub(crate) fn run(args: &ConformanceArgs) -> Result<()> {
 /// The program that runs the tests, with all that it needs to know.
 fn command(args: &ConformanceArgs, started: &Started, parts: &Parts) -> Result<Command> {
     let root = workspace_root()?;
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.current_dir(&root).args(["run", "--locked", "--quiet", "--package", "keelson-conformance", "--"]);
+    let mut cargo = cargo::command(&root);
+    cargo.args(["run", "--locked", "--quiet", "--package", "keelson-conformance", "--"]);
     let report = args.report.clone().unwrap_or_else(|| started.state_dir.join("conformance"));
     let paths: [(&str, &Path); 8] = [
         ("--keelson", &started.keelson.program),

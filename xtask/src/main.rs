@@ -3,6 +3,7 @@
 #![allow(clippy::print_stderr, reason = "a chore tells the person who started it how far it is")]
 
 mod bench;
+mod cargo;
 mod chaos;
 mod check;
 mod conformance;

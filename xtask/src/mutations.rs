@@ -13,6 +13,7 @@ use clap::Parser;
 use keelson_images::CacheDir;
 use serde::Deserialize;
 
+use crate::cargo;
 use crate::programs::workspace_root;
 
 /// Where the patches are, below the root of the tree.
@@ -226,8 +227,8 @@ impl Scratch {
     }
 
     fn build(&self) -> Result<()> {
-        let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-        cargo.current_dir(&self.tree).env("CARGO_TARGET_DIR", &self.target);
+        let mut cargo = cargo::command(&self.tree);
+        cargo.env("CARGO_TARGET_DIR", &self.target);
         cargo.args(["build", "--release", "--locked", "--quiet", "--package", "keelson-sim"]);
         let status = cargo.status().context("cargo cannot be started")?;
         ensure!(status.success(), "the simulator with this fault cannot be compiled");

@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 use std::env;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use keelson_images::{Progress, ProgressEvent};
+
+use crate::cargo;
 
 /// What everything is compiled for. Named, so that flags for it do not reach build scripts.
 const TARGET: &str = "x86_64-unknown-linux-gnu";
@@ -35,9 +37,8 @@ pub(crate) fn compile(
     if let Some(home) = env::var_os("CARGO_HOME").map(PathBuf::from).or_else(default_cargo_home) {
         flags.push_str(&format!(" --remap-path-prefix={}=/cargo", home.display()));
     }
-    let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    let mut cargo = cargo::command(root);
     cargo
-        .current_dir(root)
         .args([
             "build",
             "--release",

@@ -1,10 +1,9 @@
 //! `cargo xtask sim`: plays whole fleets in virtual time; what it can do is told by the simulator itself.
 
-use std::process::Command;
-
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
 
+use crate::cargo;
 use crate::mutations::{self, MutationsArgs};
 use crate::programs::workspace_root;
 
@@ -34,8 +33,7 @@ pub(crate) fn hunt(seeds: u32) -> Result<()> {
 }
 
 fn simulate(arguments: &[String]) -> Result<()> {
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.current_dir(workspace_root()?);
+    let mut cargo = cargo::command(&workspace_root()?);
     // A debug build is several times slower, and a hunt is as good as the number of its seeds.
     cargo.args(["run", "--release", "--locked", "--quiet", "--package", "keelson-sim", "--"]);
     let status = cargo.args(arguments).status().context("cargo cannot be started")?;

@@ -6,10 +6,9 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use clap::Args;
 
-use crate::check::{self, cargo};
 use crate::programs::workspace_root;
 use crate::state::StateArgs;
-use crate::{down, host, sim, up};
+use crate::{cargo, check, down, host, sim, up};
 
 /// Seeds that the simulator plays: an hour of thirty machines each, a minute and a half on two cores.
 const SIM_SEEDS: u32 = 200;
@@ -29,7 +28,7 @@ pub(crate) fn run(args: &TestArgs) -> Result<()> {
     part("prepare this machine", || host::prepare(&scratch.path))?;
     part("check", check::run)?;
     part("test without machines", || {
-        cargo(&root, &["test", "--workspace", "--exclude", "keelson-e2e", "--locked", "--quiet"])
+        cargo::run(&root, &["test", "--workspace", "--exclude", "keelson-e2e", "--locked", "--quiet"])
     })?;
     part(&format!("sim hunt --seeds {SIM_SEEDS}"), || sim::hunt(SIM_SEEDS))?;
     if args.no_e2e {
@@ -52,9 +51,7 @@ fn e2e(root: &Path, state_dir: &Path) -> Result<()> {
     let up_args = up::UpArgs::usual(StateArgs::at(state_dir.to_owned()));
     let result = part("up", || up::up(&up_args)).and_then(|installation| {
         part("test on real machines", || {
-            let mut cargo =
-                std::process::Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-            cargo.current_dir(root);
+            let mut cargo = cargo::command(root);
             cargo.args(["test", "--package", "keelson-e2e", "--locked", "--", "--test-threads=1"]);
             for (name, value) in installation.variables() {
                 cargo.env(name, value);
