@@ -151,6 +151,7 @@ pub fn leaving_view(step: Option<&LeaveStep>, seen: &ObservedMachine, drain: Dra
         Some(LeaveStep::Draining { .. }) => "draining",
         Some(LeaveStep::Kubernetes { .. }) => "kubernetes",
         Some(LeaveStep::Node) => "node",
+        Some(LeaveStep::EtcdClients { .. }) => "etcdClients",
         Some(LeaveStep::EtcdMember) => "etcdMember",
         None => "nothing",
     };

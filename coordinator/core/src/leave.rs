@@ -77,7 +77,11 @@ impl CoordinatorCore {
         // One that was never made may be a member that was added and did not start.
         let standing = self.standings(name).get(&planned.id).copied();
         let member = standing.map_or(!unborn, |standing| standing != Standing::Absent);
-        (planned.roles.contains(&Role::Etcd) && member).then_some(LeaveStep::EtcdMember)
+        if !planned.roles.contains(&Role::Etcd) || !member {
+            return None;
+        }
+        let master = self.outdated_master(name).filter(|_| self.member_works(planned));
+        Some(master.map_or(LeaveStep::EtcdMember, |master| LeaveStep::EtcdClients { master }))
     }
 
     /// Why nothing is known of a cluster's nodes.
@@ -154,15 +158,19 @@ impl CoordinatorCore {
         let Some(cluster) = self.clusters.get(name).filter(|cluster| cluster.row.wanted) else {
             return false;
         };
-        let dead = |verdict| matches!(verdict, Verdict::Hung | Verdict::Off | Verdict::Missing);
-        let perhaps = |machine: &Machine| machine.row.fenced.is_none() && !dead(machine.verdict);
         planned.roles.contains(&Role::Master)
-            && self.made(planned).is_some_and(perhaps)
+            && self.may_serve(planned)
             && !cluster
                 .row
                 .blueprint
                 .staying(Role::Master)
                 .any(|other| self.works(other) && (self.is_settled(other) || !self.was_sent_lately(other)))
+    }
+
+    /// Whether a machine may serve its users: it is not known to be without power, hung or gone.
+    pub(crate) fn may_serve(&self, planned: &BlueprintMachine) -> bool {
+        let dead = |verdict| matches!(verdict, Verdict::Hung | Verdict::Off | Verdict::Missing);
+        self.made(planned).is_some_and(|machine| machine.row.fenced.is_none() && !dead(machine.verdict))
     }
 
     /// Whether the pods of a worker that leaves would have nowhere to go: most of the workers that stay do not work, or

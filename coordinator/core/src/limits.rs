@@ -19,6 +19,8 @@ pub const PLANS_MAX: usize = 256;
 pub const LIST_INTERVAL: Duration = Duration::from_secs(30);
 /// The same while some machine is silent: its power is evidence that is needed soon.
 pub const LIST_INTERVAL_SILENT: Duration = Duration::from_secs(1);
+/// A list that could not be had for so long is told: without it nobody knows which machines have power.
+pub const LIST_FAILED_TOLD_AFTER: Duration = Duration::from_secs(60);
 /// A list may show what was so long before it was asked for: what it says of a machine that was switched on since then is
 /// not believed, because it would lose its power once more while it boots.
 pub const LIST_LAG_MAX: Duration = Duration::from_secs(5);
@@ -102,8 +104,9 @@ pub const LEASE_STALE_AFTER: Duration = Duration::from_secs(15);
 /// How long a machine must have been asking to enrol with another key before it is believed where no peer says anything:
 /// those that there are have answered several times by then.
 pub const OTHER_KEY_ALONE_AFTER: Duration = Duration::from_secs(15);
-/// Keys that a machine asked to be certified last, of which it may hold any: answers get lost.
-pub const RENEWED_KEYS_MAX: usize = 4;
+/// Keys that a machine asked to be certified last, of which it may hold any: answers get lost, and disks take nothing. An
+/// agent has one at a time, and another one after each start.
+pub const RENEWED_KEYS_MAX: usize = 16;
 /// How long a machine whose power was taken away may wait to be made anew while its plan cannot stand that.
 pub const RENEW_REFUSED_MAX: Duration = Duration::from_secs(60);
 /// The same where its etcd cluster does not say who its members are: it may be what the quorum lacks.

@@ -12,8 +12,8 @@ use crate::effect::{
     CallId, Effect, HealthCheck, ProviderAnswer, ProviderCall, ProviderFailure, Remedy, SeenMachine,
 };
 use crate::limits::{
-    LIST_INTERVAL, LIST_INTERVAL_SILENT, LIST_LAG_MAX, PROVIDER_CALLS_MAX, PROVIDER_RETRY_MAX,
-    PROVIDER_RETRY_MIN, REFUSED_RETRY, UNKNOWN_MAX,
+    LIST_FAILED_TOLD_AFTER, LIST_INTERVAL, LIST_INTERVAL_SILENT, LIST_LAG_MAX, PROVIDER_CALLS_MAX,
+    PROVIDER_RETRY_MAX, PROVIDER_RETRY_MIN, REFUSED_RETRY, UNKNOWN_MAX,
 };
 use crate::row::Counter;
 use crate::state::{CallFor, CoordinatorCore, Exposure, Machine, Now};
@@ -83,9 +83,13 @@ impl CoordinatorCore {
             (CallFor::Create(machine), Err(failure)) => self.create_failed(now, &machine, failure),
             (CallFor::Delete(machine), Err(failure)) => self.delete_failed(now, &machine, failure),
             (CallFor::Orphan(machine), Ok(_)) => self.orphan_swept(now, &machine),
-            (CallFor::List, Ok(ProviderAnswer::Machines(machines))) => self.compare_list(now, machines),
+            (CallFor::List, Ok(ProviderAnswer::Machines(machines))) => {
+                self.list_came(now);
+                self.compare_list(now, machines);
+            }
+            (CallFor::List, Err(failure)) => self.list_failed(now, failure.text),
             // The next list tries again.
-            (CallFor::Orphan(_), Err(_)) | (CallFor::List, _) => {}
+            (CallFor::Orphan(_), Err(_)) | (CallFor::List, Ok(_)) => {}
             (CallFor::Expose(cluster, name), result) => self.exposed(now, id, (&cluster, &name), result),
             (CallFor::Unexpose(cluster), result) => self.unexposed(now, &cluster, result.is_ok()),
         }
@@ -172,6 +176,26 @@ impl CoordinatorCore {
     /// Asks for the provider's list at the next tick.
     pub(crate) fn list_soon(&mut self, now: Now) {
         self.next_list = now.mono;
+    }
+
+    /// The provider gave no list; the next one is asked for in its time.
+    fn list_failed(&mut self, now: Now, why: String) {
+        let (since, told) = *self.list_failing.get_or_insert((now.mono, false));
+        if told || now.mono.since(since) < LIST_FAILED_TOLD_AFTER {
+            return;
+        }
+        self.list_failing = Some((since, true));
+        let event = self.event(now, Severity::Alarm, "ProviderListFailed");
+        let outcome =
+            "asked again; until it answers nobody knows which machines have power, and silent ones wait";
+        self.note(FleetEvent { cause: why, outcome: outcome.to_owned(), ..event });
+    }
+
+    fn list_came(&mut self, now: Now) {
+        let Some((since, true)) = self.list_failing.take() else { return };
+        let event = self.event(now, Severity::Info, "ProviderListBack");
+        let cause = format!("the provider lists machines again, after {} s", now.mono.since(since).as_secs());
+        self.note(FleetEvent { cause, outcome: "power is known again".to_owned(), ..event });
     }
 
     fn compare_list(&mut self, now: Now, seen: Vec<SeenMachine>) {

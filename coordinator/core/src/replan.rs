@@ -18,6 +18,8 @@ use crate::state::{Cluster, CoordinatorCore, Machine, Now};
 const PLAN_STEPS_MAX: usize = 32;
 /// The unit of an etcd member.
 const ETCD_UNIT: &str = "etcd.service";
+/// The unit of an API server, as the planner names it.
+const API_UNIT: &str = "kube-apiserver.service";
 
 impl CoordinatorCore {
     /// Makes the next step of a cluster's plan, while there is one.
@@ -225,10 +227,32 @@ impl CoordinatorCore {
         self.made(planned).is_some_and(|machine| machine.is_ready_with(Generation(0)))
     }
 
+    /// Whether a machine serves others with its etcd member or its API server, as far as is known: the newest report of this
+    /// session says otherwise, or it may.
+    pub(crate) fn may_serve_others(&self, planned: &BlueprintMachine) -> bool {
+        let units = [(Role::Etcd, ETCD_UNIT), (Role::Master, API_UNIT)];
+        self.made(planned).is_some_and(|machine| {
+            let voice = machine.session.and_then(|session| self.sessions.get(&session));
+            let beat = voice.and_then(|voice| voice.heartbeat).filter(|_| machine.is_heard());
+            let newest = machine
+                .health
+                .as_ref()
+                .zip(beat)
+                .is_some_and(|(health, beat)| health.sequence == beat.report);
+            !newest
+                || units.iter().any(|(role, unit)| planned.roles.contains(role) && unit_works(machine, unit))
+        })
+    }
+
+    /// Whether a machine is heard and says that its etcd member serves.
+    pub(crate) fn member_works(&self, planned: &BlueprintMachine) -> bool {
+        self.made(planned).is_some_and(|machine| machine.is_heard() && unit_works(machine, ETCD_UNIT))
+    }
+
     /// Machines of a blueprint that do what they are for; of those with an etcd member, the member alone counts.
     pub(crate) fn working(&self, blueprint: &Blueprint) -> BTreeSet<MachineId> {
         let works = |planned: &&BlueprintMachine| match planned.roles.contains(&Role::Etcd) {
-            true => self.made(planned).is_some_and(|machine| machine.is_heard() && member_works(machine)),
+            true => self.member_works(planned),
             false => self.works(planned),
         };
         blueprint.machines.values().filter(works).map(|machine| machine.id.clone()).collect()
@@ -274,11 +298,11 @@ fn is_powerless(machine: &Machine) -> bool {
     never_there || machine.row.fenced.is_some()
 }
 
-/// Whether a machine's agent says that its etcd member serves; or, before its first report, that all is well.
-fn member_works(machine: &Machine) -> bool {
+/// Whether a machine's agent says that a unit serves; or, before its first report, that all is well.
+fn unit_works(machine: &Machine, name: &str) -> bool {
     match &machine.health {
         Some(health) => {
-            let mut units = health.units.iter().filter(|unit| unit.name == ETCD_UNIT);
+            let mut units = health.units.iter().filter(|unit| unit.name == name);
             units.any(|unit| unit.state == UnitState::Healthy)
         }
         None => machine.is_ready_with(Generation(0)),

@@ -49,7 +49,7 @@ impl CoordinatorCore {
             return;
         }
         let Some(config) = self.rendered(name, id).cloned() else { return };
-        let sent = SentConfig { generation: config.generation, services };
+        let sent = SentConfig { generation: config.generation, services, etcd: self.etcd_of(name) };
         let Some(machine) = self.machines.get_mut(id) else { return };
         let Some(session) = machine.session else { return };
         machine.told = Some(config.generation);
@@ -59,6 +59,16 @@ impl CoordinatorCore {
             self.save_machine(id);
         }
         self.send(session, ToAgent::Config(Box::new(config)));
+    }
+
+    /// Machines with etcd that configs in force name.
+    fn etcd_of(&self, name: &ClusterName) -> Vec<MachineId> {
+        let blueprint = self.clusters.get(name).map(|cluster| &cluster.row.blueprint);
+        blueprint
+            .into_iter()
+            .flat_map(|it| it.staying(Role::Etcd))
+            .map(|planned| planned.id.clone())
+            .collect()
     }
 
     /// Digest of the services in the config in force of a machine, which is rendered once for it.
@@ -153,9 +163,11 @@ impl CoordinatorCore {
         if cluster.row.first_ready.is_none() {
             return self.no_other_master(cluster, planned);
         }
-        self.unsettled_master(cluster, id).or_else(|| {
-            let quorum = Quorum::of(&self.standings(name), &self.working(&cluster.row.blueprint));
-            let risky = planned.roles.contains(&Role::Etcd) && cluster.etcd.members.is_some();
+        self.unsettled(cluster, planned).or_else(|| {
+            let working = self.working(&cluster.row.blueprint);
+            let quorum = Quorum::of(&self.standings(name), &working);
+            let risky =
+                working.contains(id) && planned.roles.contains(&Role::Etcd) && cluster.etcd.members.is_some();
             (risky && quorum.outlives_loss(id).is_err() && quorum.needed() > 1).then(|| id.clone())
         })
     }
@@ -170,18 +182,47 @@ impl CoordinatorCore {
     }
 
     /// Another machine of the control plane that is not ready with what it was sent, or a master that is about to go: what
-    /// it serves is served here from then on.
-    fn unsettled_master(&self, cluster: &Cluster, id: &MachineId) -> Option<MachineId> {
+    /// it serves is served by `next` from then on. One that serves nobody takes nothing away when it begins anew, and may
+    /// need just that config to serve again, as the others may: it waits only for those that begin anew at this moment.
+    fn unsettled(&self, cluster: &Cluster, next: &BlueprintMachine) -> Option<MachineId> {
         let others = cluster.row.blueprint.machines.values();
+        let serves = self.may_serve_others(next);
         let unsettled = |planned: &&BlueprintMachine| {
             let goes = planned.roles.contains(&Role::Master)
                 && self
                     .made(planned)
                     .is_some_and(|machine| machine.call.is_some() && machine.row.fenced.is_none());
-            let waits = if planned.leaving { goes } else { !self.is_settled(planned) };
-            planned.id != *id && in_control_plane(planned) && waits
+            let begins = || !self.is_settled(planned) && (serves || self.was_sent_lately(planned));
+            let waits = if planned.leaving { goes } else { begins() };
+            planned.id != next.id && in_control_plane(planned) && waits
         };
         others.filter(unsettled).map(|planned| planned.id.clone()).next()
+    }
+
+    /// A master that stays and may serve, and may know no etcd member that does as well: it has not taken a config that names
+    /// one.
+    pub(crate) fn outdated_master(&self, name: &ClusterName) -> Option<MachineId> {
+        let blueprint = &self.clusters.get(name)?.row.blueprint;
+        let (standings, working) = (self.standings(name), self.working(blueprint));
+        let stays = |id: &MachineId| {
+            standings.get(id) == Some(&Standing::Voter)
+                && working.contains(id)
+                && blueprint.machines.get(id).is_some_and(|planned| !planned.leaving)
+        };
+        let outdated = |planned: &&BlueprintMachine| {
+            let machine = self.made(planned).filter(|_| self.may_serve(planned));
+            machine.zip(machine.and_then(|machine| machine.row.sent.as_ref())).is_some_and(
+                |(machine, sent)| {
+                    let taken =
+                        machine.heartbeat.is_some_and(|heartbeat| heartbeat.generation >= sent.generation);
+                    !taken || !sent.etcd.iter().any(stays)
+                },
+            )
+        };
+        // One with a member of its own knows that one.
+        let mut masters =
+            blueprint.staying(Role::Master).filter(|planned| !planned.roles.contains(&Role::Etcd));
+        masters.find(outdated).map(|planned| planned.id.clone())
     }
 
     /// Whether a machine was sent a config a moment ago. What it has not taken by then it may have refused.

@@ -159,6 +159,9 @@ pub struct SentConfig {
     pub generation: Generation,
     /// Digest of what restarts programs when it changes (SHA-256, hex).
     pub services: String,
+    /// Machines with etcd that it names.
+    #[serde(default)]
+    pub etcd: Vec<MachineId>,
 }
 
 /// A remembered request of an API client.

@@ -318,6 +318,8 @@ pub struct CoordinatorCore {
     pub(crate) next_list: MonoTime,
     /// When the list under way, or the last one, was begun.
     pub(crate) list_begun: MonoTime,
+    /// Since when the provider gives no list, and whether that was told.
+    pub(crate) list_failing: Option<(MonoTime, bool)>,
     /// Machines whose sessions were refused: why, and when that was told.
     pub(crate) refusals: BTreeMap<MachineId, (Refusal, MonoTime)>,
     /// Machines at the provider of which nothing is known, and since when each is listed.
@@ -379,6 +381,7 @@ impl CoordinatorCore {
             next_call: 0,
             next_list: now.mono,
             list_begun: now.mono,
+            list_failing: None,
             refusals: BTreeMap::new(),
             unknown: BTreeMap::new(),
             started: now.mono,

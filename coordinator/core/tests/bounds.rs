@@ -398,6 +398,30 @@ fn nobody_at_the_endpoint_is_a_fault_of_it() {
 }
 
 #[test]
+fn a_provider_that_gives_no_list_is_told_once() {
+    let mut world = ready("ha");
+    world.refuse_list = Some(keelson_coordinator_core::ProviderFailure {
+        remedy: keelson_coordinator_core::Remedy::Retry,
+        text: "machine.json holds no valid state".to_owned(),
+    });
+    // A machine that is silent has it asked each second.
+    freeze(&mut world, "worker-2");
+    world.run(600);
+    assert!(acts(&world, "worker-2").is_empty(), "nobody knows whether it has power");
+    let told = |reason: &str| world.events.iter().filter(|event| event.reason == reason).count();
+    assert_eq!((told("ProviderListFailed"), told("ProviderListBack")), (1, 0));
+    let alarm = world.events.iter().find(|event| event.reason == "ProviderListFailed").unwrap();
+    assert_eq!(
+        (alarm.severity, alarm.cause.as_str()),
+        (Severity::Alarm, "machine.json holds no valid state")
+    );
+    world.refuse_list = None;
+    world.run(400);
+    assert!(world.events.iter().any(|event| event.reason == "ProviderListBack"));
+    assert_eq!(acts(&world, "worker-2"), [RepairAction::PowerCycle]);
+}
+
+#[test]
 fn a_machine_without_power_that_cannot_be_fenced_for_another_shell_is_switched_on_as_it_is() {
     let mut world = ready("ha");
     refuse_fences(&mut world);

@@ -8,7 +8,7 @@ use common::demo::pool;
 use common::{World, small};
 use keelson_coordinator_core::{ClusterState, CommandError, ScalePool};
 use keelson_model::{DrainSpec, DrainThen, OperationState, PoolName, Severity};
-use keelson_protocol::health::NodeState;
+use keelson_protocol::health::{NodeState, UnitState};
 
 /// Steps of half a second within which everything converges when nothing fails.
 const CONVERGED: u32 = 60;
@@ -168,6 +168,82 @@ fn the_last_masters_that_work_stay_until_one_that_is_to_stay_works() {
     world.run(300);
     assert_eq!(pool(&world, "master"), ["demo-master-1"]);
     assert_eq!(world.state("demo"), Some(ClusterState::Ready));
+}
+
+/// A cluster with three members of etcd, whose masters know the first one alone: they wait for one that is cut off.
+fn masters_that_know_one_member() -> World {
+    let mut world = ready();
+    world.scale("demo", "master", 3);
+    world.run(120);
+    world.refuse_fence = Some(keelson_coordinator_core::ProviderFailure {
+        remedy: keelson_coordinator_core::Remedy::Retry,
+        text: "the host does not answer".to_owned(),
+    });
+    world.machines.get_mut(&"demo-master-1".parse().unwrap()).unwrap().linked = false;
+    world.run(10);
+    world.scale("demo", "etcd", 3);
+    world.run(300);
+    assert_eq!(world.members[&"demo".parse().unwrap()].len(), 3);
+    assert_eq!(generations(&world, ["demo-master-2", "demo-master-3"]), [false, false]);
+    world
+}
+
+/// Which of the machines have the newest config.
+fn generations<const N: usize>(world: &World, machines: [&str; N]) -> [bool; N] {
+    let newest = world.core.cluster(&"demo".parse().unwrap()).unwrap().row.blueprint.generation;
+    machines.map(|name| world.machines[&name.parse().unwrap()].generation == Some(newest))
+}
+
+#[test]
+fn a_member_of_etcd_stays_until_the_masters_know_one_that_stays() {
+    let mut world = masters_that_know_one_member();
+    // Members that do not work go first.
+    let first = "demo-etcd-1".parse().unwrap();
+    world.says.insert(first, NodeState::Degraded);
+    world.run(2);
+    world.etcd_answers_late = true;
+    world.scale("demo", "etcd", 1);
+    world.says.clear();
+    world.run(2);
+    world.etcd_answers_late = false;
+    world.run(100);
+    let members = &world.members[&"demo".parse().unwrap()];
+    assert!(members.iter().any(|member| member.name == "demo-etcd-1"), "{members:?}");
+    let waits: Vec<String> =
+        world.core.waiting(&"demo".parse().unwrap(), world.now()).iter().map(ToString::to_string).collect();
+    let stays = "leaving: demo-master-2 may know no etcd member yet that stays and works";
+    assert!(waits.iter().any(|wait| wait == stays), "{waits:?}");
+    world.refuse_fence = None;
+    world.machines.get_mut(&"demo-master-1".parse().unwrap()).unwrap().linked = true;
+    world.run(400);
+    assert_eq!(world.state("demo"), Some(ClusterState::Ready));
+    assert_eq!(pool(&world, "etcd").len(), 1);
+    assert_ne!(pool(&world, "etcd"), ["demo-etcd-1"]);
+}
+
+#[test]
+fn masters_that_serve_nobody_get_what_they_lack_one_after_the_other() {
+    let mut world = masters_that_know_one_member();
+    let both = ["demo-master-2", "demo-master-3"];
+    for master in both {
+        world.says.insert(master.parse().unwrap(), NodeState::Degraded);
+    }
+    // That their machines are not ready does not say that they serve nobody.
+    world.run(4);
+    assert_eq!(generations(&world, both), [false, false]);
+    for master in both {
+        world.tell_unit(&master.parse().unwrap(), "kube-apiserver.service", UnitState::Healthy);
+    }
+    world.run(4);
+    assert_eq!(generations(&world, both), [false, false]);
+    for master in both {
+        let down = UnitState::Down { why: "no member of etcd answers".to_owned() };
+        world.tell_unit(&master.parse().unwrap(), "kube-apiserver.service", down);
+    }
+    world.run(4);
+    assert_eq!(generations(&world, both), [true, false]);
+    world.run(2 * 120);
+    assert_eq!(generations(&world, both), [true, true]);
 }
 
 #[test]

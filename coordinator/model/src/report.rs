@@ -303,6 +303,11 @@ pub enum LeaveStep {
     },
     /// Kubernetes still knows the node.
     Node,
+    /// Its etcd member works, and a master may know none that stays and works until it has taken its newest config.
+    EtcdClients {
+        /// The master.
+        master: MachineId,
+    },
     /// Its etcd member is still one.
     EtcdMember,
 }
@@ -321,6 +326,9 @@ impl LeaveStep {
             }
             Self::Kubernetes { .. } => "the API server answers",
             Self::Node => "Kubernetes has forgotten the node",
+            Self::EtcdClients { .. } => {
+                "the masters have taken a config that names a member that stays and works"
+            }
             Self::EtcdMember => "the other members have taken it out",
         }
     }
@@ -339,6 +347,9 @@ impl fmt::Display for LeaveStep {
             Self::Draining { left } => f.write_str(left),
             Self::Kubernetes { why } => f.write_str(why),
             Self::Node => f.write_str("the node is being removed"),
+            Self::EtcdClients { master } => {
+                write!(f, "{master} may know no etcd member yet that stays and works")
+            }
             Self::EtcdMember => f.write_str("its etcd member is being taken out"),
         }
     }

@@ -24,6 +24,8 @@ pub struct MemberView<'a> {
     pub working: BTreeSet<MachineId>,
     /// Machines whose agents are heard: a member is added when its machine is there to start it.
     pub heard: BTreeSet<MachineId>,
+    /// Whether each master knows a member that stays and works.
+    pub masters_follow: bool,
 }
 
 /// What a machine is in the etcd cluster. A member with its address and another name belonged to a machine before it.
@@ -112,7 +114,8 @@ impl MemberView<'_> {
         Quorum::of(&standings, &self.working)
     }
 
-    /// Removes a member, after it has handed leadership over, if those that remain have a quorum of what remains.
+    /// Removes a member, after it has handed leadership over, if those that remain have a quorum of what remains. One that
+    /// works stays as long as a master may know no other one.
     fn take_out(&self, member: &EtcdMember) -> Option<EtcdCall> {
         if member.learner {
             return Some(EtcdCall::Remove { member: member.id });
@@ -122,6 +125,9 @@ impl MemberView<'_> {
             let mut machines = self.blueprint.with_role(Role::Etcd).filter(|machine| is_of(other, machine));
             machines.any(|machine| self.working.contains(&machine.id))
         };
+        if works(member) && !self.masters_follow {
+            return None;
+        }
         let voters = self.members.iter().filter(remaining).count();
         let working = self.members.iter().filter(remaining).filter(|other| works(other)).count();
         if voters == 0 || working < voters / 2 + 1 {

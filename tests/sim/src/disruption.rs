@@ -1,6 +1,7 @@
 //! What our own acts keep from working at one time: drains, repairs side by side, and the last API server.
 
 use keelson_coordinator_core::Asked;
+use keelson_model::etcd::EtcdCall;
 use keelson_model::kubernetes::{DrainForce, KubeCall};
 use keelson_model::{BlueprintMachine, Role};
 use keelson_protocol::{ClusterName, MachineId};
@@ -43,6 +44,29 @@ impl World {
             self.members.get(&machine.cluster).into_iter().flatten().filter(|other| **other != ix);
         if others.clone().any(stays) && !others.any(works) {
             let what = format!("{} has the last API server of {}: {act}", machine.id, machine.cluster);
+            self.violate(Checker::Disruption, what);
+        }
+    }
+
+    /// Masters of a cluster whose API servers work.
+    pub(crate) fn api_servers(&self, name: &ClusterName) -> Vec<Ix> {
+        let members = self.members.get(name).into_iter().flatten().copied();
+        members.filter(|ix| self.api_serves(*ix)).collect()
+    }
+
+    /// Members of etcd were changed: those that `served` before do so still, unless they are on their way out.
+    pub(crate) fn check_api_after(&mut self, name: &ClusterName, served: &[Ix], call: &EtcdCall) {
+        let row = self.store.clusters.get(name);
+        let stays = |ix: &Ix| {
+            let planned = row.and_then(|row| row.blueprint.machines.get(&self.machines[*ix].id));
+            planned.is_some_and(|planned| {
+                !planned.leaving && planned.incarnation == self.machines[*ix].incarnation
+            })
+        };
+        let mut lost = served.iter().copied().filter(stays).filter(|ix| !self.api_serves(*ix));
+        if let Some(ix) = lost.next() {
+            let what =
+                format!("the API server on {} knows no member of etcd after: {call}", self.machines[ix].id);
             self.violate(Checker::Disruption, what);
         }
     }

@@ -60,6 +60,8 @@ pub(crate) struct UnitFile {
     pub(crate) oneshot: bool,
     /// Flags of an etcd member.
     pub(crate) etcd: Option<EtcdFlags>,
+    /// Where an API server looks for etcd.
+    pub(crate) etcd_servers: Vec<Ipv4Addr>,
 }
 
 /// How an etcd member was told to start.
@@ -129,6 +131,10 @@ impl Host {
     /// The present run of a unit, while it serves.
     pub(crate) fn run_of(&self, unit: &str) -> Option<Invocation> {
         self.memory.units.get(unit).filter(|unit| unit.state == UnitState::Serving)?.invocation
+    }
+
+    pub(crate) fn unit(&self, unit: &str) -> Option<&Unit> {
+        self.memory.units.get(unit)
     }
 
     pub(crate) fn unit_mut(&mut self, unit: &str) -> Option<&mut Unit> {
@@ -351,6 +357,11 @@ impl Unit {
         self.loaded.as_ref().is_some_and(|file| file.oneshot)
     }
 
+    /// Where its program, an API server, looks for etcd.
+    pub(crate) fn etcd_servers(&self) -> &[Ipv4Addr] {
+        self.loaded.as_ref().map_or(&[], |file| &file.etcd_servers)
+    }
+
     pub(crate) fn etcd_flags(&self) -> Option<&EtcdFlags> {
         self.loaded.as_ref()?.etcd.as_ref()
     }
@@ -371,15 +382,24 @@ impl UnitFile {
                 founding: flag("--initial-cluster-state=")? == "new",
             })
         };
-        Self { oneshot: text.lines().any(|line| line == "Type=oneshot"), etcd: etcd() }
+        let servers = flag("--etcd-servers=").unwrap_or_default();
+        Self {
+            oneshot: text.lines().any(|line| line == "Type=oneshot"),
+            etcd: etcd(),
+            etcd_servers: servers.split(',').filter_map(address).collect(),
+        }
     }
 }
 
 /// A part of `--initial-cluster`: `name=https://address:port`.
 fn member(text: &str) -> Option<(Ipv4Addr, String)> {
     let (name, url) = text.split_once('=')?;
-    let address = url.strip_prefix("https://")?.split(':').next()?;
-    Some((address.parse().ok()?, name.to_owned()))
+    Some((address(url)?, name.to_owned()))
+}
+
+/// The address in `https://address:port`.
+fn address(url: &str) -> Option<Ipv4Addr> {
+    url.strip_prefix("https://")?.split(':').next()?.parse().ok()
 }
 
 /// The form of a certificate in this world: when it holds.
@@ -408,6 +428,14 @@ mod tests {
         assert_eq!(flags.name, "demo-etcd-1");
         assert_eq!(flags.members.len(), 2);
         assert!(!flags.founding);
+    }
+
+    #[test]
+    fn where_an_api_server_looks_for_etcd_is_read_from_its_unit_file() {
+        let text = "[Service]\nExecStart=/opt/kube-apiserver \\\n    \
+            --etcd-servers=https://10.0.0.1:2379,https://10.0.0.2:2379 \\\n    --last=x\n";
+        assert_eq!(UnitFile::read(text).etcd_servers, [Ipv4Addr::new(10, 0, 0, 1), [10, 0, 0, 2].into()]);
+        assert_eq!(UnitFile::read("[Service]\nExecStart=/opt/etcd\n").etcd_servers, [] as [Ipv4Addr; 0]);
     }
 
     #[test]

@@ -155,6 +155,16 @@ impl World {
         ix.is_some_and(|ix| self.machines[*ix].host.disk.etcd == Some(member.id))
     }
 
+    /// A member has said that it is well: from now on it may be taken for one that works, however short that lasts.
+    fn member_answered(&mut self, ix: Ix) {
+        let machine = &self.machines[ix];
+        let etcd = self.etcds.get_mut(&machine.cluster);
+        let mut members = etcd.into_iter().flat_map(|etcd| &mut etcd.members);
+        if let Some(member) = members.find(|member| Some(member.id) == machine.host.disk.etcd) {
+            (member.down_since, member.apart_since) = (None, None);
+        }
+    }
+
     fn member_reached(&self, member: &Member, from: Ix) -> bool {
         let ix = self.by_address.get(&member.address);
         self.member_works(member) && ix.is_some_and(|ix| self.connects(from, *ix))
@@ -178,6 +188,7 @@ impl World {
         ix: Ix,
         call: &EtcdCall,
     ) -> Result<EtcdAnswer, String> {
+        let served = self.api_servers(name);
         let Some(mut etcd) = self.etcds.remove(name) else { return Err(SILENT.to_owned()) };
         let removed = match call {
             EtcdCall::Remove { member } => {
@@ -188,6 +199,7 @@ impl World {
         let result = etcd.call(call, self.now, |member| self.member_reached(member, ix));
         let after = etcd.holds(|member| self.seems_to_work(member));
         self.etcds.insert(name.clone(), etcd);
+        self.check_api_after(name, &served, call);
         // That the call was carried out proves a quorum before it.
         if !after && result.is_ok() && *call != EtcdCall::Look {
             self.violate(Checker::Quorum, format!("etcd of {name} has no quorum after: {call}"));
@@ -243,7 +255,18 @@ impl World {
         let machine = &self.machines[ix];
         machine.power == crate::machine::Power::On
             && machine.host.serves(API_SERVER)
+            && self.knows_member(ix)
             && self.etcd_serves(&machine.cluster, ix)
+    }
+
+    /// Whether an API server was told of a member that answers it.
+    fn knows_member(&self, ix: Ix) -> bool {
+        let machine = &self.machines[ix];
+        let told = machine.host.unit(API_SERVER).map_or(&[][..], |unit| unit.etcd_servers());
+        self.etcds.get(&machine.cluster).is_some_and(|etcd| {
+            let answers = |member: &Member| !member.learner && self.member_reached(member, ix);
+            told.iter().any(|address| etcd.member_at(*address).is_some_and(answers))
+        })
     }
 
     /// Whether a machine's programs reach an API server: through the balancer, or the one on the machine itself.
@@ -326,7 +349,13 @@ impl World {
         match address.port() {
             ETCD_METRICS_PORT if path.starts_with(LIVE_PATH) => host.serves(ETCD),
             API_PORT if path.starts_with(LIVE_PATH) => host.serves(API_SERVER),
-            ETCD_METRICS_PORT => host.serves(ETCD) && self.etcd_serves(&self.machines[ix].cluster, ix),
+            ETCD_METRICS_PORT => {
+                let good = host.serves(ETCD) && self.etcd_serves(&self.machines[ix].cluster, ix);
+                if good {
+                    self.member_answered(ix);
+                }
+                good
+            }
             API_PORT => self.api_serves(ix),
             CONTROLLER_MANAGER_PORT => host.serves("kube-controller-manager.service"),
             SCHEDULER_PORT => host.serves("kube-scheduler.service"),

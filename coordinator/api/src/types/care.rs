@@ -192,7 +192,7 @@ pub struct ActView {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct LeavingView {
-    /// What still depends on it, in one word: `apiServer`, `queued`, `draining`, `kubernetes`, `node`, `etcdMember` or `nothing`.
+    /// What still depends on it, in one word: `apiServer`, `workers`, `queued`, `draining`, `kubernetes`, `node`, `etcdClients`, `etcdMember` or `nothing`.
     pub step: String,
     /// The same in words.
     pub text: String,

@@ -22,7 +22,9 @@ use keelson_model::{
 };
 use keelson_planner::Place;
 use keelson_protocol::config::Issuer;
-use keelson_protocol::health::{CgroupVersion, Facts, Heartbeat, NodeState};
+use keelson_protocol::health::{
+    CgroupVersion, Facts, HealthReport, Heartbeat, NodeState, Pressure, UnitHealth, UnitState,
+};
 use keelson_protocol::message::{EnrolRequest, ToAgent, ToCoordinator};
 use keelson_protocol::peer::{PeerAnswer, PeerSaid, PeerTarget};
 use keelson_protocol::wire::{VERSION_MAX, VERSION_MIN};
@@ -83,6 +85,8 @@ pub(crate) struct World {
     pub(crate) fences: Vec<MachineId>,
     /// What the provider says to fences, when it does not set them.
     pub(crate) refuse_fence: Option<ProviderFailure>,
+    /// What it says when it gives no list.
+    pub(crate) refuse_list: Option<ProviderFailure>,
     /// What it says to services that are to be exposed, when it does not.
     pub(crate) refuse_expose: Option<ProviderFailure>,
     /// What it says to being asked to switch a machine on, when it does not.
@@ -173,6 +177,7 @@ impl World {
             sent: Vec::new(),
             fences: Vec::new(),
             refuse_fence: None,
+            refuse_list: None,
             refuse_expose: None,
             refuse_power: None,
             refuse_rebuild: None,
@@ -442,6 +447,7 @@ impl World {
                     }
                 }
             }
+            ProviderCall::List if self.refuse_list.is_some() => Err(self.refuse_list.clone().unwrap()),
             ProviderCall::List => Ok(ProviderAnswer::Machines(self.list())),
             ProviderCall::Expose { .. } if self.refuse_expose.is_some() => {
                 Err(self.refuse_expose.clone().unwrap())
@@ -526,6 +532,24 @@ impl World {
             report: 0,
         };
         self.input(Input::Heartbeat { session, heartbeat });
+    }
+
+    /// A machine's agent reports one unit, and nothing else.
+    pub(crate) fn tell_unit(&mut self, id: &MachineId, unit: &str, state: UnitState) {
+        let machine = &self.machines[id];
+        let since = self.now().wall;
+        let report = HealthReport {
+            sequence: 0,
+            at: since,
+            generation: machine.generation.unwrap_or_default(),
+            state: self.says.get(id).copied().unwrap_or(NodeState::Ready),
+            units: vec![UnitHealth { name: unit.to_owned(), state, since, restarts: 0 }],
+            pressure: Pressure { disk_used_percent: 1, inodes_used_percent: 1, memory_available_percent: 90 },
+            certificates: Vec::new(),
+            clock_offset_ms: None,
+        };
+        let session = machine.session.unwrap();
+        self.input(Input::Message { session, message: ToCoordinator::Health(Box::new(report)) });
     }
 
     fn enrol(&mut self, id: &MachineId, machine: &FakeMachine) {
