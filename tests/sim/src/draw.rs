@@ -46,6 +46,9 @@ pub fn draw(seed: u64, fleet: Fleet) -> Case {
     Case { seed, duration_ms: fleet.duration_ms, weather, faults, wishes }
 }
 
+/// Messages of a slow network take up to twice as long, in milliseconds.
+const SLOW_MS: u64 = 2_000;
+
 fn weather(random: &mut Stream) -> Weather {
     let mut odds = |most: u64| {
         let exists = random.chance(500);
@@ -63,7 +66,11 @@ fn weather(random: &mut Stream) -> Weather {
         answers_lost_permille: permille(100),
         unit_crash_permille: permille(200),
         step_fails_permille: permille(100),
-        jitter_ms: odds(200),
+        // Of the networks that delay, half do so for longer than a heartbeat may stay away.
+        jitter_ms: match odds(2 * SLOW_MS) {
+            most if most > SLOW_MS => most,
+            most => most / 10,
+        },
         provider_lag: usize::try_from(odds(3)).unwrap_or(0),
     }
 }
