@@ -59,7 +59,7 @@ impl LinkTask {
             self.send(Input::Restart(why)).await?;
         }
         let files = IdentityFiles::new(self.paths.link());
-        let held = match files.load(&self.machine, self.incarnation, clock::wall()) {
+        let held = match self.load(&files).await {
             Ok(held) => held,
             Err(why) => {
                 info!(why, "asking for a link certificate");
@@ -79,7 +79,7 @@ impl LinkTask {
                 }
             );
             self.forward(event).await?;
-            if expired && files.load(&self.machine, self.incarnation, clock::wall()).is_err() {
+            if expired && self.load(&files).await.is_err() {
                 let held = self.enrol(&files).await?;
                 self.tell(LinkNews::Identity(held.validity)).await?;
                 self.send(Input::NewIdentity(held.identity)).await?;
@@ -105,7 +105,7 @@ impl LinkTask {
     async fn enrol(&mut self, files: &IdentityFiles) -> Result<Held, Gone> {
         for attempt in 1_u32.. {
             // What was found expired may be valid after all, once the machine's clock has been set.
-            if let Ok(held) = files.load(&self.machine, self.incarnation, clock::wall()) {
+            if let Ok(held) = self.load(files).await {
                 return Ok(held);
             }
             let failure = match self.enrol_once(files).await {
@@ -134,8 +134,10 @@ impl LinkTask {
             let why = "the metadata names another machine now; the agent must be restarted".to_owned();
             return Err(Failure { why, refusal: None });
         }
-        let pending =
-            files.enrolment_key(&self.machine, self.incarnation).map_err(|error| Failure::of(&error))?;
+        let pending = self
+            .on_disk(files, |files, machine, incarnation| files.enrolment_key(machine, incarnation))
+            .await
+            .map_err(|error| Failure::of(&error))?;
         let request = EnrolRequest {
             machine: metadata.machine,
             incarnation: metadata.incarnation,
@@ -151,10 +153,30 @@ impl LinkTask {
             Failure { why: chain(&error), refusal }
         })?;
         let identity = Identity { chain: enrolled.chain, key: pending.key };
-        let validity = files
-            .install(&identity, Some(&enrolled.ca_der), &self.machine, self.incarnation)
+        let (new, ca_der) = (identity.clone(), enrolled.ca_der.clone());
+        let validity = self
+            .on_disk(files, move |files, machine, incarnation| {
+                files.install(&new, Some(&ca_der), machine, incarnation)
+            })
+            .await
             .map_err(|error| Failure::of(&error))?;
         Ok(Held { identity, ca_der: enrolled.ca_der, validity })
+    }
+
+    async fn load(&self, files: &IdentityFiles) -> Result<Held, &'static str> {
+        let now = clock::wall();
+        self.on_disk(files, move |files, machine, incarnation| files.load(machine, incarnation, now)).await
+    }
+
+    /// Works on the identity's files beside the loop: a disk that hangs must not silence the machine.
+    async fn on_disk<T: Send + 'static>(
+        &self,
+        files: &IdentityFiles,
+        work: impl FnOnce(&IdentityFiles, &MachineId, Incarnation) -> T + Send + 'static,
+    ) -> T {
+        let (files, machine, incarnation) = (files.clone(), self.machine.clone(), self.incarnation);
+        let work = tokio::task::spawn_blocking(move || work(&files, &machine, incarnation));
+        work.await.expect("what works on the identity's files does not panic, and nobody gives it up")
     }
 
     async fn forward(&self, event: ClientEvent) -> Result<(), Gone> {

@@ -149,15 +149,26 @@ impl IdentityFiles {
         if !matches_key(leaf, &identity.key) {
             return Err(unusable("it is for another key".to_owned()));
         }
+        // One that was half installed may have its only key there.
+        self.finish_pending();
         self.write_secret("key.next.pem", &key_to_pem(&identity.key))?;
         if let Some(ca_der) = ca_der {
             self.write("ca.pem", CHAIN_MODE, chain_to_pem(&[ca_der.to_vec()]).as_bytes())?;
         }
         self.write("chain.pem", CHAIN_MODE, chain_to_pem(&identity.chain).as_bytes())?;
-        self.write_secret("key.pem", &key_to_pem(&identity.key))?;
-        let _ = fs::remove_file(self.path("key.next.pem"));
+        // What takes no room cannot fail for want of it.
+        let renamed = fs::rename(self.path("key.next.pem"), self.path("key.pem"));
+        renamed.map_err(|error| unusable(format!("its key could not be put in its place: {error}")))?;
         let _ = fs::remove_file(self.path("key.next.csr"));
         Ok(Validity { not_before: peer.not_before, not_after: peer.not_after })
+    }
+
+    /// Puts the key in its place whose certificate is there already.
+    fn finish_pending(&self) {
+        let chain = fs::read_to_string(self.path("chain.pem")).ok();
+        if let Some(leaf) = chain.and_then(|chain| chain_from_pem(&chain).ok()?.into_iter().next()) {
+            self.key_of(&leaf);
+        }
     }
 
     fn write_secret(&self, name: &str, content: &SecretBytes) -> Result<(), IdentityFileError> {
@@ -243,6 +254,26 @@ mod tests {
         fixture.files.write("chain.pem", CHAIN_MODE, chain_to_pem(&new.chain).as_bytes()).unwrap();
         assert_eq!(fixture.load().unwrap().identity, new);
         assert_eq!(fixture.load().unwrap().identity, new, "and it stays so");
+    }
+
+    #[test]
+    fn a_half_installed_pair_keeps_its_key_when_the_next_one_comes() {
+        let fixture = fixture();
+        let new = || fixture.certify(keelson_transport::make_key_request().unwrap());
+        let (old, half, next) = (new(), new(), new());
+        fixture.install(&old);
+        fixture.files.write_secret("key.next.pem", &key_to_pem(&half.key)).unwrap();
+        fixture.files.write("chain.pem", CHAIN_MODE, chain_to_pem(&half.chain).as_bytes()).unwrap();
+        // The disk takes the key of the next one, and not its chain.
+        let chain = fixture.files.path("chain.pem");
+        let blocked = fixture.files.path("chain.pem.keelson-new");
+        fs::create_dir(&blocked).unwrap();
+        fixture.files.install(&next, None, &fixture.machine, Incarnation(1)).unwrap_err();
+        assert!(chain.exists());
+        assert_eq!(fixture.load().unwrap().identity, half);
+        fs::remove_dir(&blocked).unwrap();
+        fixture.install(&next);
+        assert_eq!(fixture.load().unwrap().identity, next);
     }
 
     #[test]

@@ -44,9 +44,9 @@ const GOODBYE: Duration = Duration::from_millis(500);
 const FILES_SETTLE: Duration = Duration::from_millis(200);
 /// The least time between two looks that changes of files lead to.
 const FILES_PAUSE: Duration = Duration::from_secs(1);
-/// Threads for work that waits for disks: one for the ledger, one for a remedy that removes a large tree, one for
-/// everything else.
-const BLOCKING_THREADS_MAX: usize = 3;
+/// Threads for work that waits for disks: those of the host, one for the ledger, one for the link's identity, and one that
+/// looks at a shell's or a probe's files.
+const BLOCKING_THREADS_MAX: usize = keelson_host::BLOCKING_THREADS_MAX + 3;
 /// They go when they have nothing to do, and their memory with them.
 const BLOCKING_THREADS_KEPT: Duration = Duration::from_secs(5);
 

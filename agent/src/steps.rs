@@ -7,7 +7,7 @@ use keelson_agent_core::{Event, Step, StepOutput};
 use keelson_host::Host;
 use keelson_protocol::errors::chain;
 use keelson_protocol::{Incarnation, MachineId, SecretBytes};
-use keelson_transport::{Identity, make_key_request};
+use keelson_transport::{Identity, key_request_of, make_key_request};
 use tokio::sync::mpsc;
 
 use crate::balancer::Balancer;
@@ -21,7 +21,8 @@ pub(crate) struct Steps {
     files: IdentityFiles,
     machine: MachineId,
     incarnation: Incarnation,
-    /// Key of the next link certificate, while it is asked for. In memory only: the old certificate still holds.
+    /// Key of the next link certificate, until that is installed. In memory only: the old certificate still holds. A new one
+    /// for each try would make the coordinator forget the one that the machine has.
     link_key: Arc<Mutex<Option<SecretBytes>>>,
     balancer: Arc<tokio::sync::Mutex<Balancer>>,
     responder: Arc<tokio::sync::Mutex<Responder>>,
@@ -85,16 +86,20 @@ impl Steps {
                     Ok((StepOutput::Done, None))
                 }
                 Step::MakeLinkKey => {
-                    let request = make_key_request().map_err(|error| chain(&error))?;
-                    *link_key.lock().expect("no holder of this lock panics") = Some(request.key);
+                    let mut kept = link_key.lock().expect("no holder of this lock panics");
+                    let request = kept.as_ref().map_or_else(make_key_request, key_request_of);
+                    let request = request.map_err(|error| chain(&error))?;
+                    *kept = Some(request.key);
                     Ok((StepOutput::SigningRequest(request.signing_request), None))
                 }
                 Step::InstallLink { chain } => {
-                    let key = link_key.lock().expect("no holder of this lock panics").take();
+                    let key = link_key.lock().expect("no holder of this lock panics").clone();
                     let key = key.ok_or("no key is kept for the link certificate")?;
                     let install = move || install_link(&files, chain, key, &machine, incarnation);
                     let installed = tokio::task::spawn_blocking(install).await;
-                    installed.unwrap_or_else(|_| Err("the work was given up".to_owned()))
+                    let installed = installed.map_err(|_| "the work was given up".to_owned())??;
+                    *link_key.lock().expect("no holder of this lock panics") = None;
+                    Ok(installed)
                 }
                 other => host.run(other).await.map(|output| (output, None)).map_err(|error| error.chain()),
             }

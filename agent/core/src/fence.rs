@@ -115,8 +115,11 @@ impl AgentCore {
         self.persist_now();
     }
 
+    /// Whether a unit is among the work that is given up. As long as its processes are being ended it stays down, also when
+    /// somebody has answered meanwhile: what starts there would be ended with them.
     pub(crate) fn is_fenced_off(&self, config: &NodeConfig, unit: &str) -> bool {
-        let lease = config.lease.as_ref().filter(|_| self.ledger.fence.is_some());
+        let ends = || self.is_in_flight(&StepKey::Act(FENCE.to_owned()));
+        let lease = config.lease.as_ref().filter(|_| self.ledger.fence.is_some() || ends());
         lease.is_some_and(|lease| lease.units.iter().any(|fenced| fenced == unit))
     }
 

@@ -82,6 +82,23 @@ fn it_takes_its_work_up_again_when_any_of_the_three_answers() {
 }
 
 #[test]
+fn nothing_starts_again_while_processes_are_still_being_ended() {
+    let (mut world, _) = remedied_and_ready();
+    world.faults.act_ms = 9_000;
+    cut(&mut world);
+    while !world.log.iter().any(|line| line == ENDED) {
+        world.run_for(100);
+    }
+    world.peers_say(&ANSWERED);
+    world.silent.clear();
+    world.run_for(6_000);
+    assert_eq!(world.core.fenced_since(), None);
+    assert!(!runs(&world, "containerd.service") && !runs(&world, "kubelet.service"), "{:#?}", world.log);
+    world.run_for(30_000);
+    assert!(runs(&world, "containerd.service") && runs(&world, "kubelet.service"), "{:#?}", world.log);
+}
+
+#[test]
 fn one_of_the_three_is_enough_to_go_on() {
     fn check(spared: fn(&mut World)) {
         let (mut world, config) = remedied_and_ready();

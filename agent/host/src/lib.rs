@@ -63,7 +63,7 @@ impl Host {
                 self.watch_files(paths.iter().map(String::as_str));
                 let cache = Arc::clone(&self.digests);
                 let look = move || Ok(cache.lock().expect("no holder of this lock panics").look(&paths));
-                blocking(look).await.map(Observation::Files)
+                blocking(&FILE_LOOKS, look).await.map(Observation::Files)
             }
             Query::Certificates(pairs) => {
                 self.watch_files(
@@ -74,10 +74,10 @@ impl Host {
                     let mut cache = cache.lock().expect("no holder of this lock panics");
                     Ok(certificates::look(&pairs, &mut cache))
                 };
-                blocking(look).await.map(Observation::Certificates)
+                blocking(&PAIR_LOOKS, look).await.map(Observation::Certificates)
             }
             Query::Routes => Ok(Observation::Routes(self.routes.ours().await?)),
-            Query::Pressure => blocking(meters::pressure).await.map(Observation::Pressure),
+            Query::Pressure => blocking(&METERS, meters::pressure).await.map(Observation::Pressure),
         }
     }
 
@@ -106,18 +106,18 @@ impl Host {
     /// those of the link's identity and of the balancer.
     pub async fn run(&self, step: Step) -> Result<StepOutput, HostError> {
         match step {
-            Step::WriteFiles(files) => blocking(move || files::write_all(files)).await,
+            Step::WriteFiles(files) => blocking(&WRITES, move || files::write_all(files)).await,
             Step::RemoveFiles(paths) => {
-                blocking(move || files::remove_all(&paths).map(drop)).await?;
+                blocking(&WRITES, move || files::remove_all(&paths).map(drop)).await?;
                 Ok(StepOutput::Done)
             }
             Step::Reload => self.systemd.reload().await.map(|()| StepOutput::Done),
             Step::Start { unit, directories } => {
-                blocking(move || files::make_directories(&directories)).await?;
+                blocking(&FOLDERS, move || files::make_directories(&directories)).await?;
                 self.systemd.start(&unit).await.map(|()| StepOutput::Done)
             }
             Step::Restart { unit, directories } => {
-                blocking(move || files::make_directories(&directories)).await?;
+                blocking(&FOLDERS, move || files::make_directories(&directories)).await?;
                 self.systemd.restart(&unit).await.map(|()| StepOutput::Done)
             }
             Step::Stop { unit } => self.systemd.stop(&unit).await.map(|()| StepOutput::Done),
@@ -130,7 +130,8 @@ impl Host {
                 let key =
                     self.pending_keys.lock().expect("no holder of this lock panics").remove(&files.name);
                 let key = key.ok_or_else(|| HostError::NoKey { certificate: files.name.clone() })?;
-                blocking(move || certificates::install(&files, &chain, &key)).await.map(StepOutput::Installed)
+                let install = move || certificates::install(&files, &chain, &key);
+                blocking(&WRITES, install).await.map(StepOutput::Installed)
             }
             Step::ChangeRoutes { add, remove } => {
                 self.routes.change(&add, &remove).await.map(|()| StepOutput::Done)
@@ -152,9 +153,31 @@ impl Host {
     }
 }
 
+/// A kind of work that waits for disks, of which one goes on at a time. A thread cannot be ended, so that work on a disk
+/// that hangs keeps its thread: its next try waits here, where it can be given up, and takes no other thread.
+type Queue = tokio::sync::Mutex<()>;
+
+static FILE_LOOKS: Queue = Queue::const_new(());
+static PAIR_LOOKS: Queue = Queue::const_new(());
+static METERS: Queue = Queue::const_new(());
+static WRITES: Queue = Queue::const_new(());
+/// Folders that units need, which must not wait for anything else that is written.
+static FOLDERS: Queue = Queue::const_new(());
+/// Acts of remedies.
+static ACTS: Queue = Queue::const_new(());
+
+/// Most threads that these queues take; the ledger and the link's identity need one each besides.
+pub const BLOCKING_THREADS_MAX: usize = 6;
+
 /// Runs what may wait for a disk beside the loop, so that a slow disk never delays a heartbeat.
 async fn blocking<T: Send + 'static>(
+    queue: &'static Queue,
     work: impl FnOnce() -> Result<T, HostError> + Send + 'static,
 ) -> Result<T, HostError> {
+    let turn = queue.lock().await;
+    let work = move || {
+        let _turn = turn;
+        work()
+    };
     tokio::task::spawn_blocking(work).await.map_err(|_| HostError::Aborted)?
 }

@@ -48,10 +48,16 @@ impl Terminal {
         let pair = openpty(Some(&size), None).map_err(|error| TerminalError::Open(error.into()))?;
         let words: Vec<&str> =
             if command.is_empty() { SHELL.to_vec() } else { command.iter().map(String::as_str).collect() };
+        let set = |end: &OwnedFd, what| {
+            nix::fcntl::fcntl(end, what).map_err(|error| TerminalError::Open(error.into()))
+        };
+        // No command may hold an end that was not given to it: the terminal would never close.
+        let closes = || nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC);
+        set(&pair.master, closes())?;
+        set(&pair.slave, closes())?;
         let child = start(&words, terminal, pair.slave)?;
         let flags = nix::fcntl::OFlag::O_RDWR | nix::fcntl::OFlag::O_NONBLOCK;
-        nix::fcntl::fcntl(&pair.master, nix::fcntl::FcntlArg::F_SETFL(flags))
-            .map_err(|error| TerminalError::Open(error.into()))?;
+        set(&pair.master, nix::fcntl::FcntlArg::F_SETFL(flags))?;
         let master = watched(File::from(pair.master)).map_err(TerminalError::Open)?;
         Ok(Self { master, child })
     }

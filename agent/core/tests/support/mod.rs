@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use keelson_agent_core::{
     Action, Active, AgentCore, CertificateSeen, Digest, Event, FileSeen, Invocation, Ledger, LedgerFound,
-    LinkNews, Look, Me, Observation, PeerChannel, Query, Seed, Start, Step, StepOutput, UNIT_DIRECTORY,
-    UnitSeen, Validity,
+    LinkNews, Look, Me, Observation, PeerChannel, Query, Seed, Start, Step, StepKey, StepOutput,
+    UNIT_DIRECTORY, UnitSeen, Validity,
 };
 use keelson_protocol::config::*;
 use keelson_protocol::health::*;
@@ -200,7 +200,13 @@ impl World {
     }
 
     fn answer(&mut self, event: Event) {
-        self.answers.push_back((self.now + ACTION_MS, event));
+        self.answer_after(ACTION_MS, event);
+    }
+
+    fn answer_after(&mut self, ms: u64, event: Event) {
+        let at = self.now + ms;
+        let place = self.answers.partition_point(|(other, _)| *other <= at);
+        self.answers.insert(place, (at, event));
     }
 
     /// Kills the agent: everything that it had in mind or on its way is lost, everything else goes on.
@@ -480,7 +486,8 @@ impl World {
         if fails {
             result = Err("injected".to_owned());
         }
-        self.answer(Event::StepDone { key, result });
+        let slow = if matches!(key, StepKey::Act(_)) { self.faults.act_ms } else { 0 };
+        self.answer_after(ACTION_MS + slow, Event::StepDone { key, result });
     }
 
     fn effect(&mut self, step: Step) -> Result<StepOutput, String> {

@@ -23,6 +23,8 @@ pub struct Faults {
     pub unstoppable: Option<String>,
     /// Acts fail whose log line has this in it.
     pub failing_act: Option<String>,
+    /// How long an act takes.
+    pub act_ms: u64,
     /// The machine's wall clock minus the right one.
     pub clock_ms: i64,
     /// What passed in a moment, for all clocks but the monotonic one.

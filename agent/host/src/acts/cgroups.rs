@@ -66,10 +66,12 @@ fn groups(mount: &Path, names: &[String]) -> Vec<PathBuf> {
 fn processes(group: &Path, depth: u32, into: &mut BTreeSet<u32>) -> io::Result<()> {
     let text = match fs::read_to_string(group.join("cgroup.procs")) {
         Ok(text) => text,
-        // ENODEV: the group was removed after it was opened.
-        Err(error) if error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(19) => {
+        // The group was removed before or after it was opened.
+        Err(error) if error.kind() == io::ErrorKind::NotFound || is(&error, Errno::ENODEV) => {
             return Ok(());
         }
+        // A threaded group (cgroups(7)): its processes are listed in the group that it is a part of.
+        Err(error) if is(&error, Errno::EOPNOTSUPP) => String::new(),
         Err(error) => return Err(error),
     };
     // A zero is a process of an outer namespace.
@@ -83,6 +85,10 @@ fn processes(group: &Path, depth: u32, into: &mut BTreeSet<u32>) -> io::Result<(
         }
     }
     Ok(())
+}
+
+fn is(error: &io::Error, errno: Errno) -> bool {
+    error.raw_os_error() == Some(errno as i32)
 }
 
 #[cfg(test)]
