@@ -31,12 +31,15 @@ pub(crate) struct KubeClients {
 
 struct Connection {
     endpoint: String,
+    /// Who vouches for the API server, in PEM: another cluster of the same name may be at the same endpoint.
+    authority: String,
     renew: WallTime,
     client: KubeClient,
 }
 
 impl KubeClients {
-    /// The connection to a cluster, made anew when its endpoint has moved or its certificate grows old.
+    /// The connection to a cluster, made anew when its endpoint has moved, when it is another cluster, or when its certificate
+    /// grows old.
     ///
     /// # Errors
     /// [`KubeFailure::Unreachable`] when none can be made.
@@ -47,22 +50,22 @@ impl KubeClients {
         material: &ClusterMaterial,
         now: WallTime,
     ) -> Result<KubeClient, KubeFailure> {
-        if let Some(known) = self.clients.get(name).filter(|c| c.endpoint == endpoint && now < c.renew) {
+        let authority = material.authorities.get(&Issuer::Kubernetes).map(|ca| ca.certificate.clone());
+        let authority = authority.unwrap_or_default();
+        let fits = |known: &&Connection| {
+            known.endpoint == endpoint && known.authority == authority && now < known.renew
+        };
+        if let Some(known) = self.clients.get(name).filter(fits) {
             return Ok(known.client.clone());
         }
         let unreachable = |error: &dyn std::error::Error| KubeFailure::Unreachable { why: chain(error) };
         let (certificate, key) = admin_certificate(material, USER, ADMIN_GROUP, now, CERTIFICATE_LIFE)
             .map_err(|error| unreachable(&error))?;
-        let authority = material.authorities.get(&Issuer::Kubernetes).map(|ca| ca.certificate.clone());
-        let access = Access {
-            endpoint: endpoint.to_owned(),
-            authority: authority.unwrap_or_default(),
-            certificate,
-            key,
-        };
+        let access = Access { endpoint: endpoint.to_owned(), authority: authority.clone(), certificate, key };
         let client = KubeClient::new(&access).map_err(|error| unreachable(&error))?;
         let renew = now.plus(CERTIFICATE_LIFE / 2);
-        let connection = Connection { endpoint: endpoint.to_owned(), renew, client: client.clone() };
+        let connection =
+            Connection { endpoint: endpoint.to_owned(), authority, renew, client: client.clone() };
         self.clients.insert(name.clone(), connection);
         Ok(client)
     }
@@ -81,4 +84,31 @@ pub(crate) async fn perform(client: &KubeClient, call: &KubeCall) -> Result<Kube
         KubeCall::SetNode { .. } | KubeCall::Drain { .. } | KubeCall::DeleteNode { .. } => CALL_DEADLINE,
     };
     client.perform(call, deadline).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn another_cluster_of_the_same_name_at_the_same_address_has_a_connection_of_its_own() {
+        let (name, now) = ("demo".parse().unwrap(), WallTime(1_700_000_000_000));
+        let material = || keelson_pki::new_cluster_material(&name, now).unwrap();
+        let (first, second) = (material(), material());
+        let mut clients = KubeClients::default();
+        let mut connect = |material: &ClusterMaterial, now: WallTime| {
+            clients.get(&name, "https://127.0.0.1:16443", material, now).unwrap();
+            let known = &clients.clients[&name];
+            (known.authority.clone(), known.renew)
+        };
+        let of_first = connect(&first, now);
+        assert_eq!(connect(&first, now.plus(Duration::from_secs(60))), of_first, "it is kept");
+        let of_second = connect(&second, now);
+        assert_eq!(of_second.0, second.authorities[&Issuer::Kubernetes].certificate);
+        assert_ne!(of_second.0, of_first.0);
+        assert!(
+            connect(&second, now.plus(CERTIFICATE_LIFE)).1 > of_second.1,
+            "one that grows old is made anew"
+        );
+    }
 }

@@ -13,6 +13,7 @@ mod metrics;
 mod plans;
 mod providers;
 mod remote;
+mod renewal;
 mod repair;
 mod serve;
 mod shell;
@@ -29,6 +30,7 @@ fn main() -> ExitCode {
     let result = match &arguments.command {
         Command::Serve(serve) => serve::run(serve),
         Command::LocalForwarder { state_dir } => {
+            serve::start_logging(false);
             keelson_providers::local::forwarder::run(state_dir).map_err(anyhow::Error::from)
         }
     };

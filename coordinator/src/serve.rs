@@ -14,8 +14,6 @@ use keelson_providers::Provider;
 use keelson_providers::local::{LocalConfig, LocalProvider, missing, preflight};
 use keelson_store::Store;
 use keelson_transport::{LEAF_LIFE, LinkCa, LinkServer, ServerConfig};
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -25,6 +23,7 @@ use crate::catalog::{self, Catalog};
 use crate::clock::{Clock, wall_now};
 use crate::fleet::CoordinatorFleet;
 use crate::providers::Infrastructure;
+use crate::renewal::{Renewal, copy_of};
 use crate::shell::{self, LINK_EVENTS_MAX, Parts};
 use crate::state_dir::StateDir;
 
@@ -35,7 +34,8 @@ pub(crate) fn run(arguments: &Serve) -> Result<()> {
     runtime.block_on(serve(arguments))
 }
 
-fn start_logging(json: bool) {
+/// Tells everything on standard error, from level `info` on or as `KEELSON_LOG` says.
+pub(crate) fn start_logging(json: bool) {
     let filter = tracing_subscriber::EnvFilter::try_from_env("KEELSON_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
     let builder =
@@ -70,11 +70,11 @@ async fn serve(arguments: &Serve) -> Result<()> {
     };
     let listener = bind_api(arguments, &state).await?;
     let port = listener.local_addr()?.port();
-    let tls = tls(&state)?;
+    let (renewal, tls) = Renewal::start(&state, server.clone())?;
     let auth = AuthConfig::new().with_token("admin", &SecretText::new(state.admin_token.clone()))?;
 
     let core = CoordinatorCore::restore(settings, saved, clock.now());
-    let (link_certificate, link_ca) = split_ca(&state)?;
+    let link_ca = copy_of(&state.link_ca)?;
     let parts = Parts { core, store, clock, link_ca, infrastructure, link };
     let (stop, stopped) = tokio::sync::watch::channel(false);
     let wait = |mut stopped: tokio::sync::watch::Receiver<bool>| async move {
@@ -88,14 +88,14 @@ async fn serve(arguments: &Serve) -> Result<()> {
     tracing::info!(install = %state.install, api = format!("https://127.0.0.1:{port}"), link = %link_address, "ready");
 
     let api = tokio::spawn(keelson_api::serve(listener, tls, router, wait(stopped)));
-    let rotation = tokio::spawn(rotate_link(link_certificate, server.clone()));
+    let renewal = tokio::spawn(renewal.run());
     let result = tokio::select! {
         result = main_loop => result.context("the store failed; nothing that was answered is lost"),
         () = terminated() => Ok(()),
     };
     tracing::info!("stopping; machines and their workloads go on");
     let _ = stop.send(true);
-    rotation.abort();
+    renewal.abort();
     server.shutdown().await;
     let _ = api.await;
     result
@@ -123,23 +123,6 @@ fn start_link(
     let mut config = ServerConfig::new(identity, ca.certificate_der().to_vec());
     config.reset_key = Some(ca.reset_key());
     Ok(Arc::new(LinkServer::start(socket, config, events)?))
-}
-
-/// A second copy of the CA for the task that renews the server's own certificate.
-fn split_ca(state: &StateDir) -> Result<(LinkCa, LinkCa)> {
-    let (certificate, key) = state.link_ca.to_pem();
-    Ok((LinkCa::from_pem(&certificate, &key)?, LinkCa::from_pem(&certificate, &key)?))
-}
-
-/// Gives the link server a fresh certificate after half of the old one's life, for ever.
-async fn rotate_link(ca: LinkCa, server: Arc<LinkServer>) {
-    loop {
-        tokio::time::sleep(LEAF_LIFE / 2).await;
-        match ca.issue_server(wall_now(), LEAF_LIFE) {
-            Ok(identity) => server.replace_identity(identity),
-            Err(error) => tracing::error!(%error, "the link's certificate was not renewed"),
-        }
-    }
 }
 
 fn settings(
@@ -174,13 +157,6 @@ async fn bind_api(arguments: &Serve, state: &StateDir) -> Result<TcpListener> {
             format!("port {wanted} of the API cannot be used; choose another with --api-port, or 0 for any")
         }),
     }
-}
-
-fn tls(state: &StateDir) -> Result<Arc<rustls::ServerConfig>> {
-    let (certificate, key) = state.api_certificate()?;
-    let certificate = CertificateDer::from_pem_slice(certificate.as_bytes())?;
-    let key = PrivateKeyDer::from_pem_slice(key.expose_secret())?;
-    Ok(keelson_api::serve::server_config(vec![certificate], key)?)
 }
 
 async fn terminated() {

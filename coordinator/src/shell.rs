@@ -80,7 +80,7 @@ impl Handle {
                 Ok(())
             }
             Err(error) => {
-                let _ = sender.send(Err(error.to_string()));
+                let _ = sender.send(Err(chain(&error)));
                 Err(error)
             }
         });

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use keelson_model::Authority;
-use keelson_pki::{SealingKey, api_certificate, new_api_authority};
+use keelson_pki::{SealingKey, new_api_authority};
 use keelson_protocol::{InstallId, SecretBytes};
 use keelson_transport::LinkCa;
 use nix::fcntl::{Flock, FlockArg};
@@ -85,9 +85,9 @@ impl StateDir {
         write_atomic(&self.path.join("context.json"), text.as_bytes(), 0o600)
     }
 
-    /// A fresh certificate for the API: chain and key in PEM.
-    pub(crate) fn api_certificate(&self) -> Result<(String, SecretBytes)> {
-        Ok(api_certificate(&self.api_authority, wall_now())?)
+    /// Who vouches for the API's certificates.
+    pub(crate) fn api_authority(&self) -> &Authority {
+        &self.api_authority
     }
 }
 

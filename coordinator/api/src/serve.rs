@@ -16,7 +16,7 @@ use hyper_util::service::TowerToHyperService;
 use rustls::ServerConfig;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio_rustls::TlsAcceptor;
 
 /// Most connections at a time. A web page holds one, a command one or two; each costs some 50 KB.
@@ -55,14 +55,14 @@ pub fn server_config(
     Ok(Arc::new(config))
 }
 
-/// Serves `router` on `listener` until `shutdown` is done; then requests under way have [`SHUTDOWN_GRACE`] to end.
+/// Serves `router` on `listener` until `shutdown` is done; then requests under way have [`SHUTDOWN_GRACE`] to end. Each new
+/// connection is answered with the newest `tls`.
 pub async fn serve(
     listener: TcpListener,
-    tls: Arc<ServerConfig>,
+    tls: watch::Receiver<Arc<ServerConfig>>,
     router: Router,
     shutdown: impl Future<Output = ()> + Send,
 ) {
-    let acceptor = TlsAcceptor::from(tls);
     let graceful = GracefulShutdown::new();
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let mut shutdown = std::pin::pin!(shutdown);
@@ -77,7 +77,8 @@ pub async fn serve(
         };
         match accepted {
             Ok((stream, peer)) => {
-                let (acceptor, router, watcher) = (acceptor.clone(), router.clone(), graceful.watcher());
+                let acceptor = TlsAcceptor::from(Arc::clone(&tls.borrow()));
+                let (router, watcher) = (router.clone(), graceful.watcher());
                 tokio::spawn(async move {
                     connection(stream, Peer(peer), acceptor, router, watcher).await;
                     drop(place);

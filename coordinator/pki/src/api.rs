@@ -8,8 +8,8 @@ use keelson_protocol::{SecretBytes, WallTime};
 
 use crate::authority::{PkiError, leaf_params, load_authority, new_authority, new_key, pem_of};
 
-/// Life of the API's certificate; a new one is made at every start.
-const API_LEAF_LIFE: Duration = Duration::from_secs(365 * 24 * 3600);
+/// Life of the API's certificate; a new one is made at every start, and after half of it.
+pub const API_LEAF_LIFE: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// Makes the authority that vouches for the API's certificates; clients pin it.
 ///

@@ -10,6 +10,6 @@ mod api;
 mod authority;
 mod seal;
 
-pub use api::{api_certificate, new_api_authority};
+pub use api::{API_LEAF_LIFE, api_certificate, new_api_authority};
 pub use authority::{PkiError, admin_certificate, new_cluster_material, sign_leaf};
 pub use seal::{SealError, SealingKey};

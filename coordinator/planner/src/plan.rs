@@ -76,13 +76,17 @@ pub enum PlanError {
         release: ReleaseName,
     },
     /// The infrastructure's network is full.
-    #[error("network {network} has no free address left")]
+    #[error(
+        "network {network} has no free address left: ask for fewer machines, or remove machines or clusters that nobody needs"
+    )]
     AddressesUsedUp {
         /// The network.
         network: Ipv4Net,
     },
     /// The pod network is full.
-    #[error("pod network {network} has no free part left")]
+    #[error(
+        "pod network {network} has no free part left: ask for fewer machines, or remove some of this cluster; a larger network needs a new cluster"
+    )]
     PodNetworkUsedUp {
         /// The network.
         network: Ipv4Net,

@@ -119,6 +119,69 @@ async fn a_new_coordinator_finds_everything() {
 }
 
 #[tokio::test]
+async fn a_machine_without_a_record_is_ended_before_it_counts_as_gone() {
+    let host = Host::new().await;
+    let wanted = request(&host, 0, 1);
+    create(&host, &wanted).await.unwrap();
+    let id = &wanted.key.machine;
+    host.wait_up(id, 1);
+    let record = host.machine_dir(id).join("machine.json");
+    let tasks = || host.tasks(id);
+    // It cannot be read: nobody knows whether it has power, and nobody says that it has none.
+    fs::write(&record, "{").unwrap();
+    let refused = suite::perform(&host, Call::Fence(wanted.key.clone())).await.unwrap_err().to_string();
+    assert!(refused.contains("holds no valid state") && !tasks().is_empty(), "{refused}");
+    fs::remove_file(&record).unwrap();
+    let fenced = suite::perform(&host, Call::Fence(wanted.key.clone())).await;
+    assert!(matches!(fenced, Err(keelson_providers::ProviderError::NotFound { .. })), "{fenced:?}");
+    assert_eq!(tasks(), "", "it has no power");
+    done(&host, Call::DeleteMachine(wanted.key.clone())).await;
+    let next = request(&host, 0, 2);
+    create(&host, &next).await.unwrap();
+    assert_eq!(state(&host, &next.key).await, Some(MachineState::On));
+    host.destroy();
+}
+
+#[tokio::test]
+async fn a_machine_that_froze_a_part_of_itself_ends() {
+    let host = Host::new().await;
+    let wanted = request(&host, 0, 1);
+    create(&host, &wanted).await.unwrap();
+    let id = &wanted.key.machine;
+    host.wait_up(id, 1);
+    host.freeze_inside(id);
+    suite::perform(&host, Call::Fence(wanted.key.clone())).await.unwrap();
+    assert_eq!(host.tasks(id), "");
+    assert_eq!(state(&host, &wanted.key).await, Some(MachineState::Off));
+    host.destroy();
+}
+
+#[tokio::test]
+async fn what_could_not_be_removed_is_still_known_to_the_next_try() {
+    let mut host = Host::new().await;
+    let wanted = request(&host, 0, 1);
+    create(&host, &wanted).await.unwrap();
+    let record = host.machine_dir(&wanted.key.machine).join("machine.json");
+    let kept = fs::read(&record).unwrap();
+    fs::write(&record, "{").unwrap();
+    let failed = keelson_providers::local::destroy(&host.state_dir()).unwrap_err().to_string();
+    assert!(failed.contains("holds no valid state"), "{failed}");
+    fs::write(&record, kept).unwrap();
+    host.reopen().await;
+    host.destroy();
+}
+
+#[tokio::test]
+async fn what_was_discarded_is_removed_after_the_next_start() {
+    let mut host = Host::new().await;
+    let left = host.state_dir().join("local/trash/demo-worker-9/var");
+    fs::create_dir_all(&left).unwrap();
+    host.reopen().await;
+    host::eventually("the end of what was discarded", || (!left.exists()).then_some(()));
+    host.destroy();
+}
+
+#[tokio::test]
 async fn the_kind_of_the_disks_cannot_be_changed() {
     let host = Host::new().await;
     let mut config = host.config();

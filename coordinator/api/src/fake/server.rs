@@ -43,6 +43,7 @@ impl TestServer {
         let auth = AuthConfig::new().with_token("admin", &SecretText::new(TOKEN)).expect("it is long enough");
         let (stop, stopped) = oneshot::channel::<()>();
         let router = crate::router(fleet, auth);
+        let (_, tls) = tokio::sync::watch::channel(tls);
         let task = tokio::spawn(crate::serve(listener, tls, router, async {
             let _ = stopped.await;
         }));

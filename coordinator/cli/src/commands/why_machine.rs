@@ -26,6 +26,9 @@ const WAIT_REPAIR: &str = "KEEL-4016";
 /// The guard of a coordinator that has just started: what going against it would cost is not known yet.
 const STARTING: &str = "starting";
 
+/// A clock that is off by more than this is wrong: agents tell `ClockWrong` from there on.
+const CLOCK_OFF_MAX: Duration = Duration::from_secs(30);
+
 /// Guards that only the name of the cluster goes against.
 const COSTS_CLUSTER: [&str; 2] = ["quorum", "impossible"];
 
@@ -127,6 +130,9 @@ fn evidence_lines(text: &mut String, machine: &MachineView, now: WallTime, paint
             let _ = writeln!(text, "  heartbeat   {}", heartbeat(heard));
         }
     }
+    if let Some(wrong) = machine.clock_offset_ms.and_then(clock) {
+        let _ = writeln!(text, "  clock       {wrong}");
+    }
     for unit in machine.summary.health.iter().filter(|unit| unit.state != UnitStateView::Healthy) {
         let (name, state, lasts) = (&unit.unit, unit.state, ago(now, unit.since.0));
         let message = one_line(&unit.message);
@@ -136,6 +142,18 @@ fn evidence_lines(text: &mut String, machine: &MachineView, now: WallTime, paint
             format!("  unit        {name} is {state} for {lasts}  {message}").trim_end()
         );
     }
+}
+
+/// What a clock does that is off by so much, in milliseconds; nothing while that harms nobody.
+fn clock(offset_ms: i64) -> Option<String> {
+    let off = Duration::from_millis(offset_ms.unsigned_abs());
+    let direction = if offset_ms < 0 { "behind" } else { "ahead of" };
+    (off > CLOCK_OFF_MAX).then(|| {
+        format!(
+            "{} {direction} the coordinator's: set it, or programs refuse each other's certificates",
+            short(off)
+        )
+    })
 }
 
 fn channel_lines(text: &mut String, evidence: &EvidenceView) {
@@ -324,4 +342,17 @@ fn incident_lines(text: &mut String, why: &MachineWhy, now: WallTime, paint: Pai
     };
     let _ = writeln!(text, "{}", paint.bold(&title));
     text.push_str(&timeline(&why.timeline, now));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_clock_that_is_wrong_is_a_word_worth() {
+        assert_eq!(clock(-30_000), None);
+        let hour = "1h behind the coordinator's: set it, or programs refuse each other's certificates";
+        assert_eq!(clock(-3_600_000).as_deref(), Some(hour));
+        assert!(clock(31_000).is_some_and(|text| text.starts_with("31s ahead of")));
+    }
 }

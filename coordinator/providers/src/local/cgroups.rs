@@ -96,7 +96,11 @@ impl Cgroups {
     fn processes(&self, group: &Path) -> Result<Vec<i32>, LocalError> {
         let mut found = Vec::new();
         for group in tree(group)? {
-            let text = read_if_there(&group.join("cgroup.procs"))?.unwrap_or_default();
+            let text = match read_if_there(&group.join("cgroup.procs")) {
+                // A threaded group (cgroups(7)): its processes are listed in the group that it is a part of.
+                Err(LocalError::File { source, .. }) if is(&source, Errno::EOPNOTSUPP) => String::new(),
+                text => text?.unwrap_or_default(),
+            };
             found.extend(text.lines().filter_map(|line| line.parse::<i32>().ok()));
         }
         Ok(found)
@@ -129,16 +133,17 @@ impl Cgroups {
         )
     }
 
-    /// A frozen process of version 1 dies only once it is thawed.
+    /// A frozen process of version 1 dies only once it is thawed, and with it all groups that it is in: one of the machine's
+    /// own may have been frozen from inside.
     fn thaw(&self, group: &Path) -> Result<(), LocalError> {
-        let (file, text) = match self.version {
-            CgroupVersion::V1 => (group.join("freezer.state"), "THAWED"),
-            CgroupVersion::V2 => (group.join("cgroup.freeze"), "0"),
+        let (groups, name, text) = match self.version {
+            CgroupVersion::V1 => (tree(group)?, "freezer.state", "THAWED"),
+            CgroupVersion::V2 => (vec![group.to_owned()], "cgroup.freeze", "0"),
         };
-        match fs::write(&file, text) {
+        groups.iter().map(|group| group.join(name)).try_for_each(|file| match fs::write(&file, text) {
             Err(e) if !is_gone(&e) => Err(LocalError::file("thaw", file)(e)),
             _ => Ok(()),
-        }
+        })
     }
 
     /// Removes a machine's groups from every hierarchy, after its processes have ended.
@@ -257,7 +262,11 @@ fn read_if_there(path: &Path) -> Result<Option<String>, LocalError> {
 
 /// A control group that is removed while it is read says ENODEV.
 fn is_gone(error: &io::Error) -> bool {
-    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(Errno::ENODEV as i32)
+    error.kind() == io::ErrorKind::NotFound || is(error, Errno::ENODEV)
+}
+
+fn is(error: &io::Error, errno: Errno) -> bool {
+    error.raw_os_error() == Some(errno as i32)
 }
 
 #[cfg(test)]

@@ -46,7 +46,11 @@ pub fn destroy(state_dir: &Path) -> Result<(), DestroyError> {
         Err(error) => note("installation", Err(error)),
     }
     note("network", lan::remove(&paths));
-    note("files", mounts::remove_tree(paths.root()));
+    // They say what is left: without them another try would find nothing to do.
+    if failures.is_empty() {
+        let removed = mounts::remove_tree(paths.root());
+        failures.extend(removed.err().map(|error| format!("files: {}", chain(&error))));
+    }
     if failures.is_empty() {
         return Ok(());
     }

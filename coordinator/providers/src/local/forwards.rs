@@ -237,7 +237,7 @@ fn choose(
 
 fn taken(port: u16, holder: &str) -> ProviderError {
     let what = format!("port {port} of 127.0.0.1");
-    ProviderError::Conflict { what, holder: format!("{holder}; ask for another port, or for none") }
+    ProviderError::Conflict { what, holder: format!("{holder}; end that, or ask for any port") }
 }
 
 fn port_is_free(port: u16) -> bool {
@@ -416,7 +416,7 @@ mod tests {
         check("web", None, Ok(16_445));
         check("api", Some(16_444), Ok(16_444));
         check("api", Some(20_000), Ok(20_000));
-        let remedy = "ask for another port, or for none";
+        let remedy = "end that, or ask for any port";
         let ours =
             format!("port 16444 of 127.0.0.1 exists already and belongs to api of cluster demo; {remedy}");
         check("web", Some(16_444), Err(&ours));

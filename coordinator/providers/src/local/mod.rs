@@ -129,6 +129,16 @@ impl LocalProvider {
             Ok(site)
         };
         let site = Arc::new(in_background(OPEN_WAIT, open).await?);
+        let trash = Arc::clone(&site);
+        // Beside everything else: there may be the disks of many machines.
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = trash.empty_trash() {
+                tracing::warn!(
+                    error = keelson_protocol::errors::chain(&error),
+                    "discarded files were not removed; tried again at the next start"
+                );
+            }
+        });
         let watch = Watch::begin(Arc::clone(&site), program.clone())
             .map_err(LocalError::file("begin a thread for", &program))?;
         Ok(Self { site, images, program, _watch: watch })

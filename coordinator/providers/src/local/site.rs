@@ -69,7 +69,6 @@ impl Site {
         lan::ensure(&site.paths, site.network, until)?;
         mounts::remove_tree(&site.paths.drafts())?;
         files::make_dir(&site.paths.drafts())?;
-        mounts::remove_tree(&site.paths.trash())?;
         files::make_dir(&site.paths.trash())?;
         drop(lock);
         Ok(site)
@@ -211,7 +210,11 @@ impl Site {
             record::write(&self.paths, &record)?;
         }
         let machine = self.paths.machine(record.id());
+        let started = machine.started();
+        let note_start = || std::fs::write(&started, "").map_err(LocalError::file("write", &started));
         if matches!(self.state(&record)?, MachineState::On | MachineState::Frozen) {
+            // Whoever switched it on may have been killed before this was noted.
+            note_start()?;
             return self.view(&record);
         }
         let mut laps = Laps::default();
@@ -228,8 +231,7 @@ impl Site {
         runc::start(&self.paths, &machine, record.id(), lock, until)?;
         laps.end("runc");
         tracing::debug!(machine = %record.id(), milliseconds = ?laps.steps, "machine switched on");
-        let started = machine.started();
-        std::fs::write(&started, "").map_err(LocalError::file("write", started))?;
+        note_start()?;
         self.view(&record)
     }
 
@@ -253,6 +255,7 @@ impl Site {
     /// Switches a machine off at once and keeps it off.
     pub(crate) fn fence(&self, key: &ObjectKey, until: Instant) -> Result<(), LocalError> {
         let _lock = self.lock(&key.machine, until)?;
+        self.end_unrecorded(&key.machine, until)?;
         let record = record::machine_of(&self.paths, key)?;
         self.switch_off(record, Power::Fenced, PowerOff::Hard, until)
     }
@@ -325,22 +328,52 @@ impl Site {
         let lock = self.lock(&key.machine, until)?;
         match record::machine(&self.paths, &key.machine)? {
             Some(record) if record.key == *key => self.remove(record, until)?,
-            _ => {}
+            Some(_) => {}
+            None => {
+                self.end_unrecorded(&key.machine, until)?;
+                self.discard(&key.machine)?;
+            }
         }
         lock.remove()
     }
 
-    /// Removes a machine whose lock is held.
-    pub(crate) fn remove(&self, record: MachineRecord, until: Instant) -> Result<(), LocalError> {
-        let id = record.id().clone();
-        self.switch_off(record, Power::Fenced, PowerOff::Hard, until)?;
-        let machine = self.paths.machine(&id);
+    /// Ends what runs as a machine that has no record, because somebody moved that away: that nothing is known of it does not
+    /// mean that it has no power.
+    fn end_unrecorded(&self, id: &MachineId, until: Instant) -> Result<(), LocalError> {
+        if record::machine(&self.paths, id)?.is_some() {
+            return Ok(());
+        }
+        self.cgroups.kill(id, until)?;
+        self.cgroups.remove(id, until)
+    }
+
+    /// Removes a machine's files, after its power was taken.
+    fn discard(&self, id: &MachineId) -> Result<(), LocalError> {
+        let machine = self.paths.machine(id);
+        if !machine.dir().exists() {
+            return Ok(());
+        }
+        mounts::unmount(&machine.root())?;
         mounts::unmount(&machine.var())?;
         let trash = self.paths.trash().join(id.as_str());
         mounts::remove_tree(&trash)?;
         // From here on the machine is not listed any more, also when removing its files is cut off.
         std::fs::rename(machine.dir(), &trash).map_err(LocalError::file("discard", machine.dir()))?;
         mounts::remove_tree(&trash)
+    }
+
+    /// Removes what a process before this one had discarded and did not live to remove.
+    pub(crate) fn empty_trash(&self) -> Result<(), LocalError> {
+        let trash = self.paths.trash();
+        let entries = std::fs::read_dir(&trash).map_err(LocalError::file("list", &trash))?;
+        entries.flatten().try_for_each(|entry| mounts::remove_tree(&entry.path()))
+    }
+
+    /// Removes a machine whose lock is held.
+    pub(crate) fn remove(&self, record: MachineRecord, until: Instant) -> Result<(), LocalError> {
+        let id = record.id().clone();
+        self.switch_off(record, Power::Fenced, PowerOff::Hard, until)?;
+        self.discard(&id)
     }
 
     /// All machines.

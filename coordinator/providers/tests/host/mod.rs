@@ -106,6 +106,32 @@ impl Host {
         });
     }
 
+    fn tracker(&self, id: &MachineId) -> PathBuf {
+        // The freezer of version 1, else the one hierarchy.
+        let freezer = Path::new("/sys/fs/cgroup/freezer");
+        let root = if freezer.is_dir() { freezer } else { Path::new("/sys/fs/cgroup") };
+        root.join(format!("keelson-{}", self.install)).join(id.as_str())
+    }
+
+    /// Ids of a machine's processes, one in a line.
+    pub(crate) fn tasks(&self, id: &MachineId) -> String {
+        fs::read_to_string(self.tracker(id).join("cgroup.procs")).unwrap_or_default()
+    }
+
+    /// Moves a machine's processes into a group of its own that is frozen, as a paused container in it would be.
+    pub(crate) fn freeze_inside(&self, id: &MachineId) {
+        let inner = self.tracker(id).join("inner");
+        fs::create_dir_all(&inner).unwrap();
+        for task in self.tasks(id).lines() {
+            fs::write(inner.join("cgroup.procs"), task).unwrap();
+        }
+        let (file, word) = match inner.join("freezer.state") {
+            file if file.exists() => (file, "FROZEN"),
+            _ => (inner.join("cgroup.freeze"), "1"),
+        };
+        fs::write(file, word).unwrap();
+    }
+
     pub(crate) fn destroy(mut self) {
         self.provider.take().unwrap().destroy().unwrap();
         assert_eq!(leftovers(&self.state_dir(), &self.install), Vec::<String>::new());
