@@ -101,7 +101,7 @@ impl CoordinatorCore {
             leader: cluster.etcd.leader,
             working: self.working(&cluster.row.blueprint),
             heard: self.heard(&cluster.row.blueprint),
-            masters_follow: self.outdated_master(&cluster.row.spec.name).is_none(),
+            in_use: self.members_in_use(&cluster.row.spec.name),
         })
     }
 

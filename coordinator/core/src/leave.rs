@@ -80,7 +80,7 @@ impl CoordinatorCore {
         if !planned.roles.contains(&Role::Etcd) || !member {
             return None;
         }
-        let master = self.outdated_master(name).filter(|_| self.member_works(planned));
+        let master = self.outdated_master(name).filter(|_| self.may_serve(planned));
         Some(master.map_or(LeaveStep::EtcdMember, |master| LeaveStep::EtcdClients { master }))
     }
 

@@ -1,7 +1,7 @@
 //! Who gets the newest config when. A config that restarts a part of the control plane goes to one machine at a time, and
 //! to the next one when that is ready; everything else goes at once.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use keelson_model::{BlueprintMachine, Role, SeatBegins, Standing};
 use keelson_planner::Quorum;
@@ -197,6 +197,17 @@ impl CoordinatorCore {
             planned.id != next.id && in_control_plane(planned) && waits
         };
         others.filter(unsettled).map(|planned| planned.id.clone()).next()
+    }
+
+    /// Machines on their way out whose etcd members may serve, while a master may know no other one.
+    pub(crate) fn members_in_use(&self, name: &ClusterName) -> BTreeSet<MachineId> {
+        let blueprint = self.clusters.get(name).map(|cluster| &cluster.row.blueprint);
+        let members = blueprint.into_iter().flat_map(|it| it.with_role(Role::Etcd)).filter(|it| it.leaving);
+        let mut serving = members.filter(|planned| self.may_serve(planned)).peekable();
+        if serving.peek().is_none() || self.outdated_master(name).is_none() {
+            return BTreeSet::new();
+        }
+        serving.map(|planned| planned.id.clone()).collect()
     }
 
     /// A master that stays and may serve, and may know no etcd member that does as well: it has not taken a config that names

@@ -24,8 +24,8 @@ pub struct MemberView<'a> {
     pub working: BTreeSet<MachineId>,
     /// Machines whose agents are heard: a member is added when its machine is there to start it.
     pub heard: BTreeSet<MachineId>,
-    /// Whether each master knows a member that stays and works.
-    pub masters_follow: bool,
+    /// Machines that leave, whose members may be the only ones that a master knows.
+    pub in_use: BTreeSet<MachineId>,
 }
 
 /// What a machine is in the etcd cluster. A member with its address and another name belonged to a machine before it.
@@ -114,8 +114,8 @@ impl MemberView<'_> {
         Quorum::of(&standings, &self.working)
     }
 
-    /// Removes a member, after it has handed leadership over, if those that remain have a quorum of what remains. One that
-    /// works stays as long as a master may know no other one.
+    /// Removes a member, after it has handed leadership over, if those that remain have a quorum of what remains, and nobody
+    /// uses it.
     fn take_out(&self, member: &EtcdMember) -> Option<EtcdCall> {
         if member.learner {
             return Some(EtcdCall::Remove { member: member.id });
@@ -125,7 +125,8 @@ impl MemberView<'_> {
             let mut machines = self.blueprint.with_role(Role::Etcd).filter(|machine| is_of(other, machine));
             machines.any(|machine| self.working.contains(&machine.id))
         };
-        if works(member) && !self.masters_follow {
+        let mut machines = self.blueprint.with_role(Role::Etcd).filter(|machine| is_of(member, machine));
+        if machines.any(|machine| self.in_use.contains(&machine.id)) {
             return None;
         }
         let voters = self.members.iter().filter(remaining).count();

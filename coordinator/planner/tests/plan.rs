@@ -327,7 +327,7 @@ fn a_member_that_is_newer_than_the_blueprint_is_never_taken_out() {
             leader: Some(MemberId(5)),
             working: everyone.clone(),
             heard: everyone,
-            masters_follow: true,
+            in_use: BTreeSet::new(),
         };
         next_member_call(&view)
     };
