@@ -11,7 +11,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 
 use crate::error::HostError;
-use crate::files::{Durability, Stamp, write_atomically};
+use crate::files::{Stamp, write_together};
 
 /// Everybody may read a certificate.
 const CERTIFICATE_MODE: u32 = 0o644;
@@ -68,15 +68,11 @@ pub(crate) fn install(
         return Err(refuse("it is for another key"));
     }
     // The key first: a reader in between sees a pair that does not match and keeps what it has.
-    let key_pem = key.pair.serialize_pem();
-    write_atomically(Path::new(&files.key_path), KEY_MODE, key_pem.as_bytes(), Durability::OnDisk)?;
-    let chain_pem = chain_to_pem(chain);
-    write_atomically(
-        Path::new(&files.certificate_path),
-        CERTIFICATE_MODE,
-        chain_pem.as_bytes(),
-        Durability::OnDisk,
-    )?;
+    let (key_pem, chain_pem) = (key.pair.serialize_pem(), chain_to_pem(chain));
+    write_together(&[
+        (Path::new(&files.key_path), KEY_MODE, key_pem.as_bytes()),
+        (Path::new(&files.certificate_path), CERTIFICATE_MODE, chain_pem.as_bytes()),
+    ])?;
     Ok(validity_of(&parsed))
 }
 

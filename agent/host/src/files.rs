@@ -37,26 +37,60 @@ pub fn write_atomically(
     content: &[u8],
     durability: Durability,
 ) -> Result<(), HostError> {
-    let parent = path.parent().unwrap_or(Path::new("/"));
-    make_directory(parent, DIRECTORY_MODE)?;
-    let mut temporary = path.as_os_str().to_owned();
-    temporary.push(TEMPORARY_SUFFIX);
-    let temporary = PathBuf::from(temporary);
-    let result = write_and_rename(path, &temporary, mode, content, durability);
-    if result.is_err() {
-        // What is left would only take room, which may be why it failed.
-        let _ = fs::remove_file(&temporary);
-    }
-    result
+    let temporary = write_beside(path, mode, content, durability)?;
+    put_in_place(&temporary, path)?;
+    if durability == Durability::OnDisk { sync_directory(folder_of(path)) } else { Ok(()) }
 }
 
-fn write_and_rename(
+/// Replaces files that belong together, with their content and mode, as [`write_atomically`] does each. All are on disk before
+/// the first one is put in its place, so that only a crash between two renames leaves them apart.
+pub(crate) fn write_together(files: &[(&Path, u32, &[u8])]) -> Result<(), HostError> {
+    let mut written: Vec<(PathBuf, &Path)> = Vec::new();
+    for (path, mode, content) in files {
+        match write_beside(path, *mode, content, Durability::OnDisk) {
+            Ok(temporary) => written.push((temporary, path)),
+            Err(error) => {
+                written.iter().for_each(|(temporary, _)| drop(fs::remove_file(temporary)));
+                return Err(error);
+            }
+        }
+    }
+    written.iter().try_for_each(|(temporary, path)| put_in_place(temporary, path))?;
+    files.iter().try_for_each(|(path, ..)| sync_directory(folder_of(path)))
+}
+
+fn folder_of(path: &Path) -> &Path {
+    path.parent().unwrap_or(Path::new("/"))
+}
+
+fn put_in_place(temporary: &Path, path: &Path) -> Result<(), HostError> {
+    let renamed = fs::rename(temporary, path).map_err(HostError::file("rename to", path));
+    if renamed.is_err() {
+        let _ = fs::remove_file(temporary);
+    }
+    renamed
+}
+
+/// Writes what shall be at `path` to a file beside it.
+fn write_beside(
     path: &Path,
-    temporary: &Path,
     mode: u32,
     content: &[u8],
     durability: Durability,
-) -> Result<(), HostError> {
+) -> Result<PathBuf, HostError> {
+    make_directory(folder_of(path), DIRECTORY_MODE)?;
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(TEMPORARY_SUFFIX);
+    let temporary = PathBuf::from(temporary);
+    let written = write_new(&temporary, mode, content, durability);
+    if written.is_err() {
+        // What is left would only take room, which may be why it failed.
+        let _ = fs::remove_file(&temporary);
+    }
+    written.map(|()| temporary)
+}
+
+fn write_new(temporary: &Path, mode: u32, content: &[u8], durability: Durability) -> Result<(), HostError> {
     // One left by a crash, or put there by somebody else to lead us astray.
     let _ = fs::remove_file(temporary);
     let mut file = fs::OpenOptions::new()
@@ -71,11 +105,6 @@ fn write_and_rename(
         .map_err(HostError::file("set the mode of", temporary))?;
     if durability == Durability::OnDisk {
         file.sync_all().map_err(HostError::file("sync", temporary))?;
-    }
-    drop(file);
-    fs::rename(temporary, path).map_err(HostError::file("rename to", path))?;
-    if durability == Durability::OnDisk {
-        sync_directory(path.parent().unwrap_or(Path::new("/")))?;
     }
     Ok(())
 }
@@ -220,6 +249,22 @@ fn read_bounded(path: &str) -> io::Result<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn files_that_belong_together_stay_as_they_are_when_one_cannot_be_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let (key, chain) = (folder.path().join("key"), folder.path().join("chain"));
+        let write = |content: &[u8]| write_together(&[(&key, 0o600, content), (&chain, 0o644, content)]);
+        write(b"old").unwrap();
+        let taken = folder.path().join("chain.keelson-new");
+        fs::create_dir(&taken).unwrap();
+        write(b"new").unwrap_err();
+        assert_eq!((fs::read(&key).unwrap(), fs::read(&chain).unwrap()), (b"old".to_vec(), b"old".to_vec()));
+        assert!(!folder.path().join("key.keelson-new").exists());
+        fs::remove_dir(&taken).unwrap();
+        write(b"new").unwrap();
+        assert_eq!((fs::read(&key).unwrap(), fs::read(&chain).unwrap()), (b"new".to_vec(), b"new".to_vec()));
+    }
 
     #[test]
     fn files_are_replaced_whole_with_their_mode() {

@@ -28,6 +28,13 @@ const BOOT: [&str; 4] = ["systemctl", "show", "--value", "--property=UserspaceTi
 const PID_FILE: &str = "coordinator.pid";
 /// What a filled disk has left, in bytes.
 const LEFT_BYTES: u64 = 0;
+/// Logs that were set aside, and how to make them: two days old, and so many that nine tenths of the disk are used.
+const OLD_LOGS: &str = "/var/log/keelson-chaos.log.1";
+const MAKE_OLD_LOGS: &str = "set -e; read -r size used <<END\n$(df -B1 --output=size,used /var | tail -1)\nEND\n\
+    fallocate -l $((size * 9 / 10 - used)) \"$1\"; touch -d '2 days ago' \"$1\"";
+/// The first process that stands between containerd and a pod; nothing where no pod runs. The kernel keeps 15 letters of a name.
+const FIRST_SHIM: &str = "for of in /proc/[0-9]*; do read -r name <$of/comm && [ \"$name\" = containerd-shim ] && \
+    echo ${of#/proc/} && exit; done 2>/dev/null; true";
 /// What a corrupted file holds.
 const NONSENSE: &str = "this is not what the config says\n";
 
@@ -65,6 +72,7 @@ impl<'a> Breaker<'a> {
             Target::Unit(machine, unit) => before.process = self.process(machine, unit)?,
             Target::File(machine, path) => before.content = self.content(machine, path)?,
             Target::Forwarder => before.process = self.forwarder()?,
+            Target::Machine(id) if fault.kind == Kind::KillShim => before.process = self.first_shim(id)?,
             _ => {}
         }
         Ok(before)
@@ -80,6 +88,14 @@ impl<'a> Breaker<'a> {
             (Target::Machine(id), Kind::Freeze | Kind::Hang) => self.bench.freeze(&machine(id)?)?,
             (Target::Machine(id), Kind::Vanish) => self.bench.vanish(&machine(id)?)?,
             (Target::Machine(id), Kind::FillDisk) => self.bench.fill_disk(&machine(id)?, LEFT_BYTES)?,
+            (Target::Machine(id), Kind::OldLogs) => {
+                drop(self.installation.on(id, &["sh", "-c", MAKE_OLD_LOGS, "sh", OLD_LOGS])?);
+            }
+            (Target::Machine(id), Kind::KillShim) => {
+                let shim = self.first_shim(id)?;
+                ensure!(!shim.is_empty(), "no pod runs on {id}");
+                self.installation.on(id, &["kill", "-KILL", &shim])?;
+            }
             (Target::Unit(id, unit), kind) => {
                 let signal = if kind == Kind::StopUnit { "STOP" } else { "KILL" };
                 self.signal_unit(id, unit, signal)?;
@@ -104,6 +120,7 @@ impl<'a> Breaker<'a> {
                 let _ = self.bench.thaw(&machine(id)?);
             }
             Target::Machine(id) if fault.kind == Kind::FillDisk => self.free_disk(&machine(id)?)?,
+            Target::Machine(id) if fault.kind == Kind::OldLogs => self.remove_old_logs(id)?,
             Target::Machine(_) | Target::Zone(_) => {
                 if let Some(cut) = cut(fault)? {
                     self.bench.mend(&cut)?;
@@ -147,6 +164,10 @@ impl<'a> Breaker<'a> {
         }
     }
 
+    fn remove_old_logs(&self, id: &str) -> Result<()> {
+        self.installation.on(id, &["rm", "--force", OLD_LOGS]).map(drop)
+    }
+
     /// Why a fault cannot be called mended as far as it itself is concerned. `has_ended`: its cause was taken away.
     pub(crate) fn waits(&self, fault: &Fault, before: &Before, has_ended: bool) -> Option<String> {
         match self.is_mended(fault, before, has_ended) {
@@ -162,6 +183,13 @@ impl<'a> Breaker<'a> {
             (Target::Machine(id), Kind::Freeze) => has_ended || is_booted(id)?,
             (Target::Machine(id), Kind::Kill | Kind::PowerOff | Kind::Hang) => is_booted(id)?,
             (Target::Machine(id), Kind::Vanish) => self.incarnation(id)? > before.incarnation,
+            (Target::Machine(id), Kind::OldLogs) => {
+                self.installation.on(id, &["find", "/var/log", "-path", OLD_LOGS])?.is_empty()
+            }
+            (Target::Machine(id), Kind::KillShim) => {
+                let shim = self.first_shim(id)?;
+                !shim.is_empty() && shim != before.process
+            }
             (Target::Unit(id, unit), _) => {
                 let process = self.process(id, unit)?;
                 process != "0" && (process != before.process || is_booted(id)?)
@@ -209,6 +237,10 @@ impl<'a> Breaker<'a> {
     /// The forwarder's process; nothing while none runs.
     fn forwarder(&self) -> Result<String> {
         Ok(self.bench.forwarder()?.map(|pid| pid.to_string()).unwrap_or_default())
+    }
+
+    fn first_shim(&self, machine: &str) -> Result<String> {
+        Ok(self.installation.on(machine, &["sh", "-c", FIRST_SHIM])?.trim().to_owned())
     }
 
     fn content(&self, machine: &str, path: &str) -> Result<String> {

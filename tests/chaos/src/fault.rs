@@ -1,6 +1,6 @@
 //! What may be broken, and which of it comes next. Decides only: the same seed and cluster give the same faults.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use clap::ValueEnum;
 use rand::rngs::ChaCha8Rng;
@@ -56,6 +56,10 @@ pub(crate) enum Kind {
     /// The disk of an etcd machine or a master is full for 30 seconds. Not of a worker: kubelet evicts its pods then, and
     /// takes none for five minutes, which the faults after it would be blamed for.
     FillDisk,
+    /// Logs that were set aside fill the disk of an etcd machine or a master to nine tenths, until its agent makes room.
+    OldLogs,
+    /// The process is killed that stands between containerd and a pod of a worker.
+    KillShim,
 }
 
 impl Kind {
@@ -78,6 +82,8 @@ impl Kind {
             | Self::CorruptFile
             | Self::DeleteFile
             | Self::FillDisk
+            | Self::OldLogs
+            | Self::KillShim
             | Self::KillForwarder
             | Self::KillCoordinator => Allowed::Nothing,
             // A stopped agent can only be told from a hung machine by other channels, and a machine has not all of them.
@@ -210,19 +216,23 @@ pub(crate) struct Draw {
     repairs: BTreeMap<String, u32>,
     /// How often a machine vanished.
     vanished: BTreeMap<String, u32>,
+    /// Machines whose disks were filled: an agent makes room once an hour.
+    filled: BTreeSet<String>,
 }
 
 impl Draw {
     /// A draw of these kinds; of all when none is named. The host's own disk is never filled.
     pub(crate) fn new(seed: u64, kinds: &[Kind], disks: Disks) -> Self {
         let kinds = if kinds.is_empty() { Kind::value_variants() } else { kinds };
-        let is_possible = |kind: &Kind| *kind != Kind::FillDisk || disks == Disks::Limited;
+        let is_possible =
+            |kind: &Kind| !matches!(kind, Kind::FillDisk | Kind::OldLogs) || disks == Disks::Limited;
         let kinds = kinds.iter().copied().filter(is_possible).collect();
         Self {
             random: ChaCha8Rng::seed_from_u64(seed),
             kinds,
             repairs: BTreeMap::new(),
             vanished: BTreeMap::new(),
+            filled: BTreeSet::new(),
         }
     }
 
@@ -257,11 +267,16 @@ impl Draw {
         let of = |is_wanted: &dyn Fn(&Victim) -> bool| -> Vec<Victim> {
             machines.iter().filter(|victim| is_wanted(victim)).cloned().collect()
         };
-        let others = of(&|victim| !victim.role.split('+').any(|role| role == "worker"));
+        let is_worker = |victim: &Victim| victim.role.split('+').any(|role| role == "worker");
+        let (workers, others) = (of(&is_worker), of(&|victim| !is_worker(victim)));
+        let never_filled: Vec<Victim> =
+            others.iter().filter(|victim| !self.filled.contains(&victim.id)).cloned().collect();
         let may_vanish = of(&|victim| self.may_vanish(victim));
         let is_possible = |kind: &Kind| match kind {
             Kind::Vanish => !may_vanish.is_empty(),
             Kind::FillDisk => !others.is_empty(),
+            Kind::OldLogs => !never_filled.is_empty(),
+            Kind::KillShim => !workers.is_empty(),
             _ => true,
         };
         let possible: Vec<Kind> = self.kinds.iter().copied().filter(is_possible).collect();
@@ -277,7 +292,13 @@ impl Draw {
                 Target::Machine(id)
             }
             Kind::KillForwarder => Target::Forwarder,
-            Kind::FillDisk => Target::Machine(self.victim(&others, kind).id),
+            Kind::FillDisk | Kind::OldLogs => {
+                let possible = if kind == Kind::FillDisk { &others } else { &never_filled };
+                let id = self.victim(possible, kind).id;
+                self.filled.insert(id.clone());
+                Target::Machine(id)
+            }
+            Kind::KillShim => Target::Machine(self.victim(&workers, kind).id),
             Kind::CutZone => Target::Zone(self.victim(machines, kind).zone),
             Kind::KillUnit | Kind::StopUnit => {
                 let victim = self.victim(machines, kind);
@@ -317,8 +338,6 @@ impl Draw {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use super::*;
 
     fn machines() -> Vec<Victim> {
@@ -391,6 +410,19 @@ mod tests {
     }
 
     #[test]
+    fn an_agent_is_asked_to_make_room_once() {
+        let steps = steps(5, &[Kind::OldLogs, Kind::FillDisk, Kind::KillUnit], 200);
+        let mut filled = BTreeSet::new();
+        let mut logs = 0;
+        for fault in steps.iter().flatten().filter(|fault| fault.kind != Kind::KillUnit) {
+            let fresh = filled.insert(fault.machine().unwrap());
+            assert!(fresh || fault.kind == Kind::FillDisk, "{fault:?}");
+            logs += usize::from(fault.kind == Kind::OldLogs);
+        }
+        assert!(logs > 0 && filled.len() == 6, "{logs} of {filled:?}");
+    }
+
+    #[test]
     fn no_machine_vanishes_more_often_than_it_may_be_made_anew() {
         let mut times: BTreeMap<String, u32> = BTreeMap::new();
         for fault in steps(5, &[Kind::Vanish], 60).into_iter().flatten() {
@@ -403,8 +435,8 @@ mod tests {
 
     #[test]
     fn the_disk_of_the_host_is_never_filled() {
-        let mut draw = Draw::new(1, &[Kind::FillDisk], Disks::OfTheHost);
+        let mut draw = Draw::new(1, &[Kind::FillDisk, Kind::OldLogs], Disks::OfTheHost);
         let steps: Vec<_> = (0..50).flat_map(|_| draw.step(&machines())).collect();
-        assert!(steps.iter().all(|fault| fault.kind != Kind::FillDisk));
+        assert!(steps.iter().all(|fault| !matches!(fault.kind, Kind::FillDisk | Kind::OldLogs)));
     }
 }
