@@ -239,6 +239,11 @@ impl<'a> Breaker<'a> {
         Ok(self.bench.forwarder()?.map(|pid| pid.to_string()).unwrap_or_default())
     }
 
+    /// Whether a pod runs on a machine now, as far as can be seen.
+    pub(crate) fn runs_pods(&self, machine: &str) -> bool {
+        self.first_shim(machine).is_ok_and(|shim| !shim.is_empty())
+    }
+
     fn first_shim(&self, machine: &str) -> Result<String> {
         Ok(self.installation.on(machine, &["sh", "-c", FIRST_SHIM])?.trim().to_owned())
     }

@@ -117,6 +117,8 @@ pub(crate) struct Victim {
     pub(crate) id: String,
     pub(crate) role: String,
     pub(crate) zone: String,
+    /// Whether a pod runs on it now.
+    pub(crate) runs_pods: bool,
 }
 
 /// What exactly is broken.
@@ -268,7 +270,8 @@ impl Draw {
             machines.iter().filter(|victim| is_wanted(victim)).cloned().collect()
         };
         let is_worker = |victim: &Victim| victim.role.split('+').any(|role| role == "worker");
-        let (workers, others) = (of(&is_worker), of(&|victim| !is_worker(victim)));
+        let others = of(&|victim| !is_worker(victim));
+        let runs_pods = of(&|victim| is_worker(victim) && victim.runs_pods);
         let never_filled: Vec<Victim> =
             others.iter().filter(|victim| !self.filled.contains(&victim.id)).cloned().collect();
         let may_vanish = of(&|victim| self.may_vanish(victim));
@@ -276,7 +279,7 @@ impl Draw {
             Kind::Vanish => !may_vanish.is_empty(),
             Kind::FillDisk => !others.is_empty(),
             Kind::OldLogs => !never_filled.is_empty(),
-            Kind::KillShim => !workers.is_empty(),
+            Kind::KillShim => !runs_pods.is_empty(),
             _ => true,
         };
         let possible: Vec<Kind> = self.kinds.iter().copied().filter(is_possible).collect();
@@ -298,7 +301,7 @@ impl Draw {
                 self.filled.insert(id.clone());
                 Target::Machine(id)
             }
-            Kind::KillShim => Target::Machine(self.victim(&workers, kind).id),
+            Kind::KillShim => Target::Machine(self.victim(&runs_pods, kind).id),
             Kind::CutZone => Target::Zone(self.victim(machines, kind).zone),
             Kind::KillUnit | Kind::StopUnit => {
                 let victim = self.victim(machines, kind);
@@ -346,6 +349,7 @@ mod tests {
             id: format!("chaos-{role}-{}", index + 1),
             role: role.to_owned(),
             zone: zones[index].to_owned(),
+            runs_pods: index > 0,
         };
         ["etcd", "master", "worker"].iter().flat_map(|role| (0..3).map(move |i| machine(role, i))).collect()
     }
@@ -407,6 +411,17 @@ mod tests {
         assert_eq!(of(Kind::Vanish).len(), 9);
         let filled = of(Kind::FillDisk);
         assert!(filled.len() == 6 && filled.iter().all(|id| !id.contains("worker")), "{filled:?}");
+    }
+
+    #[test]
+    fn only_where_a_pod_runs_its_shim_is_killed() {
+        let hit: BTreeSet<String> = steps(5, &[Kind::KillShim], 60)
+            .iter()
+            .flatten()
+            .filter(|fault| fault.kind == Kind::KillShim)
+            .map(|fault| fault.machine().unwrap().to_owned())
+            .collect();
+        assert_eq!(hit, ["chaos-worker-2", "chaos-worker-3"].map(str::to_owned).into());
     }
 
     #[test]

@@ -152,8 +152,12 @@ fn shown(status: &Value) -> Result<Shown> {
     let machines = list
         .iter()
         .map(|machine| {
-            let victim =
-                Victim { id: text(machine, "id"), role: text(machine, "role"), zone: text(machine, "zone") };
+            let victim = Victim {
+                id: text(machine, "id"),
+                role: text(machine, "role"),
+                zone: text(machine, "zone"),
+                runs_pods: false,
+            };
             (victim, text(machine, "address"))
         })
         .collect();

@@ -169,7 +169,8 @@ impl<'a> Runner<'a> {
 
     /// The machines of the cluster.
     pub(crate) fn machines(&self) -> Result<Vec<Victim>> {
-        Ok(self.installation.show()?.machines.into_iter().map(|(victim, _)| victim).collect())
+        let seen = |victim: Victim| Victim { runs_pods: self.breaker.runs_pods(&victim.id), ..victim };
+        Ok(self.installation.show()?.machines.into_iter().map(|(victim, _)| seen(victim)).collect())
     }
 
     /// Waits until everything is ready.
