@@ -4,12 +4,26 @@ use keelson_protocol::remedy::RemedyAct;
 
 use crate::error::HostError;
 use crate::systemd::Systemd;
-use crate::{ACTS, blocking, files};
+use crate::{MOUNTS, Queue, WRITES, blocking, files};
 
 mod cgroups;
 mod command;
 mod sweep;
 mod trees;
+
+/// Held by the one act that works on a tree.
+static TREES: Queue = Queue::const_new(());
+
+/// Works on a tree, unless an earlier act still does: one that takes longer than it may goes on, and waiting for it would keep
+/// units down.
+async fn tree(
+    work: impl FnOnce() -> Result<String, HostError> + Send + 'static,
+) -> Result<String, HostError> {
+    if TREES.try_lock().is_err() {
+        return Err(HostError::refused("directories", "an earlier act still works on some"));
+    }
+    blocking(&TREES, work).await
+}
 
 /// Does one act; what it did, in a few words, or nothing when there was nothing to do.
 pub(crate) async fn run(act: RemedyAct, systemd: &Systemd) -> Result<String, HostError> {
@@ -18,22 +32,18 @@ pub(crate) async fn run(act: RemedyAct, systemd: &Systemd) -> Result<String, Hos
             command::run(command, argument.as_ref(), done_when.as_deref(), timeout_s).await
         }
         RemedyAct::EndProcesses { cgroups } => cgroups::end_processes(&cgroups).await,
-        RemedyAct::Unmount { below } => blocking(&ACTS, move || trees::unmount(&below)).await,
-        RemedyAct::MoveAside { directory } => {
-            blocking(&ACTS, move || trees::move_aside(directory.as_ref())).await
-        }
-        RemedyAct::RemoveAside { directories } => {
-            blocking(&ACTS, move || trees::remove_aside(&directories)).await
-        }
+        RemedyAct::Unmount { below } => blocking(&MOUNTS, move || trees::unmount(&below)).await,
+        RemedyAct::MoveAside { directory } => tree(move || trees::move_aside(directory.as_ref())).await,
+        RemedyAct::RemoveAside { directories } => tree(move || trees::remove_aside(&directories)).await,
         RemedyAct::RemoveFiles { paths } => {
             let words = |removed: Vec<&str>| match removed.is_empty() {
                 true => String::new(),
                 false => format!("removed {}", removed.join(", ")),
             };
-            blocking(&ACTS, move || files::remove_all(&paths).map(words)).await
+            blocking(&WRITES, move || files::remove_all(&paths).map(words)).await
         }
         RemedyAct::RemoveOld { directory, name_contains, age_min_s } => {
-            blocking(&ACTS, move || trees::remove_old(directory.as_ref(), &name_contains, age_min_s)).await
+            tree(move || trees::remove_old(directory.as_ref(), &name_contains, age_min_s)).await
         }
         RemedyAct::Sweep { list, used, source, source_says, remove, timeout_s } => {
             let tables = sweep::Tables { list, used, source, source_says, remove };

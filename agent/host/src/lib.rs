@@ -163,11 +163,11 @@ static METERS: Queue = Queue::const_new(());
 static WRITES: Queue = Queue::const_new(());
 /// Folders that units need, which must not wait for anything else that is written.
 static FOLDERS: Queue = Queue::const_new(());
-/// Acts of remedies.
-static ACTS: Queue = Queue::const_new(());
+/// Mounts that remedies take away.
+static MOUNTS: Queue = Queue::const_new(());
 
-/// Most threads that these queues take; the ledger and the link's identity need one each besides.
-pub const BLOCKING_THREADS_MAX: usize = 6;
+/// Most threads that these queues and that for trees take; the ledger and the link's identity need one each besides.
+pub const BLOCKING_THREADS_MAX: usize = 7;
 
 /// Runs what may wait for a disk beside the loop, so that a slow disk never delays a heartbeat.
 async fn blocking<T: Send + 'static>(

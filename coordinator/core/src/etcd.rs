@@ -32,6 +32,8 @@ pub struct EtcdWatch {
     asked: Option<MonoTime>,
     /// When it may be asked again.
     after: Option<MonoTime>,
+    /// Since when members that leave have been the only ones that a master may know.
+    pub(crate) in_use_since: Option<MonoTime>,
 }
 
 impl CoordinatorCore {
@@ -43,6 +45,8 @@ impl CoordinatorCore {
             return;
         }
         let Some(session) = self.way_to_etcd(cluster) else { return };
+        self.note_members_in_use(now, name);
+        let Some(cluster) = self.clusters.get(name) else { return };
         let view = self.member_view(cluster);
         let change = view.as_ref().filter(|_| cluster.etcd.fresh).and_then(next_member_call);
         self.call_etcd(now, name, session, change.unwrap_or(EtcdCall::Look));

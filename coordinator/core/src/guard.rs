@@ -163,7 +163,8 @@ impl CoordinatorCore {
         // One that leaves and has no power any more comes back for nobody.
         let goes_still = !machine.parting.removed && machine.row.fenced.is_none();
         // One that waits for a master to work is not what that master's repair may wait for.
-        let leaves = planned.leaving && goes_still && !self.keeps_api(name, planned);
+        let waits = || self.keeps_api(name, planned) || self.members_in_use(name).contains(&planned.id);
+        let leaves = planned.leaving && goes_still && !waits();
         // A drain that a budget blocks takes nothing away, and may wait for just this repair.
         let blocked = machine.parting.drain.as_ref().is_some_and(|drain| drain.blocked().next().is_some());
         // And one whose vote the quorum needs goes only when another member is back.

@@ -80,7 +80,8 @@ impl CoordinatorCore {
         if !planned.roles.contains(&Role::Etcd) || !member {
             return None;
         }
-        let master = self.outdated_master(name).filter(|_| self.may_serve(planned));
+        let in_use = self.members_in_use(name).contains(&planned.id);
+        let master = self.outdated_master(name).filter(|_| in_use);
         Some(master.map_or(LeaveStep::EtcdMember, |master| LeaveStep::EtcdClients { master }))
     }
 

@@ -19,6 +19,11 @@ pub const PLANS_MAX: usize = 256;
 pub const LIST_INTERVAL: Duration = Duration::from_secs(30);
 /// The same while some machine is silent: its power is evidence that is needed soon.
 pub const LIST_INTERVAL_SILENT: Duration = Duration::from_secs(1);
+/// After this time in a session a report says what the agent has seen: it has looked at its units, and asked them.
+pub const SESSION_SETTLES: Duration = Duration::from_secs(15);
+/// How long a member of etcd that leaves stays for masters that may know no other one. They are held back by a machine that is
+/// broken for longer than that; without the member they serve nobody, and then they wait for nobody.
+pub const MEMBER_IN_USE_MAX: Duration = Duration::from_secs(30 * 60);
 /// A list that could not be had for so long is told: without it nobody knows which machines have power.
 pub const LIST_FAILED_TOLD_AFTER: Duration = Duration::from_secs(60);
 /// A list may show what was so long before it was asked for: what it says of a machine that was switched on since then is

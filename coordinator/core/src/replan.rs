@@ -4,13 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use keelson_model::{
-    Blueprint, BlueprintMachine, ClusterSpec, FleetEvent, MachinePhase, Plan, Progress, Role, Severity,
+    Blueprint, BlueprintMachine, ClusterSpec, FleetEvent, LinkState, MachinePhase, Plan, Progress, Role,
+    Severity,
 };
 use keelson_planner::{Finding, PlanInput, Planned, Wanted, lint, plan};
 use keelson_protocol::health::UnitState;
 use keelson_protocol::{ClusterName, Generation, Incarnation, MachineId};
 
-use crate::limits::{RENEW_REFUSED_MAX, RENEW_UNKNOWN_MAX};
+use crate::limits::{RENEW_REFUSED_MAX, RENEW_UNKNOWN_MAX, SESSION_SETTLES};
 use crate::row::{Counter, Row};
 use crate::state::{Cluster, CoordinatorCore, Machine, Now};
 
@@ -227,20 +228,23 @@ impl CoordinatorCore {
         self.made(planned).is_some_and(|machine| machine.is_ready_with(Generation(0)))
     }
 
-    /// Whether a machine serves others with its etcd member or its API server, as far as is known: the newest report of this
-    /// session says otherwise, or it may.
+    /// Whether a machine serves others with its etcd member or its API server, as far as is known: the newest report of a
+    /// session that has stood for a while says otherwise, or it may. An agent that has just started has seen nothing yet.
     pub(crate) fn may_serve_others(&self, planned: &BlueprintMachine) -> bool {
         let units = [(Role::Etcd, ETCD_UNIT), (Role::Master, API_UNIT)];
         self.made(planned).is_some_and(|machine| {
             let voice = machine.session.and_then(|session| self.sessions.get(&session));
             let beat = voice.and_then(|voice| voice.heartbeat).filter(|_| machine.is_heard());
-            let newest = machine
-                .health
-                .as_ref()
-                .zip(beat)
-                .is_some_and(|(health, beat)| health.sequence == beat.report);
-            !newest
-                || units.iter().any(|(role, unit)| planned.roles.contains(role) && unit_works(machine, unit))
+            let stands = matches!(machine.link, LinkState::Connected { since, .. }
+                if self.last_wall.since(since) >= SESSION_SETTLES);
+            let report =
+                machine.health.as_ref().zip(beat).filter(|(report, beat)| report.sequence == beat.report);
+            let serves = |state: &UnitState| matches!(state, UnitState::Healthy | UnitState::Starting);
+            let Some((report, _)) = report.filter(|_| stands) else { return true };
+            units.iter().any(|(role, name)| {
+                let mut units = report.units.iter().filter(|unit| unit.name == *name);
+                planned.roles.contains(role) && units.any(|unit| serves(&unit.state))
+            })
         })
     }
 

@@ -11,9 +11,9 @@ use keelson_protocol::message::ToAgent;
 use keelson_protocol::{ClusterName, Generation, Incarnation, MachineId};
 use ring::digest;
 
-use crate::limits::DISRUPTED_MAX;
+use crate::limits::{DISRUPTED_MAX, MEMBER_IN_USE_MAX};
 use crate::row::SentConfig;
-use crate::state::{Cluster, CoordinatorCore, Machine};
+use crate::state::{Cluster, CoordinatorCore, Machine, Now};
 
 /// All that tells one config of a machine from another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -166,8 +166,9 @@ impl CoordinatorCore {
         self.unsettled(cluster, planned).or_else(|| {
             let working = self.working(&cluster.row.blueprint);
             let quorum = Quorum::of(&self.standings(name), &working);
-            let risky =
-                working.contains(id) && planned.roles.contains(&Role::Etcd) && cluster.etcd.members.is_some();
+            let risky = planned.roles.contains(&Role::Etcd)
+                && cluster.etcd.members.is_some()
+                && self.may_serve_others(planned);
             (risky && quorum.outlives_loss(id).is_err() && quorum.needed() > 1).then(|| id.clone())
         })
     }
@@ -199,10 +200,24 @@ impl CoordinatorCore {
         others.filter(unsettled).map(|planned| planned.id.clone()).next()
     }
 
-    /// Machines on their way out whose etcd members may serve, while a master may know no other one.
+    /// Notes since when members that leave are in use.
+    pub(crate) fn note_members_in_use(&mut self, now: Now, name: &ClusterName) {
+        let are_in_use = !self.members_in_use(name).is_empty();
+        if let Some(cluster) = self.clusters.get_mut(name) {
+            let since = cluster.etcd.in_use_since;
+            let is_over = since.is_some_and(|since| now.mono.since(since) >= MEMBER_IN_USE_MAX);
+            cluster.etcd.in_use_since = (are_in_use || is_over).then(|| since.unwrap_or(now.mono));
+        }
+    }
+
+    /// Machines on their way out whose etcd members may serve, while a master may know no other one, for a time.
     pub(crate) fn members_in_use(&self, name: &ClusterName) -> BTreeSet<MachineId> {
-        let blueprint = self.clusters.get(name).map(|cluster| &cluster.row.blueprint);
-        let members = blueprint.into_iter().flat_map(|it| it.with_role(Role::Etcd)).filter(|it| it.leaving);
+        let Some(cluster) = self.clusters.get(name) else { return BTreeSet::new() };
+        let since = cluster.etcd.in_use_since;
+        if since.is_some_and(|since| self.last_tick.since(since) >= MEMBER_IN_USE_MAX) {
+            return BTreeSet::new();
+        }
+        let members = cluster.row.blueprint.with_role(Role::Etcd).filter(|planned| planned.leaving);
         let mut serving = members.filter(|planned| self.may_serve(planned)).peekable();
         if serving.peek().is_none() || self.outdated_master(name).is_none() {
             return BTreeSet::new();
@@ -214,7 +229,7 @@ impl CoordinatorCore {
     /// one.
     pub(crate) fn outdated_master(&self, name: &ClusterName) -> Option<MachineId> {
         let blueprint = &self.clusters.get(name)?.row.blueprint;
-        let (standings, working) = (self.standings(name), self.working(blueprint));
+        let (standings, working, names) = (self.standings(name), self.working(blueprint), self.etcd_of(name));
         let stays = |id: &MachineId| {
             standings.get(id) == Some(&Standing::Voter)
                 && working.contains(id)
@@ -226,7 +241,9 @@ impl CoordinatorCore {
                 |(machine, sent)| {
                     let taken =
                         machine.heartbeat.is_some_and(|heartbeat| heartbeat.generation >= sent.generation);
-                    !taken || !sent.etcd.iter().any(stays)
+                    // A coordinator that did not note it sent what the blueprint of that generation names.
+                    let in_force = sent.generation == blueprint.generation && names.iter().any(stays);
+                    !taken || !in_force && !sent.etcd.iter().any(stays)
                 },
             )
         };

@@ -194,8 +194,8 @@ fn generations<const N: usize>(world: &World, machines: [&str; N]) -> [bool; N] 
     machines.map(|name| world.machines[&name.parse().unwrap()].generation == Some(newest))
 }
 
-#[test]
-fn a_member_of_etcd_stays_until_the_masters_know_one_that_stays() {
+/// The first of three members is to leave, which is the only one that the masters know.
+fn the_member_that_masters_know_leaves() -> World {
     let mut world = masters_that_know_one_member();
     // Members that do not work go first.
     let first = "demo-etcd-1".parse().unwrap();
@@ -207,8 +207,41 @@ fn a_member_of_etcd_stays_until_the_masters_know_one_that_stays() {
     world.run(2);
     world.etcd_answers_late = false;
     world.run(100);
-    let members = &world.members[&"demo".parse().unwrap()];
-    assert!(members.iter().any(|member| member.name == "demo-etcd-1"), "{members:?}");
+    assert!(has_member(&world, "demo-etcd-1"));
+    world
+}
+
+fn has_member(world: &World, name: &str) -> bool {
+    world.members[&"demo".parse().unwrap()].iter().any(|member| member.name == name)
+}
+
+#[test]
+fn a_member_of_etcd_does_not_wait_for_masters_for_ever() {
+    let mut world = the_member_that_masters_know_leaves();
+    world.run(2 * 25 * 60);
+    assert!(has_member(&world, "demo-etcd-1"));
+    world.run(2 * 6 * 60);
+    assert!(!has_member(&world, "demo-etcd-1"));
+    world.run(60);
+    assert_eq!(pool(&world, "etcd").len(), 1);
+}
+
+#[test]
+fn a_member_that_is_in_use_holds_up_no_other_one() {
+    let mut world = the_member_that_masters_know_leaves();
+    // Another one loses its disk while the masters know only the first.
+    world.machines.get_mut(&"demo-etcd-2".parse().unwrap()).unwrap().lose_disk();
+    world.run(60);
+    world.refuse_fence = None;
+    world.machines.get_mut(&"demo-master-1".parse().unwrap()).unwrap().linked = true;
+    world.run(2_000);
+    assert_eq!(world.state("demo"), Some(ClusterState::Ready));
+    assert_eq!(pool(&world, "etcd").len(), 1);
+}
+
+#[test]
+fn a_member_of_etcd_stays_until_the_masters_know_one_that_stays() {
+    let mut world = the_member_that_masters_know_leaves();
     let waits: Vec<String> =
         world.core.waiting(&"demo".parse().unwrap(), world.now()).iter().map(ToString::to_string).collect();
     let stays = "leaving: demo-master-2 may know no etcd member yet that stays and works";

@@ -63,8 +63,10 @@ pub fn next_member_call(view: &MemberView) -> Option<EtcdCall> {
         return None;
     }
     // Lost members and those of machines that leave go first: they only take away from safety.
+    // What is in use waits, and holds up nobody.
+    let goes = |machine: &BlueprintMachine| machine.leaving && !view.in_use.contains(&machine.id);
     let mut surplus: Vec<&EtcdMember> =
-        view.members.iter().filter(|member| owner(member).is_none_or(|machine| machine.leaving)).collect();
+        view.members.iter().filter(|member| owner(member).is_none_or(goes)).collect();
     surplus.sort_by_key(|member| Some(member.id) == view.leader);
     if !surplus.is_empty() {
         // One that a quorum needs must not keep another one, perhaps lost, from being taken out.
@@ -114,8 +116,7 @@ impl MemberView<'_> {
         Quorum::of(&standings, &self.working)
     }
 
-    /// Removes a member, after it has handed leadership over, if those that remain have a quorum of what remains, and nobody
-    /// uses it.
+    /// Removes a member, after it has handed leadership over, if those that remain have a quorum of what remains.
     fn take_out(&self, member: &EtcdMember) -> Option<EtcdCall> {
         if member.learner {
             return Some(EtcdCall::Remove { member: member.id });
@@ -125,10 +126,6 @@ impl MemberView<'_> {
             let mut machines = self.blueprint.with_role(Role::Etcd).filter(|machine| is_of(other, machine));
             machines.any(|machine| self.working.contains(&machine.id))
         };
-        let mut machines = self.blueprint.with_role(Role::Etcd).filter(|machine| is_of(member, machine));
-        if machines.any(|machine| self.in_use.contains(&machine.id)) {
-            return None;
-        }
         let voters = self.members.iter().filter(remaining).count();
         let working = self.members.iter().filter(remaining).filter(|other| works(other)).count();
         if voters == 0 || working < voters / 2 + 1 {

@@ -32,9 +32,9 @@ const LEFT_BYTES: u64 = 0;
 const OLD_LOGS: &str = "/var/log/keelson-chaos.log.1";
 const MAKE_OLD_LOGS: &str = "set -e; read -r size used <<END\n$(df -B1 --output=size,used /var | tail -1)\nEND\n\
     fallocate -l $((size * 9 / 10 - used)) \"$1\"; touch -d '2 days ago' \"$1\"";
-/// The first process that stands between containerd and a pod; nothing where no pod runs. The kernel keeps 15 letters of a name.
-const FIRST_SHIM: &str = "for of in /proc/[0-9]*; do read -r name <$of/comm && [ \"$name\" = containerd-shim ] && \
-    echo ${of#/proc/} && exit; done 2>/dev/null; true";
+/// The processes that stand between containerd and pods, one in a line. The kernel keeps 15 letters of a name.
+const SHIMS: &str = "for of in /proc/[0-9]*; do read -r name <$of/comm && [ \"$name\" = containerd-shim ] && \
+    echo ${of#/proc/}; done 2>/dev/null; true";
 /// What a corrupted file holds.
 const NONSENSE: &str = "this is not what the config says\n";
 
@@ -72,7 +72,7 @@ impl<'a> Breaker<'a> {
             Target::Unit(machine, unit) => before.process = self.process(machine, unit)?,
             Target::File(machine, path) => before.content = self.content(machine, path)?,
             Target::Forwarder => before.process = self.forwarder()?,
-            Target::Machine(id) if fault.kind == Kind::KillShim => before.process = self.first_shim(id)?,
+            Target::Machine(id) if fault.kind == Kind::KillShim => before.process = self.shims(id)?,
             _ => {}
         }
         Ok(before)
@@ -92,9 +92,9 @@ impl<'a> Breaker<'a> {
                 drop(self.installation.on(id, &["sh", "-c", MAKE_OLD_LOGS, "sh", OLD_LOGS])?);
             }
             (Target::Machine(id), Kind::KillShim) => {
-                let shim = self.first_shim(id)?;
-                ensure!(!shim.is_empty(), "no pod runs on {id}");
-                self.installation.on(id, &["kill", "-KILL", &shim])?;
+                let shims = self.shims(id)?;
+                let shim = shims.lines().next().with_context(|| format!("no pod runs on {id}"))?;
+                self.installation.on(id, &["kill", "-KILL", shim])?;
             }
             (Target::Unit(id, unit), kind) => {
                 let signal = if kind == Kind::StopUnit { "STOP" } else { "KILL" };
@@ -187,8 +187,10 @@ impl<'a> Breaker<'a> {
                 self.installation.on(id, &["find", "/var/log", "-path", OLD_LOGS])?.is_empty()
             }
             (Target::Machine(id), Kind::KillShim) => {
-                let shim = self.first_shim(id)?;
-                !shim.is_empty() && shim != before.process
+                let shims = self.shims(id)?;
+                let killed = before.process.lines().next();
+                let as_many = shims.lines().count() >= before.process.lines().count();
+                as_many && shims.lines().all(|shim| Some(shim) != killed)
             }
             (Target::Unit(id, unit), _) => {
                 let process = self.process(id, unit)?;
@@ -241,11 +243,11 @@ impl<'a> Breaker<'a> {
 
     /// Whether a pod runs on a machine now, as far as can be seen.
     pub(crate) fn runs_pods(&self, machine: &str) -> bool {
-        self.first_shim(machine).is_ok_and(|shim| !shim.is_empty())
+        self.shims(machine).is_ok_and(|shims| !shims.is_empty())
     }
 
-    fn first_shim(&self, machine: &str) -> Result<String> {
-        Ok(self.installation.on(machine, &["sh", "-c", FIRST_SHIM])?.trim().to_owned())
+    fn shims(&self, machine: &str) -> Result<String> {
+        Ok(self.installation.on(machine, &["sh", "-c", SHIMS])?.trim().to_owned())
     }
 
     fn content(&self, machine: &str, path: &str) -> Result<String> {

@@ -1,4 +1,5 @@
-//! What may be broken, and which of it comes next. Decides only: the same seed and cluster give the same faults.
+//! What may be broken, and which of it comes next. Decides only: the same seed and cluster, with its pods on the same machines, give the
+//! same faults.
 
 use std::collections::{BTreeMap, BTreeSet};
 

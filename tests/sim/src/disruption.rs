@@ -63,7 +63,9 @@ impl World {
                 !planned.leaving && planned.incarnation == self.machines[*ix].incarnation
             })
         };
-        let mut lost = served.iter().copied().filter(stays).filter(|ix| !self.api_serves(*ix));
+        // A member that has just stopped may be taken for one that works.
+        let lost = |ix: &Ix| !self.api_serves(*ix) && !self.seems_to_know_member(*ix);
+        let mut lost = served.iter().copied().filter(stays).filter(lost);
         if let Some(ix) = lost.next() {
             let what =
                 format!("the API server on {} knows no member of etcd after: {call}", self.machines[ix].id);

@@ -261,11 +261,20 @@ impl World {
 
     /// Whether an API server was told of a member that answers it.
     fn knows_member(&self, ix: Ix) -> bool {
+        self.was_told_of(ix, |member| self.member_reached(member, ix))
+    }
+
+    /// The same of one that may be believed to work.
+    pub(crate) fn seems_to_know_member(&self, ix: Ix) -> bool {
+        self.was_told_of(ix, |member| self.seems_to_work(member))
+    }
+
+    fn was_told_of(&self, ix: Ix, works: impl Fn(&Member) -> bool) -> bool {
         let machine = &self.machines[ix];
         let told = machine.host.unit(API_SERVER).map_or(&[][..], |unit| unit.etcd_servers());
         self.etcds.get(&machine.cluster).is_some_and(|etcd| {
-            let answers = |member: &Member| !member.learner && self.member_reached(member, ix);
-            told.iter().any(|address| etcd.member_at(*address).is_some_and(answers))
+            let voter = |member: &Member| !member.learner && works(member);
+            told.iter().any(|address| etcd.member_at(*address).is_some_and(voter))
         })
     }
 

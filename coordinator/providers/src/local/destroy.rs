@@ -70,6 +70,17 @@ fn machines(site: &Site, note: &mut impl FnMut(&str, Result<(), LocalError>)) {
         }
         Err(error) => note("machines", Err(error)),
     }
+    match record::unrecorded(&site.paths) {
+        Ok(ids) => {
+            for id in ids {
+                let until = Instant::now() + MACHINE_WAIT;
+                let removed = FileLock::acquire(&site.paths.machine_lock(&id), until)
+                    .and_then(|_lock| site.remove_unrecorded(&id, until));
+                note(&format!("machine {id}, which has no record"), removed);
+            }
+        }
+        Err(error) => note("machines", Err(error)),
+    }
     let lock_dir = site.paths.locks();
     note("control groups", site.cgroups.remove_all(Instant::now() + MACHINE_WAIT));
     note("locks", files::remove_tree(&lock_dir));

@@ -57,7 +57,7 @@ pub enum LocalError {
         waited: Duration,
     },
     /// A state file is not readable.
-    #[error("{} holds no valid state; move it away: what runs is then ended with the next fence or removal of the machine", path.display())]
+    #[error("{} holds no valid state; move it away: what runs is then ended with the next fence of the machine, and removed with its disk when the machine is", path.display())]
     State {
         /// Which file.
         path: PathBuf,

@@ -121,6 +121,17 @@ pub(crate) fn machines(paths: &Paths) -> Result<Vec<MachineRecord>, LocalError> 
     Ok(found)
 }
 
+/// Machines that have files and no record, because somebody moved it away.
+pub(crate) fn unrecorded(paths: &Paths) -> Result<Vec<MachineId>, LocalError> {
+    let dir = paths.machines();
+    let names = match list(&dir) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Vec::new(),
+        names => names.map_err(LocalError::file("list", dir))?,
+    };
+    let ids = names.into_iter().filter_map(|name| MachineId::new(name).ok());
+    Ok(ids.filter(|id| !paths.machine(id).record().exists()).collect())
+}
+
 fn list(dir: &std::path::Path) -> io::Result<Vec<String>> {
     let mut names = Vec::new();
     for entry in fs::read_dir(dir)?.take(MACHINES_MAX) {

@@ -329,10 +329,7 @@ impl Site {
         match record::machine(&self.paths, &key.machine)? {
             Some(record) if record.key == *key => self.remove(record, until)?,
             Some(_) => {}
-            None => {
-                self.end_unrecorded(&key.machine, until)?;
-                self.discard(&key.machine)?;
-            }
+            None => self.remove_unrecorded(&key.machine, until)?,
         }
         lock.remove()
     }
@@ -345,6 +342,12 @@ impl Site {
         }
         self.cgroups.kill(id, until)?;
         self.cgroups.remove(id, until)
+    }
+
+    /// Removes what is left of a machine that has no record, and whose lock is held.
+    pub(crate) fn remove_unrecorded(&self, id: &MachineId, until: Instant) -> Result<(), LocalError> {
+        self.end_unrecorded(id, until)?;
+        self.discard(id)
     }
 
     /// Removes a machine's files, after its power was taken.
