@@ -70,7 +70,7 @@ impl CoordinatorCore {
         let Some(planned) = self.planned(&machine.row.cluster, id) else { return Ok(()) };
         // A person may go against the others, so they must not hide that this one holds as well.
         if asker == Asker::Person {
-            self.knows_who_works(now)?;
+            self.knows_who_works(now, id)?;
             self.quorum_outlives(cluster, planned, action)?;
             self.another_master(cluster, planned)?;
         }
@@ -85,9 +85,17 @@ impl CoordinatorCore {
         Ok(())
     }
 
-    /// Just after its start nobody is heard, and all would seem broken.
-    fn knows_who_works(&self, now: Now) -> Result<(), Hold> {
-        if self.warm(now) {
+    /// Just after its start nobody is heard, and all would seem broken: the machines beside the one in question have to come
+    /// back first, or to have had their time for it.
+    pub(crate) fn knows_who_works(&self, now: Now, id: &MachineId) -> Result<(), Hold> {
+        let cluster = self.machines.get(id).map(|machine| &machine.row.cluster);
+        let others = cluster.into_iter().flat_map(|name| self.machines_of(name));
+        let mut others = others.filter(|other| other.row.id != *id && other.row.enrolled_key.is_some());
+        let is_back = |other: &Machine| {
+            let lately = self.last_heard(other).is_some_and(|heard| heard >= self.listening_since);
+            lately && other.is_heard() && other.heartbeat.is_some()
+        };
+        if self.warm(now) || others.all(is_back) {
             return Ok(());
         }
         Err(Hold::Starting { until: now.wall.plus(self.returning_until.since(now.mono)) })

@@ -486,9 +486,12 @@ impl CoordinatorCore {
         }
         let (asked, action) = (machine.row.asked, under_way(machine));
         let (cluster, incarnation) = (machine.row.cluster.clone(), machine.row.incarnation);
-        // What was begun by what was known then, perhaps by an earlier process, needs that evidence still.
-        let still = asked != Asked::Nobody || machine.verdict.calls_for_repair();
-        if !self.warm(now) || !still {
+        let known = match asked {
+            // What was begun by what was known then, perhaps by an earlier process, needs that evidence still.
+            Asked::Nobody => self.warm(now) && machine.verdict.calls_for_repair(),
+            _ => self.knows_who_works(now, id).is_ok(),
+        };
+        if !known {
             return;
         }
         if begins_too_long(now, machine) {

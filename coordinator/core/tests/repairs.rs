@@ -176,15 +176,28 @@ fn what_a_person_has_asked_for_outlives_the_coordinator() {
     world.run(4);
     world.restart();
     world.fences.clear();
+    world.refuse_fence = None;
+    world.run(WARM + 60);
+    assert!(!told(&world, "RepairCalledOff"), "{:?}", world.reasons());
+    assert_eq!(fences(&world), ["demo-worker-2"]);
+}
+
+#[test]
+fn nobody_overrides_what_a_new_coordinator_does_not_know_yet() {
+    let mut world = ready("ha");
+    world.restart();
+    freeze(&mut world, "etcd-1");
     world.run(10);
     for over in [Override::Guards, Override::Quorum { typed: "demo".to_owned() }] {
         let refused = refusal(&world, "worker-1", RepairAction::PowerCycle, over).to_string();
         assert!(refused.contains("the coordinator has just started"), "{refused}");
     }
-    world.refuse_fence = None;
-    world.run(WARM + 60);
-    assert!(!told(&world, "RepairCalledOff"), "{:?}", world.reasons());
-    assert_eq!(fences(&world), ["demo-worker-2"]);
+    thaw(&mut world, "etcd-1");
+    freeze(&mut world, "worker-1");
+    world.run(6);
+    repair(&mut world, "worker-1", RepairAction::PowerCycle, Override::None);
+    world.run(2);
+    assert_eq!(fences(&world), ["demo-worker-1"], "{:?}", waits(&world));
 }
 
 #[test]
