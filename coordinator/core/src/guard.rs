@@ -85,17 +85,15 @@ impl CoordinatorCore {
         Ok(())
     }
 
-    /// Just after its start nobody is heard, and all would seem broken: the machines beside the one in question have to come
+    /// Just after its start nobody is heard, and all would seem broken: all machines but the one in question have to come
     /// back first, or to have had their time for it.
     pub(crate) fn knows_who_works(&self, now: Now, id: &MachineId) -> Result<(), Hold> {
-        let cluster = self.machines.get(id).map(|machine| &machine.row.cluster);
-        let others = cluster.into_iter().flat_map(|name| self.machines_of(name));
-        let mut others = others.filter(|other| other.row.id != *id && other.row.enrolled_key.is_some());
-        let is_back = |other: &Machine| {
-            let lately = self.last_heard(other).is_some_and(|heard| heard >= self.listening_since);
-            lately && other.is_heard() && other.heartbeat.is_some()
+        let is_back = |machine: &Machine| {
+            let lately = self.last_heard(machine).is_some_and(|heard| heard >= self.listening_since);
+            lately && machine.is_heard() && machine.heartbeat.is_some()
         };
-        if self.warm(now) || others.all(is_back) {
+        let mut others = self.machines.values().filter(|other| other.row.id != *id);
+        if self.warm(now) || others.all(|other| other.row.enrolled_key.is_none() || is_back(other)) {
             return Ok(());
         }
         Err(Hold::Starting { until: now.wall.plus(self.returning_until.since(now.mono)) })
