@@ -181,3 +181,32 @@ async fn blocking<T: Send + 'static>(
     };
     tokio::task::spawn_blocking(work).await.map_err(|_| HostError::Aborted)?
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
+
+    use std::sync::mpsc;
+    use std::time::Duration;
+
+    use super::*;
+
+    static HUNG: Queue = Queue::const_new(());
+    static OTHER: Queue = Queue::const_new(());
+    /// Long for work that nothing holds up, and short for a test.
+    const GIVEN_UP_AFTER: Duration = Duration::from_millis(200);
+
+    #[tokio::test]
+    async fn work_on_a_disk_that_hangs_keeps_one_thread_however_often_it_is_tried() {
+        let (disk_comes_back, disk) = mpsc::channel::<()>();
+        let hung = blocking(&HUNG, move || Ok(disk.recv().unwrap()));
+        assert!(tokio::time::timeout(GIVEN_UP_AFTER, hung).await.is_err());
+        for _ in 0..3 {
+            let tried = blocking(&HUNG, || -> Result<(), HostError> { panic!("it has begun") });
+            assert!(tokio::time::timeout(GIVEN_UP_AFTER, tried).await.is_err());
+        }
+        assert_eq!(blocking(&OTHER, || Ok(1)).await.unwrap(), 1);
+        disk_comes_back.send(()).unwrap();
+        assert_eq!(blocking(&HUNG, || Ok(2)).await.unwrap(), 2);
+    }
+}

@@ -185,4 +185,14 @@ mod tests {
         assert_eq!(output(&terminal).await, "keys\r\ngot keys\r\n21 71\r\nvt100\r\n");
         assert_eq!(terminal.wait().await.unwrap(), 7);
     }
+    #[tokio::test]
+    async fn a_command_holds_no_terminal_of_another_one() {
+        let first = Terminal::start(&["/bin/cat".to_owned()], "vt100", 20, 70).unwrap();
+        let list = ["/bin/sh", "-c", "exec ls -l /proc/self/fd"].map(str::to_owned);
+        let second = Terminal::start(&list, "vt100", 20, 200).unwrap();
+        let text = output(&second).await;
+        let held: Vec<&str> = text.lines().filter(|line| line.contains("ptmx")).collect();
+        assert!(text.contains(" 2 -> /dev/pts/") && held.is_empty(), "{text}");
+        drop(first);
+    }
 }
