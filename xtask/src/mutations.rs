@@ -228,7 +228,8 @@ impl Scratch {
 
     fn build(&self) -> Result<()> {
         let mut cargo = cargo::command(&self.tree);
-        cargo.env("CARGO_TARGET_DIR", &self.target);
+        // A fault changes a few lines: three times as fast, for a simulator that is as fast.
+        cargo.env("CARGO_TARGET_DIR", &self.target).env("CARGO_INCREMENTAL", "1");
         cargo.args(["build", "--release", "--locked", "--quiet", "--package", "keelson-sim"]);
         let status = cargo.status().context("cargo cannot be started")?;
         ensure!(status.success(), "the simulator with this fault cannot be compiled");
