@@ -165,17 +165,25 @@ impl Shell {
     /// Lets time pass, after what has already come over the link: nobody is called silent whose heartbeat waits here.
     fn tick(&mut self, link: &mut mpsc::Receiver<LinkEvent>) -> Result<(), StoreError> {
         let waiting = std::iter::from_fn(|| link.try_recv().ok()).take(LINK_EVENTS_MAX);
-        self.take_link(waiting)?;
-        self.take(Input::Tick)
+        let now = self.clock.now();
+        self.hear(now, waiting);
+        // Nothing is decided before the core knows for how long it was held up.
+        self.core.take(now, Input::Tick);
+        let effects = self.core.settle(now);
+        self.carry_out(effects)
+    }
+
+    fn hear(&mut self, now: Now, events: impl Iterator<Item = LinkEvent>) {
+        for event in events {
+            let input = link::input(self, event);
+            self.core.take(now, input);
+        }
     }
 
     /// Gives many link events to the core and carries out what follows from all of them.
     fn take_link(&mut self, events: impl Iterator<Item = LinkEvent>) -> Result<(), StoreError> {
         let now = self.clock.now();
-        for event in events {
-            let input = link::input(self, event);
-            self.core.take(now, input);
-        }
+        self.hear(now, events);
         let effects = self.core.settle(now);
         self.carry_out(effects)
     }

@@ -342,6 +342,9 @@ pub fn repair_held(machine: &MachineId, cluster: &ClusterName, wish: &RepairWish
             .remedy(format!("wait for that, or go on all the same: {again}"));
     }
     let lost = match hold {
+        Hold::OldRecord { .. } => {
+            "the machine that the infrastructure has now would be removed, with its disk and all that only it holds"
+        }
         Hold::Impossible { .. } => "everything that the cluster knows would be lost: all its objects",
         _ if action == RepairAction::Recreate => {
             "the cluster's etcd would have no quorum: its API takes no changes until members come back, and what only \

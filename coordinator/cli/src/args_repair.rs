@@ -67,10 +67,10 @@ pub(crate) struct MachineRepairArgs {
     /// What is done to it
     #[arg(long, value_enum)]
     pub(crate) action: RepairArg,
-    /// Go on although a guard holds the repair back; not against the guard of the etcd quorum
+    /// Go on although meltdown, busy or apiServer holds the repair back; not where the cluster's state is at stake
     #[arg(long = "override")]
     pub(crate) over: bool,
-    /// Go against the guard of the etcd quorum as well: the cluster's name says that its loss is accepted
+    /// Go against quorum, oldRecord and impossible as well: the cluster's name says that the loss is accepted
     #[arg(long, value_name = "CLUSTER", requires = "over", add = ArgValueCompleter::new(complete::clusters))]
     pub(crate) confirm_loss_of: Option<String>,
     /// Do not ask

@@ -103,7 +103,7 @@ impl CoordinatorCore {
             blueprint: &cluster.row.blueprint,
             members: cluster.etcd.members.as_deref()?,
             leader: cluster.etcd.leader,
-            working: self.working(&cluster.row.blueprint),
+            working: self.lasting(&cluster.row.blueprint),
             heard: self.heard(&cluster.row.blueprint),
             in_use: self.members_in_use(&cluster.row.spec.name),
         })

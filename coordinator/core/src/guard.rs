@@ -70,7 +70,7 @@ impl CoordinatorCore {
         let Some(planned) = self.planned(&machine.row.cluster, id) else { return Ok(()) };
         // A person may go against the others, so they must not hide that this one holds as well.
         if asker == Asker::Person {
-            self.knows_who_works(now, id)?;
+            self.knows_who_works(now)?;
             self.quorum_outlives(cluster, planned, action)?;
             self.another_master(cluster, planned)?;
         }
@@ -85,15 +85,9 @@ impl CoordinatorCore {
         Ok(())
     }
 
-    /// Just after its start nobody is heard, and all would seem broken: all machines but the one in question have to come
-    /// back first, or to have had their time for it.
-    pub(crate) fn knows_who_works(&self, now: Now, id: &MachineId) -> Result<(), Hold> {
-        let is_back = |machine: &Machine| {
-            let lately = self.last_heard(machine).is_some_and(|heard| heard >= self.listening_since);
-            lately && machine.is_heard() && machine.heartbeat.is_some()
-        };
-        let mut others = self.machines.values().filter(|other| other.row.id != *id);
-        if self.warm(now) || others.all(|other| other.row.enrolled_key.is_none() || is_back(other)) {
+    /// Just after its start nobody is heard, and all would seem broken.
+    fn knows_who_works(&self, now: Now) -> Result<(), Hold> {
+        if self.warm(now) {
             return Ok(());
         }
         Err(Hold::Starting { until: now.wall.plus(self.returning_until.since(now.mono)) })
@@ -285,9 +279,10 @@ impl CoordinatorCore {
         quorum.holds() && perhaps.contains(id)
     }
 
-    /// The etcd cluster as far as it is known. Members that founded it vote until etcd says otherwise.
+    /// The etcd cluster as far as it is known, without members that are about to lose their power. Members that founded it vote
+    /// until etcd says otherwise.
     pub(crate) fn quorum(&self, cluster: &Cluster) -> Quorum {
-        self.quorum_with(cluster, &self.working(&cluster.row.blueprint))
+        self.quorum_with(cluster, &self.lasting(&cluster.row.blueprint))
     }
 
     fn quorum_with(&self, cluster: &Cluster, working: &BTreeSet<MachineId>) -> Quorum {

@@ -8,7 +8,7 @@ use keelson_model::{
     Due, FaultClass, FleetEvent, Hold, LeaseSeen, MachinePhase, RepairAction, Role, Severity, Verdict,
 };
 use keelson_protocol::health::{NodeState, UnitHealth, UnitState};
-use keelson_protocol::{ClusterName, Incarnation, MachineId, MonoTime, WallTime};
+use keelson_protocol::{ClusterName, MachineId, MonoTime, WallTime};
 
 use crate::detect::{Census, is_unborn};
 use crate::effect::ProviderCall;
@@ -349,7 +349,10 @@ impl CoordinatorCore {
 
     /// Whether the infrastructure has no newer incarnation of a machine than the record.
     pub(crate) fn record_is_newest(&self, id: &MachineId) -> Result<(), Hold> {
-        self.machines.get(id).and_then(|machine| machine.newer).map_or(Ok(()), |newer| Err(old_copy(newer)))
+        self.machines
+            .get(id)
+            .and_then(|machine| machine.newer)
+            .map_or(Ok(()), |newer| Err(Hold::OldRecord { newer }))
     }
 
     /// Whether a machine's disk is the only one that holds its cluster's state.
@@ -429,7 +432,10 @@ impl CoordinatorCore {
             repair.told.insert(hold.guard(), now.mono);
             let cluster = machine.row.cluster.clone();
             let severity = match hold {
-                Hold::Meltdown { .. } | Hold::Retries { .. } | Hold::Impossible { .. } => Severity::Alarm,
+                Hold::Meltdown { .. }
+                | Hold::Retries { .. }
+                | Hold::OldRecord { .. }
+                | Hold::Impossible { .. } => Severity::Alarm,
                 Hold::CoolDown { .. } => Severity::Info,
                 _ => Severity::Warning,
             };
@@ -486,12 +492,9 @@ impl CoordinatorCore {
         }
         let (asked, action) = (machine.row.asked, under_way(machine));
         let (cluster, incarnation) = (machine.row.cluster.clone(), machine.row.incarnation);
-        let known = match asked {
-            // What was begun by what was known then, perhaps by an earlier process, needs that evidence still.
-            Asked::Nobody => self.warm(now) && machine.verdict.calls_for_repair(),
-            _ => self.knows_who_works(now, id).is_ok(),
-        };
-        if !known {
+        // What was begun by what was known then, perhaps by an earlier process, needs that evidence still.
+        let still = asked != Asked::Nobody || machine.verdict.calls_for_repair();
+        if !self.warm(now) || !still {
             return;
         }
         if begins_too_long(now, machine) {
@@ -660,14 +663,6 @@ fn found(machine: &Machine) -> String {
         return units.join("; ");
     }
     machine.evidence.as_ref().map(ToString::to_string).unwrap_or_default()
-}
-
-/// What holds everything where the coordinator's own record is older than the world.
-fn old_copy(newer: Incarnation) -> Hold {
-    let why = format!(
-        "the infrastructure has incarnation {newer} of it, newer than the record: was an old copy of the database restored?"
-    );
-    Hold::Impossible { why }
 }
 
 fn only_copy() -> Hold {

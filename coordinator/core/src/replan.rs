@@ -12,6 +12,7 @@ use keelson_protocol::health::UnitState;
 use keelson_protocol::{ClusterName, Generation, Incarnation, MachineId};
 
 use crate::limits::{RENEW_REFUSED_MAX, RENEW_UNKNOWN_MAX, SESSION_SETTLES};
+use crate::repair::needs_fence;
 use crate::row::{Counter, Row};
 use crate::state::{Cluster, CoordinatorCore, Machine, Now};
 
@@ -260,6 +261,13 @@ impl CoordinatorCore {
             false => self.works(planned),
         };
         blueprint.machines.values().filter(works).map(|machine| machine.id.clone()).collect()
+    }
+
+    /// The ones that work and whose power is not about to be taken away: what a quorum may count on in a moment as well.
+    pub(crate) fn lasting(&self, blueprint: &Blueprint) -> BTreeSet<MachineId> {
+        let mut lasting = self.working(blueprint);
+        lasting.retain(|id| self.machines.get(id).is_some_and(|machine| !needs_fence(machine)));
+        lasting
     }
 
     /// Machines of a blueprint that are heard.

@@ -164,8 +164,7 @@ impl CoordinatorCore {
             return self.no_other_master(cluster, planned);
         }
         self.unsettled(cluster, planned).or_else(|| {
-            let working = self.working(&cluster.row.blueprint);
-            let quorum = Quorum::of(&self.standings(name), &working);
+            let quorum = Quorum::of(&self.standings(name), &self.lasting(&cluster.row.blueprint));
             let risky = planned.roles.contains(&Role::Etcd)
                 && cluster.etcd.members.is_some()
                 && self.may_serve_others(planned);

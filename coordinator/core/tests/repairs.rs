@@ -97,6 +97,24 @@ fn an_override_is_for_the_quorum_that_there_was() {
     assert_eq!(world.state("demo"), Some(ClusterState::Ready), "{:?}", waits(&world));
 }
 
+#[test]
+fn two_overrides_at_once_do_not_cost_the_quorum() {
+    let mut world = ready("ha");
+    repair(&mut world, "etcd-1", RepairAction::PowerCycle, Override::Guards);
+    let refused = refusal(&world, "etcd-2", RepairAction::PowerCycle, Override::Guards).to_string();
+    assert!(refused.contains("only 1 of 3 etcd members would work"), "{refused}");
+    for _ in 0..10 {
+        world.step();
+        let works = world.machines[&id("etcd-1")].session.is_some() && powered(&world, "etcd-1");
+        if !works {
+            let refused = refusal(&world, "etcd-2", RepairAction::PowerCycle, Override::Guards).to_string();
+            assert!(refused.contains("only 1 of 3 etcd members would work"), "{refused}");
+        }
+    }
+    world.run(100);
+    assert_eq!(fences(&world), ["demo-etcd-1"]);
+}
+
 /// Two of three members are cut off from the coordinator, and serve their clients.
 #[test]
 fn a_quorum_that_is_only_not_heard_is_kept() {
@@ -176,28 +194,15 @@ fn what_a_person_has_asked_for_outlives_the_coordinator() {
     world.run(4);
     world.restart();
     world.fences.clear();
-    world.refuse_fence = None;
-    world.run(WARM + 60);
-    assert!(!told(&world, "RepairCalledOff"), "{:?}", world.reasons());
-    assert_eq!(fences(&world), ["demo-worker-2"]);
-}
-
-#[test]
-fn nobody_overrides_what_a_new_coordinator_does_not_know_yet() {
-    let mut world = ready("ha");
-    world.restart();
-    freeze(&mut world, "etcd-1");
     world.run(10);
     for over in [Override::Guards, Override::Quorum { typed: "demo".to_owned() }] {
         let refused = refusal(&world, "worker-1", RepairAction::PowerCycle, over).to_string();
         assert!(refused.contains("the coordinator has just started"), "{refused}");
     }
-    thaw(&mut world, "etcd-1");
-    freeze(&mut world, "worker-1");
-    world.run(6);
-    repair(&mut world, "worker-1", RepairAction::PowerCycle, Override::None);
-    world.run(2);
-    assert_eq!(fences(&world), ["demo-worker-1"], "{:?}", waits(&world));
+    world.refuse_fence = None;
+    world.run(WARM + 60);
+    assert!(!told(&world, "RepairCalledOff"), "{:?}", world.reasons());
+    assert_eq!(fences(&world), ["demo-worker-2"]);
 }
 
 #[test]

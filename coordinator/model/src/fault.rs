@@ -4,7 +4,7 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use keelson_protocol::{ClusterName, MachineId, WallTime};
+use keelson_protocol::{ClusterName, Incarnation, MachineId, WallTime};
 use serde::{Deserialize, Serialize};
 
 /// What kind of thing is broken. Each kind has its own remedy, and most have none that destroys anything.
@@ -387,6 +387,11 @@ pub enum Hold {
         /// What the infrastructure said.
         why: String,
     },
+    /// The infrastructure has a newer one of this name: the record is old, and not the machine.
+    OldRecord {
+        /// The newest one that it has.
+        newer: Incarnation,
+    },
     /// It cannot be done with what the cluster has.
     Impossible {
         /// Why.
@@ -396,7 +401,7 @@ pub enum Hold {
 
 impl Hold {
     /// Names of all guards, as [`Self::guard`] gives them.
-    pub const GUARDS: [&str; 11] = [
+    pub const GUARDS: [&str; 12] = [
         "paused",
         "starting",
         "evidence",
@@ -407,6 +412,7 @@ impl Hold {
         "coolDown",
         "retries",
         "fence",
+        "oldRecord",
         "impossible",
     ];
 
@@ -424,6 +430,7 @@ impl Hold {
             Self::CoolDown { .. } => "coolDown",
             Self::Retries { .. } => "retries",
             Self::Fence { .. } => "fence",
+            Self::OldRecord { .. } => "oldRecord",
             Self::Impossible { .. } => "impossible",
         }
     }
@@ -440,13 +447,13 @@ impl Hold {
     /// Whether only the name of the cluster, typed as a sign that its loss is understood, goes against it.
     #[must_use]
     pub fn costs_cluster(&self) -> bool {
-        matches!(self, Self::Quorum { .. } | Self::Impossible { .. })
+        matches!(self, Self::Quorum { .. } | Self::OldRecord { .. } | Self::Impossible { .. })
     }
 
     /// Whether only a person can end it.
     #[must_use]
     pub fn needs_person(&self) -> bool {
-        matches!(self, Self::Paused { .. } | Self::Impossible { .. })
+        matches!(self, Self::Paused { .. } | Self::OldRecord { .. } | Self::Impossible { .. })
     }
 
     /// What ends the hold of a machine of `cluster`, in words; commands can be typed as they are.
@@ -473,6 +480,7 @@ impl Hold {
             Self::CoolDown { .. } => "the time is over",
             Self::Retries { .. } => "the time is over; look for the cause meanwhile",
             Self::Fence { .. } => "the infrastructure confirms that the machine has no power",
+            Self::OldRecord { .. } => "a newer copy of the coordinator's database is restored",
             Self::Impossible { .. } => {
                 let over = format!("--override --confirm-loss-of {cluster}");
                 let command = format!("keelson machine repair {machine} --action recreate {over}");
@@ -506,6 +514,11 @@ impl fmt::Display for Hold {
             Self::CoolDown { .. } => f.write_str("what the last repair brought is waited for"),
             Self::Retries { acts, .. } => write!(f, "it was repaired {acts} times in an hour, to no avail"),
             Self::Fence { why } => write!(f, "its power could not be taken away for certain: {why}"),
+            Self::OldRecord { newer } => write!(
+                f,
+                "the infrastructure has incarnation {newer} of it, newer than the record: was an old copy of the \
+                 database restored?"
+            ),
             Self::Impossible { why } => f.write_str(why),
         }
     }
@@ -600,6 +613,10 @@ impl RepairPreview {
                 "everything that cluster {} knows is lost, all its objects: etcd member {member} is the only one, and begins empty",
                 self.cluster
             )),
+            _ if matches!(self.against, Some(Hold::OldRecord { .. })) => what.push(
+                "the machine that the infrastructure has now is removed, with its disk and all that only it holds"
+                    .to_owned(),
+            ),
             Some(member) if !keeps => what.push(format!(
                 "etcd member {member} is taken out, and an empty one takes its place and catches up"
             )),
@@ -632,6 +649,7 @@ mod tests {
             Hold::CoolDown { until: WallTime(1) },
             Hold::Retries { acts: 6, until: WallTime(1) },
             Hold::Fence { why: String::new() },
+            Hold::OldRecord { newer: Incarnation(2) },
             Hold::Impossible { why: String::new() },
         ];
         for (hold, guard) in holds.iter().zip(Hold::GUARDS) {

@@ -26,8 +26,13 @@ fn a_machine_gets_another_shell_around_its_disk() -> Result<()> {
     installation.wait_ready("demo")?;
     let before = (boot(&installation, WORKER)?, incarnation(&installation, WORKER)?);
     installation.on_machine(WORKER, &["sh", "-c", &format!("echo kept > {MARK}")])?;
-    let words = ["machine", "repair", WORKER, "--action", "rebuild", "--yes", "--wait"];
-    let output = installation.keelson(&words)?;
+    let words = ["machine", "repair", WORKER, "--action", "rebuild"];
+    wait_for("a new coordinator to know who works", || {
+        let output = installation.keelson(&[&words[..], &["--dry-run"]].concat())?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        Ok(())
+    })?;
+    let output = installation.keelson(&[&words[..], &["--yes", "--wait"]].concat())?;
     let said = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "the worker was not made anew around its disk: {said}");
     ensure!(boot(&installation, WORKER)? != before.0, "it is the same boot");

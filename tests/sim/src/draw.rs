@@ -17,6 +17,8 @@ const LASTS_MS: (u64, u64) = (1_000, 5 * 60_000);
 /// Largest jump of a wall clock, in milliseconds: certificates begin five minutes early, and the real link refuses those
 /// that have not begun.
 const JUMP_MS: u64 = 4 * 60_000;
+/// People who ask for repairs side by side do so within this time, in milliseconds.
+const TOGETHER_MS: u64 = 4_000;
 /// Most workers of a drawn cluster.
 const WORKERS_MAX: u64 = 8;
 /// Shortest and longest mean time between two wishes about a cluster, in milliseconds.
@@ -86,13 +88,23 @@ fn faults(tree: &Tree, duration_ms: u64) -> Vec<Timed<Fault>> {
         }
         let mut at_ms = random.below(2 * pause_ms);
         while at_ms < duration_ms {
-            faults.push(Timed { at_ms, what: fault(kind, &mut random) });
+            let what = fault(kind, &mut random);
+            let another = another_person(&what, &mut random);
+            faults.push(Timed { at_ms, what });
+            faults.extend(another.map(|what| Timed { at_ms: at_ms + random.below(TOGETHER_MS), what }));
             at_ms += 1 + random.below(2 * pause_ms);
         }
     }
     faults.sort_by_key(|fault| fault.at_ms);
     faults.truncate(FAULTS_MAX);
     faults
+}
+
+/// A second person who asks for the same of the next machine, and knows nothing of the first one.
+fn another_person(what: &Fault, random: &mut Stream) -> Option<Fault> {
+    let Fault::RepairByHand { target: Target::Drawn(number), action, over } = what else { return None };
+    let target = Target::Drawn(number.wrapping_add(1));
+    random.chance(300).then_some(Fault::RepairByHand { target, action: *action, over: *over })
 }
 
 fn fault(kind: FaultKind, random: &mut Stream) -> Fault {

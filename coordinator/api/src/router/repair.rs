@@ -86,7 +86,7 @@ pub(super) async fn act(
     }
 }
 
-/// Repairs a machine. The guards `starting`, `meltdown`, `busy`, `quorum`, `apiServer` and `impossible` hold a person too; a
+/// Repairs a machine. The guards `starting`, `meltdown`, `busy`, `quorum`, `apiServer`, `oldRecord` and `impossible` hold a person too; a
 /// pause, the cool-down and the number of repairs in an hour do not. With `dryRun=true` nothing is done. Asked again while the
 /// repair is under way, it is refused as busy, so it is never made twice.
 #[utoipa::path(post, path = "/v1/machines/{id}:repair", tag = "repair", request_body = RepairBody,

@@ -164,8 +164,8 @@ impl fmt::Display for RepairActionView {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct HoldView {
-    /// The guard that holds: `paused`, `starting`, `evidence`, `meltdown`, `quorum`, `apiServer`, `busy`, `coolDown`, `retries`, `fence` or
-    /// `impossible`.
+    /// The guard that holds: `paused`, `starting`, `evidence`, `meltdown`, `quorum`, `apiServer`, `busy`, `coolDown`, `retries`, `fence`,
+    /// `oldRecord` or `impossible`.
     pub guard: String,
     /// What it says.
     pub text: String,

@@ -30,7 +30,7 @@ const STARTING: &str = "starting";
 const CLOCK_OFF_MAX: Duration = Duration::from_secs(30);
 
 /// Guards that only the name of the cluster goes against.
-const COSTS_CLUSTER: [&str; 2] = ["quorum", "impossible"];
+const COSTS_CLUSTER: [&str; 3] = ["quorum", "oldRecord", "impossible"];
 
 /// Why a machine is as it is. Stable, as the documents of the API are.
 #[derive(Debug, Serialize)]
