@@ -338,6 +338,7 @@ impl World {
             self.power_changed(&machine);
         }
         if let Some(ix) = runs.filter(|ix| self.machines[*ix].is_off()) {
+            self.machines[ix].fenced = true;
             self.check_taken(ix);
         }
         if let Some(ix) = off.filter(|ix| self.machines[*ix].power == Power::On) {

@@ -17,8 +17,8 @@ const LASTS_MS: (u64, u64) = (1_000, 5 * 60_000);
 /// Largest jump of a wall clock, in milliseconds: certificates begin five minutes early, and the real link refuses those
 /// that have not begun.
 const JUMP_MS: u64 = 4 * 60_000;
-/// People who ask for repairs side by side do so within this time, in milliseconds.
-const TOGETHER_MS: u64 = 4_000;
+/// People who ask for repairs side by side do so within this time, in milliseconds: a fence takes no longer.
+const TOGETHER_MS: u64 = 500;
 /// Most workers of a drawn cluster.
 const WORKERS_MAX: u64 = 8;
 /// Shortest and longest mean time between two wishes about a cluster, in milliseconds.
@@ -104,7 +104,7 @@ fn faults(tree: &Tree, duration_ms: u64) -> Vec<Timed<Fault>> {
 fn another_person(what: &Fault, random: &mut Stream) -> Option<Fault> {
     let Fault::RepairByHand { target: Target::Drawn(number), action, over } = what else { return None };
     let target = Target::Drawn(number.wrapping_add(1));
-    random.chance(300).then_some(Fault::RepairByHand { target, action: *action, over: *over })
+    random.chance(500).then_some(Fault::RepairByHand { target, action: *action, over: *over })
 }
 
 fn fault(kind: FaultKind, random: &mut Stream) -> Fault {

@@ -63,6 +63,8 @@ pub(crate) struct Machine {
     pub(crate) power: Power,
     /// Since when it has stood still or been without power; zero before its first boot.
     pub(crate) down_since: Option<u64>,
+    /// Whether a fence of ours took its power, so that nobody has to notice that it is gone.
+    pub(crate) fenced: bool,
     /// Counts boots.
     pub(crate) boots: u32,
     pub(crate) boot_id: BootId,
@@ -132,6 +134,7 @@ impl Machine {
             address,
             power: Power::Off,
             down_since: Some(0),
+            fenced: false,
             boots: 0,
             boot_id: BootId(u128::from(random.number())),
             life: 0,

@@ -363,13 +363,18 @@ impl World {
 
     /// Whether a member may be believed to work: it does, or has not for so short a time that nobody can know.
     pub(crate) fn seems_to_work(&self, member: &crate::etcd::Member) -> bool {
-        member.down_since.is_none_or(|since| since + NOTICED_AFTER_MS > self.now) || self.member_works(member)
+        self.is_not_noticed(member, member.down_since) || self.member_works(member)
+    }
+
+    /// Whether nobody can know yet that a member does not work since then. Who took its power knows.
+    fn is_not_noticed(&self, member: &crate::etcd::Member, since: Option<u64>) -> bool {
+        let fenced = self.by_address.get(&member.address).is_some_and(|ix| self.machines[*ix].fenced);
+        !fenced && since.is_none_or(|since| since + NOTICED_AFTER_MS > self.now)
     }
 
     /// The same of a member for the whole: it must reach a majority as well.
     pub(crate) fn seems_to_count(&self, etcd: &FakeEtcd, member: &crate::etcd::Member) -> bool {
-        member.apart_since.is_none_or(|since| since + NOTICED_AFTER_MS > self.now)
-            || self.member_counts(etcd, member)
+        self.is_not_noticed(member, member.apart_since) || self.member_counts(etcd, member)
     }
 
     fn compare_owners(&mut self) {
