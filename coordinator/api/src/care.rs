@@ -342,8 +342,11 @@ pub fn repair_held(machine: &MachineId, cluster: &ClusterName, wish: &RepairWish
             .remedy(format!("wait for that, or go on all the same: {again}"));
     }
     let lost = match hold {
+        Hold::OldRecord { .. } if action == RepairAction::Recreate => {
+            "the newer machine would be removed, with its disk and all that only it holds"
+        }
         Hold::OldRecord { .. } => {
-            "the machine that the infrastructure has now would be removed, with its disk and all that only it holds"
+            "the machine of the record is meant, which may be gone; the newer one would stay as it is"
         }
         Hold::Impossible { .. } => "everything that the cluster knows would be lost: all its objects",
         _ if action == RepairAction::Recreate => {

@@ -614,8 +614,11 @@ impl RepairPreview {
                 self.cluster
             )),
             _ if matches!(self.against, Some(Hold::OldRecord { .. })) => what.push(
-                "the machine that the infrastructure has now is removed, with its disk and all that only it holds"
-                    .to_owned(),
+                match keeps {
+                    true => "the machine of the record is meant, which may be gone; the newer one stays as it is",
+                    false => "the newer machine is removed, with its disk and all that only it holds",
+                }
+                .to_owned(),
             ),
             Some(member) if !keeps => what.push(format!(
                 "etcd member {member} is taken out, and an empty one takes its place and catches up"
@@ -655,6 +658,27 @@ mod tests {
         for (hold, guard) in holds.iter().zip(Hold::GUARDS) {
             assert_eq!(serde_json::to_value(hold).unwrap()["guard"], guard);
             assert_eq!(hold.guard(), guard);
+        }
+    }
+
+    #[test]
+    fn only_a_new_machine_costs_the_one_that_an_old_record_does_not_know() {
+        let told = |action| {
+            let preview = RepairPreview {
+                machine: "demo-etcd-1".parse().unwrap(),
+                cluster: "demo".parse().unwrap(),
+                action,
+                pods: true,
+                only_api: false,
+                etcd_member: None,
+                against: Some(Hold::OldRecord { newer: Incarnation(2) }),
+            };
+            preview.what().join("; ")
+        };
+        assert!(told(RepairAction::Recreate).contains("the newer machine is removed, with its disk"));
+        for keeps in [RepairAction::PowerCycle, RepairAction::Rebuild] {
+            let told = told(keeps);
+            assert!(told.contains("the newer one stays as it is") && !told.contains("is removed"), "{told}");
         }
     }
 }
