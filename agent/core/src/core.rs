@@ -369,7 +369,7 @@ impl AgentCore {
             StepKey::Unit(name) => self.unit_done(&name, result.map(|_| ())),
             StepKey::Certificate(name) => self.certificate_done(&name, result),
             StepKey::Link => self.link_done(result),
-            StepKey::Routes => self.routes_done(result.map(|_| ())),
+            StepKey::Routes => self.routes_done(result.is_ok()),
             StepKey::Balancer => self.balancer_done(result.is_ok()),
             StepKey::Peers => self.responder_done(result.is_ok()),
             StepKey::Act(name) => self.act_done(&name, result),

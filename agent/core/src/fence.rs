@@ -24,13 +24,41 @@ use crate::units::BAD_ANSWERS_MAX;
 
 /// The one that gives the work out is asked this often while nobody else answers.
 const ASKED_EVERY: Duration = Duration::from_secs(5);
+/// Units are down by then: systemd kills after their own time to stop, which is half a minute. What they run is ended then all
+/// the same.
+const STOP_MAX: Duration = Duration::from_secs(45);
+/// Everything has ended by then. What does not, waits for a disk or a network that is away, and ends with the machine alone.
+const END_MAX: Duration = Duration::from_secs(90);
+/// Time for an event to be written down before a reboot.
+const TELLING: Duration = Duration::from_secs(5);
+/// A machine that was told to reboot and is still there after this time is told once more.
+const REBOOT_MAX: Duration = Duration::from_secs(300);
 
 #[derive(Debug, Default)]
 pub(crate) struct Fence {
     /// Since when all three are silent.
     silent_since: Option<MonoTime>,
-    /// The processes are killed, by this agent.
+    /// Since when this agent has been ending the work.
+    since: Option<MonoTime>,
+    /// What is under way.
+    act: Option<FenceAct>,
+    /// The processes are killed, by this agent, with nothing left that would begin them again.
     ended: bool,
+    /// They were killed while units were not down.
+    ended_early: bool,
+    /// When the machine is to be told to reboot.
+    reboots_at: Option<MonoTime>,
+}
+
+/// What ends the work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum FenceAct {
+    /// The processes are ended: all units are down.
+    End,
+    /// The same, although they are not.
+    EndEarly,
+    /// The machine is rebooted.
+    Reboot,
 }
 
 impl AgentCore {
@@ -62,7 +90,7 @@ impl AgentCore {
         }
         // On disk before anything is stopped: an agent that is killed now must not start it again.
         self.ledger.fence = Some(FenceRecord { since: self.now.wall, told: false });
-        self.fence.ended = false;
+        self.fence = Fence::default();
         self.forget_starts(&lease.units);
         self.persist_now();
     }
@@ -78,19 +106,57 @@ impl AgentCore {
         if self.probes.said(&lease.probe) == Said::Good {
             return self.lift_fence(&format!("{} answers again", lease.probe.name));
         }
-        let key = StepKey::Act(FENCE.to_owned());
-        if !self.fence.ended && self.first_up(&lease.units).is_none() && self.free(&key) {
-            let act = RemedyAct::EndProcesses { cgroups: lease.cgroups.clone() };
-            self.run(Step::Act { of: FENCE.to_owned(), act });
+        let Some(act) = self.next_fence_act(lease).filter(|_| self.free(&StepKey::Act(FENCE.to_owned()))) else {
+            return;
+        };
+        self.fence.act = Some(act);
+        if act == FenceAct::Reboot {
+            self.fence.reboots_at = Some(self.now.mono.plus(REBOOT_MAX));
+        }
+        let act = match act {
+            FenceAct::Reboot => RemedyAct::Reboot,
+            FenceAct::End | FenceAct::EndEarly => RemedyAct::EndProcesses { cgroups: lease.cgroups.clone() },
+        };
+        self.run(Step::Act { of: FENCE.to_owned(), act });
+    }
+
+    /// What is to be done now so that the work ends. Others may rely on that it has, so nothing is waited for without end.
+    fn next_fence_act(&mut self, lease: &LeaseSpec) -> Option<FenceAct> {
+        if self.fence.ended {
+            return None;
+        }
+        let now = self.now.mono;
+        let since = *self.fence.since.get_or_insert(now);
+        let down = self.first_up(&lease.units).is_none();
+        if now >= since.plus(END_MAX) {
+            let at = self.fence.reboots_at.unwrap_or_else(|| self.announce_reboot());
+            self.wake_at(at);
+            return (now >= at).then_some(FenceAct::Reboot);
+        }
+        self.wake_at(since.plus(if now < since.plus(STOP_MAX) { STOP_MAX } else { END_MAX }));
+        match down {
+            true => Some(FenceAct::End),
+            false if now >= since.plus(STOP_MAX) && !self.fence.ended_early => Some(FenceAct::EndEarly),
+            false => None,
         }
     }
 
+    /// Tells that the machine is going to be rebooted. The event has a moment to reach a disk that may be what hangs.
+    fn announce_reboot(&mut self) -> MonoTime {
+        let cause = "what this machine has given up does not end";
+        self.note(EventKind::RepairFailed, FENCE, cause, "the machine is rebooted, which ends it");
+        self.persist_now();
+        *self.fence.reboots_at.insert(self.now.mono.plus(TELLING))
+    }
+
     pub(crate) fn fence_done(&mut self, result: &Result<StepOutput, String>) {
-        let Some(fence) = &mut self.ledger.fence else { return };
-        if result.is_err() {
-            return;
+        let act = self.fence.act.take();
+        let Some(fence) = self.ledger.fence.as_mut().filter(|_| result.is_ok()) else { return };
+        match act {
+            Some(FenceAct::End) => self.fence.ended = true,
+            Some(FenceAct::EndEarly) => return self.fence.ended_early = true,
+            Some(FenceAct::Reboot) | None => return,
         }
-        self.fence.ended = true;
         if !std::mem::replace(&mut fence.told, true) {
             let lease = self.ledger.config.as_ref().and_then(|config| config.lease.as_ref());
             let seconds = lease.map_or(0, |lease| lease.lost_after_s);
@@ -104,7 +170,7 @@ impl AgentCore {
     }
 
     fn lift_fence(&mut self, cause: &str) {
-        self.fence.silent_since = None;
+        (self.fence.silent_since, self.fence.since) = (None, None);
         let Some(fence) = self.ledger.fence.take() else { return };
         let outcome = format!(
             "what was stopped is started again after {} s",

@@ -197,18 +197,14 @@ impl AgentCore {
 
     fn written(&mut self, writing: BTreeMap<String, Option<String>>, failed: BTreeMap<String, String>) {
         for (path, drifted) in writing {
-            let outcome = match failed.get(&path) {
-                Some(why) => {
-                    self.files.failed.insert(path.clone());
-                    format!("could not be written: {why}")
-                }
-                None => {
-                    self.files.failed.remove(&path);
-                    "written again".to_owned()
-                }
-            };
+            // Told once for all that could not be written, and tried again later.
+            if failed.contains_key(&path) {
+                self.files.failed.insert(path);
+                continue;
+            }
+            self.files.failed.remove(&path);
             if let Some(cause) = drifted {
-                self.note(EventKind::Repaired, &path, &cause, &outcome);
+                self.note(EventKind::Repaired, &path, &cause, "written again");
             }
         }
     }

@@ -93,13 +93,11 @@ impl AgentCore {
         self.run(Step::ChangeRoutes { add, remove });
     }
 
-    pub(crate) fn routes_done(&mut self, result: Result<(), String>) {
+    pub(crate) fn routes_done(&mut self, done: bool) {
         self.network.routes = None;
         self.look_again(Class::Routes);
-        if let Some(cause) = self.network.drift.take() {
-            let outcome =
-                result.map_or_else(|why| format!("could not be changed: {why}"), |()| "set again".to_owned());
-            self.note(EventKind::Repaired, "routes", &cause, &outcome);
+        if let Some(cause) = self.network.drift.take().filter(|_| done) {
+            self.note(EventKind::Repaired, "routes", &cause, "set again");
         }
     }
 

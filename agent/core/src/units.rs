@@ -153,6 +153,7 @@ impl AgentCore {
             ready: cleared.clone().and_then(|()| self.ready(desired, spec)),
             needs,
             lacks: self.lacks(spec),
+            hindered: self.hinders_programs(),
             health: match &spec.health {
                 None => Said::Good,
                 Some(probe) => self.probes.said(probe),

@@ -12,6 +12,7 @@ use support::*;
 
 const ANSWERED: PeerSaid = PeerSaid::Answered { round_trip_us: 200 };
 const ENDED: &str = "fence: ended kubepods";
+const REBOOT: &str = "fence: reboot";
 
 /// Cuts the machine off from everything.
 fn cut(world: &mut World) {
@@ -188,6 +189,42 @@ fn a_kill_at_any_moment_of_fencing_leaves_nothing_running() {
         world.run_until_ready(60_000);
         world.assert_converged(&config);
     }
+}
+
+#[test]
+fn what_does_not_end_ends_with_the_machine() {
+    let (mut world, _) = remedied_and_ready();
+    world.faults.failing_act = Some(ENDED.to_owned());
+    cut(&mut world);
+    // Eighty seconds until the lease is over, ninety in which all has to end, and the wait after the last try.
+    world.run_for(160_000);
+    assert!(!world.acts().contains(&REBOOT), "{:#?}", world.log);
+    world.run_for(80_000);
+    assert_eq!(world.acts().iter().filter(|act| **act == REBOOT).count(), 1);
+    world.faults.failing_act = None;
+    world.run_for(600_000);
+    assert_eq!(world.acts().iter().filter(|act| **act == REBOOT).count(), 1, "{:#?}", world.acts());
+    assert_eq!(world.acts().last(), Some(&ENDED));
+    assert!(!runs(&world, "kubelet.service") && !runs(&world, "containerd.service"));
+    world.connect();
+    world.run_for(10_000);
+    let told = world.events_of(EventKind::RepairFailed);
+    assert_eq!(told.len(), 1, "{told:#?}");
+    assert!(told[0].contains("does not end -> the machine is rebooted"), "{told:#?}");
+    assert_eq!(world.events_of(EventKind::Fenced).len(), 1);
+}
+
+#[test]
+fn containers_end_although_a_unit_does_not_stop() {
+    let (mut world, _) = remedied_and_ready();
+    world.faults.unstoppable = Some("kubelet.service".to_owned());
+    cut(&mut world);
+    world.run_for(140_000);
+    assert_eq!(world.acts(), [ENDED], "once");
+    assert!(runs(&world, "kubelet.service"));
+    world.run_for(300_000);
+    assert_eq!(world.acts(), [ENDED, REBOOT, ENDED], "its next boot begins nothing, and ends what is left");
+    assert!(!runs(&world, "kubelet.service"));
 }
 
 #[test]

@@ -308,6 +308,25 @@ fn a_full_disk_explains_everything_else() {
 }
 
 #[test]
+fn what_fell_on_a_full_disk_is_tried_with_room_before_anything_is_thrown_away() {
+    for minute in 0..20 {
+        let (disk_percent, inodes_percent) = if minute % 2 == 0 { (99, 50) } else { (50, 99) };
+        let (mut world, _) = remedied_and_ready();
+        (world.faults.disk_percent, world.faults.inodes_percent) = (disk_percent, inodes_percent);
+        world.run_for(60_000);
+        world.corrupt("containerd.service", "nothing");
+        // It waits for seconds, or for minutes, to be started once more when there is room, which is all that it lacked.
+        world.run_for(30_000 + minute * 60_000);
+        (world.faults.disk_percent, world.faults.inodes_percent) = (50, 50);
+        world.behaviours.get_mut("containerd.service").unwrap().crashes_after_ms = None;
+        world.run_for(600_000);
+        let thrown = world.acts().into_iter().filter(|act| act.starts_with("runtime")).count();
+        assert_eq!(thrown, 0, "{:#?}", world.acts());
+        assert!(world.units["containerd.service"].running.is_some());
+    }
+}
+
+#[test]
 fn room_is_made_and_an_alarm_is_raised_only_when_that_is_not_enough() {
     let acts = ["disk: removed old files of /var/log", "disk: removed copies of /var/lib/containerd"];
     fn check(percent: u8, cure: &str, kind: EventKind, expected: &str, acts: &[&str]) {

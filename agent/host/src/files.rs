@@ -64,6 +64,8 @@ fn folder_of(path: &Path) -> &Path {
 }
 
 fn put_in_place(temporary: &Path, path: &Path) -> Result<(), HostError> {
+    // An empty folder: what a mount makes of a file that was missing for a moment.
+    let _ = fs::remove_dir(path);
     let renamed = fs::rename(temporary, path).map_err(HostError::file("rename to", path));
     if renamed.is_err() {
         let _ = fs::remove_file(temporary);
@@ -92,7 +94,9 @@ fn write_beside(
 
 fn write_new(temporary: &Path, mode: u32, content: &[u8], durability: Durability) -> Result<(), HostError> {
     // One left by a crash, or put there by somebody else to lead us astray.
-    let _ = fs::remove_file(temporary);
+    if fs::remove_file(temporary).is_err() {
+        let _ = fs::remove_dir(temporary);
+    }
     let mut file = fs::OpenOptions::new()
         .write(true)
         .create_new(true)

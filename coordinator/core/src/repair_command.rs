@@ -45,9 +45,9 @@ impl PauseRequest {
 pub enum Override {
     /// Not at all.
     None,
-    /// Against all but that of the quorum.
+    /// Against those of meltdown, of one at a time and of the last API server.
     Guards,
-    /// Against that as well. The name of the cluster was typed, as a sign that its loss is understood.
+    /// Against those that may cost the cluster as well. The name of the cluster was typed, as a sign that its loss is understood.
     Quorum {
         /// What was typed.
         typed: String,

@@ -150,10 +150,10 @@ impl CoordinatorCore {
         let machine = self.machines.get(id)?;
         let planned = self.planned(name, id).filter(|planned| in_control_plane(planned))?;
         // A machine with a config of a coordinator that did not write down what it sent counts as one that changes, and so does
-        // one that works on an older config than the one that was on its way to it.
+        // one that may serve on an older config than the one that was on its way to it, also while it is not heard.
         let has = |sent: &SentConfig| machine.told >= Some(sent.generation);
         let same = match &machine.row.sent {
-            Some(sent) => sent.services == services && (has(sent) || !self.works(planned)),
+            Some(sent) => sent.services == services && (has(sent) || !self.may_serve_others(planned)),
             None => machine.told.is_none(),
         };
         if same {

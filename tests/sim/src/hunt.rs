@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use serde::Serialize;
 
 use crate::case::{Case, Fault, FaultKind, Timed, Weather};
-use crate::check::Checker;
+use crate::check::{Checker, Violation};
 use crate::draw::{Fleet, draw};
 use crate::run::{Outcome, run};
 
@@ -118,7 +118,11 @@ impl HuntReport {
 /// single faults and wishes.
 #[must_use]
 pub fn minimise(case: &Case, checker: Checker) -> Case {
-    let mut search = Search { best: case.clone(), checker, runs: 0 };
+    minimise_by(case, checker, |case| run(case).violation)
+}
+
+fn minimise_by(case: &Case, checker: Checker, play: impl Fn(&Case) -> Option<Violation>) -> Case {
+    let mut search = Search { best: case.clone(), checker, play, runs: 0 };
     search.shorten();
     search.attempt(|case| case.weather = Weather::default());
     search.drop_weather();
@@ -129,13 +133,15 @@ pub fn minimise(case: &Case, checker: Checker) -> Case {
     search.best
 }
 
-struct Search {
+struct Search<Play> {
     best: Case,
     checker: Checker,
+    /// What a case breaks.
+    play: Play,
     runs: usize,
 }
 
-impl Search {
+impl<Play: Fn(&Case) -> Option<Violation>> Search<Play> {
     /// Keeps a change of the case when the same rule is still broken.
     fn attempt(&mut self, change: impl FnOnce(&mut Case)) -> bool {
         let mut case = self.best.clone();
@@ -144,7 +150,7 @@ impl Search {
             return false;
         }
         self.runs += 1;
-        let broken = run(&case).violation.is_some_and(|violation| violation.checker == self.checker);
+        let broken = (self.play)(&case).is_some_and(|violation| violation.checker == self.checker);
         if broken {
             self.best = case;
         }
@@ -154,7 +160,7 @@ impl Search {
     fn shorten(&mut self) {
         let last = self.best.faults.last().map_or(0, |fault| fault.at_ms);
         let last = self.best.wishes.last().map_or(last, |wish| wish.at_ms.max(last));
-        if let Some(violation) = run(&self.best).violation.filter(|v| v.checker != Checker::Liveness) {
+        if let Some(violation) = (self.play)(&self.best).filter(|v| v.checker != Checker::Liveness) {
             let end = violation.at_ms + 1;
             self.attempt(|case| {
                 case.duration_ms = case.duration_ms.min(end);
@@ -230,5 +236,24 @@ mod tests {
         let value = serde_json::to_value(&report).expect("a report can be written");
         assert_eq!((&value["seeds"], &value["violations"]), (&2.into(), &0.into()), "{value}");
         assert_eq!(value["failures"], serde_json::json!([]));
+    }
+
+    /// A rule that breaks where a certain fault follows a certain wish: nothing else is left.
+    #[test]
+    fn a_minimised_case_is_what_breaks_the_rule_and_no_more() {
+        let case = draw(3, Fleet { machines: 30, duration_ms: 3_600_000, faults: true });
+        let (fault, wish) = (&case.faults[case.faults.len() / 2], &case.wishes[case.wishes.len() / 2]);
+        let (what, at_ms) = ("as planned".to_owned(), fault.at_ms.max(wish.at_ms) + 1_000);
+        let broken = Violation { checker: Checker::Quorum, at_ms, what };
+        let play = |case: &Case| {
+            let both = case.faults.contains(fault) && case.wishes.contains(wish);
+            (both && case.duration_ms >= fault.at_ms).then(|| broken.clone())
+        };
+        let least = minimise_by(&case, Checker::Quorum, play);
+        assert_eq!((&least.faults, &least.wishes), (&vec![fault.clone()], &vec![wish.clone()]));
+        assert_eq!(least.weather, Weather::default());
+        assert!(least.duration_ms <= at_ms && case.duration_ms > at_ms, "{}", least.duration_ms);
+        // One that breaks another rule is left as it is.
+        assert_eq!(minimise_by(&case, Checker::Disk, play), case);
     }
 }

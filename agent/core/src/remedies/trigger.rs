@@ -87,14 +87,18 @@ impl AgentCore {
         }
     }
 
-    /// A unit that has worked with its present inputs, unless a full disk or a lack of memory explains why it does not any
-    /// more, or nobody has seen it a moment ago.
-    fn proven(&self, unit: &str, desired: &Desired) -> Option<&UnitRun> {
+    /// Whether the machine itself explains why a program does not work: it lacks room or memory, or its disk takes no writes.
+    pub(crate) fn hinders_programs(&self) -> bool {
         let full = |pressure: keelson_protocol::health::Pressure| {
             pressure.disk_used_percent.max(pressure.inodes_used_percent) >= DISK_EXPLAINS_PERCENT
         };
-        let seen = self.units_seen.in_sight(self.now.mono);
-        if !seen || self.reporter.pressure.is_some_and(full) || self.reporter.memory_tight {
+        self.reporter.pressure.is_some_and(full) || self.reporter.memory_tight || self.unwritten.is_some()
+    }
+
+    /// A unit that has worked with its present inputs, unless the machine explains why it does not any more, or nobody has seen
+    /// it a moment ago.
+    fn proven(&self, unit: &str, desired: &Desired) -> Option<&UnitRun> {
+        if !self.units_seen.in_sight(self.now.mono) || self.hinders_programs() {
             return None;
         }
         let worked = self.ledger.units.get(unit)?.worked?;

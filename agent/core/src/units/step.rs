@@ -79,6 +79,8 @@ pub(crate) struct Facts {
     pub(crate) needs: Result<(), String>,
     /// Whether something that it needs is known not to hold, which is less than not known to hold.
     pub(crate) lacks: bool,
+    /// Whether the machine itself explains that it does not work: no room, no memory, a disk that takes no writes.
+    pub(crate) hindered: bool,
     /// What its health probe last said.
     pub(crate) health: Said,
     /// What the probe last said that tells a dead program from one that waits; `None` when it has none.
@@ -215,7 +217,11 @@ impl UnitRun {
         while self.repairs.front().is_some_and(|at| facts.now.since(*at) >= REPAIRS_WINDOW) {
             self.repairs.pop_front();
         }
-        self.blocked = facts.ready.is_err() || facts.lacks;
+        self.blocked = facts.ready.is_err() || facts.lacks || facts.hindered;
+        if facts.hindered {
+            // What fell meanwhile is no word on its state, also not when the cause is gone.
+            (self.falls, self.vain) = (0, 0);
+        }
         if self.falls == 0 || self.blocked || self.phase.is_healthy() {
             self.failing_since = None;
         } else {
@@ -668,7 +674,7 @@ impl UnitRun {
 
     /// A fall counts against the unit's own state only while nothing else explains it.
     fn count_fall(&mut self, facts: &Facts, why: &str) {
-        if facts.ready.is_ok() && !facts.lacks {
+        if facts.ready.is_ok() && !facts.lacks && !facts.hindered {
             // Nothing is thrown away because somebody else ended it; that it does not stay up counts all the same.
             self.falls += u32::from(!facts.reading.was_killed());
             self.vain += 1;

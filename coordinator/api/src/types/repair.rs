@@ -53,10 +53,10 @@ pub struct RepairCounts {
 pub struct RepairBody {
     /// What shall be done.
     pub action: RepairActionView,
-    /// Whether to go against the guards, but that of the etcd quorum.
+    /// Whether to go against `meltdown`, `busy` and `apiServer`. Nothing goes against `starting`.
     #[serde(default, rename = "override")]
     pub over: bool,
-    /// The name of its cluster, to go against the guard of the etcd quorum as well: its loss is understood.
+    /// The name of its cluster, to go against `quorum`, `oldRecord` and `impossible` as well: its loss is understood.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub confirm: Option<String>,
 }
