@@ -106,7 +106,8 @@ impl AgentCore {
         if self.probes.said(&lease.probe) == Said::Good {
             return self.lift_fence(&format!("{} answers again", lease.probe.name));
         }
-        let Some(act) = self.next_fence_act(lease).filter(|_| self.free(&StepKey::Act(FENCE.to_owned()))) else {
+        let Some(act) = self.next_fence_act(lease).filter(|_| self.free(&StepKey::Act(FENCE.to_owned())))
+        else {
             return;
         };
         self.fence.act = Some(act);

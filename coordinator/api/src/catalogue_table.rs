@@ -401,4 +401,8 @@ catalogue! {
         "Something ran out since it was asked for, for example the addresses of the network. What can be planned is done all the same.",
         "Make room: remove what is not needed, or ask for less.",
         "keelson why CLUSTER";
+    WaitUnexpose, "KEEL-4018", 0, Done, "the address of a cluster that goes is given up",
+        "All else of the cluster is gone. The infrastructure was asked to give up the address of its API server, and has not yet.",
+        "Nothing, unless the provider names a cause, such as a permission that it lacks: it is asked until it is done.",
+        "keelson why NAME";
 }

@@ -437,6 +437,7 @@ pub fn waiting_code(on: &WaitingOn) -> Code {
         WaitingOn::Off { .. } => Code::WaitOff,
         WaitingOn::ProviderDelete { .. } => Code::WaitProviderDelete,
         WaitingOn::Endpoint { .. } => Code::WaitEndpoint,
+        WaitingOn::Unexpose { .. } => Code::WaitUnexpose,
         WaitingOn::Plan { .. } => Code::WaitPlan,
     }
 }

@@ -164,7 +164,7 @@ async fn the_quorum_is_given_up_only_by_its_clusters_name() {
     }
     let begun = repair(&world, "demo-etcd-2", with(Some("demo"))).await.json();
     assert_eq!(begun["etcdMember"], "demo-etcd-2");
-    assert!(begun["what"][1].as_str().unwrap().contains("etcd member demo-etcd-2 is taken out"), "{begun}");
+    assert!(begun["what"][1].as_str().unwrap().contains("etcd member demo-etcd-2 loses its data"), "{begun}");
 }
 
 #[tokio::test]

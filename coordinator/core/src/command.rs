@@ -417,10 +417,10 @@ impl CoordinatorCore {
         let name = operation.cluster.clone();
         match operation.kind {
             OperationKind::CreateCluster => {
-                let stood = self.clusters.get(&name).and_then(|cluster| cluster.row.first_ready);
-                if stood.is_some() {
+                let row = self.clusters.get(&name).map(|cluster| &cluster.row);
+                if row.is_some_and(|row| row.first_ready.or(row.first_answer).is_some()) {
                     return Err(refuse(
-                        "the cluster has been ready, and cancelling would remove it; to remove it, delete it",
+                        "its API server has answered, and somebody may use it; to remove it, delete the cluster",
                     ));
                 }
             }

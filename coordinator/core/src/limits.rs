@@ -59,6 +59,8 @@ pub const PEER_ANSWER_WITHIN: Duration = Duration::from_secs(2);
 pub const PEER_ANSWERS_MAX: usize = 8;
 /// Provider calls under way at once: enough to make machines in parallel, few enough not to be throttled.
 pub const PROVIDER_CALLS_MAX: usize = 16;
+/// Of these, so many are kept for lists, fences, power and addresses, however many machines come and go.
+pub const PROVIDER_CALLS_KEPT: usize = 4;
 /// How long an idempotency key is remembered.
 pub const IDEMPOTENCY_LIFE: Duration = Duration::from_secs(24 * 3600);
 /// How long an ended operation is kept.
@@ -116,6 +118,8 @@ pub const RENEWED_KEYS_MAX: usize = 16;
 pub const RENEW_REFUSED_MAX: Duration = Duration::from_secs(60);
 /// The same where its etcd cluster does not say who its members are: it may be what the quorum lacks.
 pub const RENEW_UNKNOWN_MAX: Duration = Duration::from_secs(180);
+/// A wall clock that runs ahead of the monotonic one by so much between two looks was set: no clock drifts like that.
+pub const CLOCK_STEP_MIN: Duration = Duration::from_secs(2);
 /// How long after the last repair a machine that does not work yet counts as disrupted by us: longer than one needs to
 /// boot, and no longer, so that one that is not mended does not hold up the others for ever.
 pub const DISRUPTED_MAX: Duration = Duration::from_secs(120);

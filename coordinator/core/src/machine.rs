@@ -5,7 +5,7 @@ use keelson_protocol::{ClusterName, Incarnation, MachineId};
 
 use crate::effect::ProviderCall;
 use crate::leave::Parting;
-use crate::limits::{ACTS_PER_HOUR_MAX, BOOT_GRACE, EVACUATE_MAX, RENEW_UNKNOWN_MAX};
+use crate::limits::{ACTS_PER_HOUR_MAX, BOOT_GRACE, EVACUATE_MAX, REBUILD_TRIES_MAX, RENEW_UNKNOWN_MAX};
 use crate::metrics::RepairOutcome;
 use crate::nodes::KubeFor;
 use crate::repair::{begins_too_long, is_under_way, needs_fence, times, too_long};
@@ -23,6 +23,11 @@ enum PowerStep {
     Rebuild,
     /// Ask once more for the power it may have been given.
     AskAgain,
+}
+
+/// Whether a machine was asked for its power, and may still get it soon.
+fn gets_power(machine: &Machine) -> bool {
+    machine.row.powering && machine.attempts < REBUILD_TRIES_MAX
 }
 
 impl CoordinatorCore {
@@ -88,7 +93,7 @@ impl CoordinatorCore {
             ) => self.reconcile_acting(now, id),
             // It goes anyway, and its pods can be moved at once when it has no power for certain.
             (MachinePhase::Off { .. }, Some(planned))
-                if planned.leaving && !machine.row.powering && !self.votes_are_short(now, &cluster, id) =>
+                if planned.leaving && !gets_power(machine) && !self.votes_are_short(now, &cluster, id) =>
             {
                 if machine.row.fenced.is_none() && self.knows_power(now, machine) {
                     self.call_fence(id, cluster, planned.incarnation);

@@ -46,6 +46,10 @@ impl CoordinatorCore {
             waits.push(WaitingOn::Endpoint { why });
         }
         waits.extend(cluster.lacking.clone().map(|why| WaitingOn::Plan { why }));
+        if !cluster.row.wanted && !cluster.unexposed && (waits.is_empty() || cluster.unexpose_error.is_some())
+        {
+            waits.push(WaitingOn::Unexpose { why: cluster.unexpose_error.clone() });
+        }
         waits
     }
 
@@ -76,7 +80,8 @@ impl CoordinatorCore {
             | WaitingOn::ProviderRetry { .. }
             | WaitingOn::Plan { .. }
             | WaitingOn::ProviderDelete { why: Some(_), .. }
-            | WaitingOn::Endpoint { why: Some(_) } => true,
+            | WaitingOn::Endpoint { why: Some(_) }
+            | WaitingOn::Unexpose { why: Some(_) } => true,
             WaitingOn::Connect { .. } => machine.is_some_and(|machine| {
                 matches!(machine.link, LinkState::Lost { .. }) || is_in_trouble(machine)
             }),
@@ -341,5 +346,6 @@ fn reason(wait: &WaitingOn) -> &'static str {
         WaitingOn::ProviderDelete { .. } => "ProviderDelete",
         WaitingOn::Plan { .. } => "Plan",
         WaitingOn::Endpoint { .. } => "Endpoint",
+        WaitingOn::Unexpose { .. } => "Unexpose",
     }
 }

@@ -12,8 +12,8 @@ use crate::effect::{
     CallId, Effect, HealthCheck, ProviderAnswer, ProviderCall, ProviderFailure, Remedy, SeenMachine,
 };
 use crate::limits::{
-    LIST_FAILED_TOLD_AFTER, LIST_INTERVAL, LIST_INTERVAL_SILENT, LIST_LAG_MAX, PROVIDER_CALLS_MAX,
-    PROVIDER_RETRY_MAX, PROVIDER_RETRY_MIN, REFUSED_RETRY, UNKNOWN_MAX,
+    LIST_FAILED_TOLD_AFTER, LIST_INTERVAL, LIST_INTERVAL_SILENT, LIST_LAG_MAX, PROVIDER_CALLS_KEPT,
+    PROVIDER_CALLS_MAX, PROVIDER_RETRY_MAX, PROVIDER_RETRY_MIN, REFUSED_RETRY, UNKNOWN_MAX,
 };
 use crate::row::Counter;
 use crate::state::{CallFor, CoordinatorCore, Exposure, Machine, Now};
@@ -29,7 +29,10 @@ pub(crate) fn retry_delay(attempts: u32) -> Duration {
 impl CoordinatorCore {
     /// Starts a call; `None` when too many are under way, then a later tick tries again.
     pub(crate) fn call(&mut self, purpose: CallFor, call: ProviderCall) -> Option<CallId> {
-        if self.calls.len() >= PROVIDER_CALLS_MAX {
+        // Machines that come and go by the hundred must not keep a list, a fence or power waiting.
+        let bulk = matches!(purpose, CallFor::Create(_) | CallFor::Delete(_) | CallFor::Orphan(_));
+        let most = if bulk { PROVIDER_CALLS_MAX - PROVIDER_CALLS_KEPT } else { PROVIDER_CALLS_MAX };
+        if self.calls.len() >= most {
             return None;
         }
         let id = CallId(self.next_call);
@@ -72,7 +75,7 @@ impl CoordinatorCore {
             // That it is not there is for the list to say.
             (CallFor::PowerOn(machine), Err(failure)) => {
                 self.create_failed(now, &machine, ProviderFailure { remedy: Remedy::Retry, ..failure });
-                self.give_rebuild_up(now, &machine);
+                self.give_act_up(now, &machine);
             }
             (CallFor::Fence(machine), Ok(_)) => {
                 self.clear_call(&machine, id);
@@ -88,10 +91,10 @@ impl CoordinatorCore {
                 self.compare_list(now, machines);
             }
             (CallFor::List, Err(failure)) => self.list_failed(now, failure.text),
-            // The next list tries again.
-            (CallFor::Orphan(_), Err(_)) | (CallFor::List, Ok(_)) => {}
+            (CallFor::Orphan(machine), Err(failure)) => self.orphan_stays(now, &machine, failure.text),
+            (CallFor::List, Ok(_)) => {}
             (CallFor::Expose(cluster, name), result) => self.exposed(now, id, (&cluster, &name), result),
-            (CallFor::Unexpose(cluster), result) => self.unexposed(now, &cluster, result.is_ok()),
+            (CallFor::Unexpose(cluster), result) => self.unexposed(now, &cluster, result.err()),
         }
     }
 
@@ -358,6 +361,23 @@ impl CoordinatorCore {
         });
     }
 
+    /// The next list tries again; the same cause is told once.
+    fn orphan_stays(&mut self, now: Now, id: &MachineId, why: String) {
+        let failed = (id.clone(), why);
+        if self.orphan_failed.as_ref() == Some(&failed) {
+            return;
+        }
+        let event = self.event(now, Severity::Warning, "OrphanStays");
+        self.note(FleetEvent {
+            machine: Some(failed.0.clone()),
+            cause: failed.1.clone(),
+            outcome: "a machine of this installation that no blueprint names could not be removed; tried again with each list"
+                .to_owned(),
+            ..event
+        });
+        self.orphan_failed = Some(failed);
+    }
+
     fn machine_off(&mut self, now: Now, id: &MachineId, listed: bool) {
         let Some(machine) = self.machines.get_mut(id) else { return };
         // One that never spoke has nothing that could be lost: asking for it again makes it.
@@ -503,11 +523,24 @@ impl CoordinatorCore {
         }
     }
 
-    fn unexposed(&mut self, now: Now, name: &ClusterName, done: bool) {
+    fn unexposed(&mut self, now: Now, name: &ClusterName, failure: Option<ProviderFailure>) {
         let Some(cluster) = self.clusters.get_mut(name) else { return };
         cluster.unexpose_call = None;
-        cluster.unexposed = done;
-        cluster.unexpose_after = if done { None } else { Some(now.mono.plus(PROVIDER_RETRY_MIN)) };
+        cluster.unexposed = failure.is_none();
+        let Some(ProviderFailure { text, .. }) = failure else {
+            (cluster.unexpose_after, cluster.unexpose_error) = (None, None);
+            return;
+        };
+        cluster.unexpose_attempts += 1;
+        let delay = retry_delay(cluster.unexpose_attempts);
+        cluster.unexpose_after = Some(now.mono.plus(delay));
+        if cluster.unexpose_error.replace(text.clone()).as_ref() == Some(&text) {
+            return;
+        }
+        let event = self.event(now, Severity::Warning, "ProviderRetry");
+        let outcome =
+            format!("the address of its API server is given up later; asked again in {} s", delay.as_secs());
+        self.note(FleetEvent { cluster: Some(name.clone()), cause: text, outcome, ..event });
     }
 }
 

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use keelson_model::{
-    Due, FaultClass, FleetEvent, Hold, LeaseSeen, MachinePhase, RepairAction, Role, Severity, Verdict,
+    Due, FaultClass, FleetEvent, Hold, LeaseSeen, MachinePhase, RepairAction, Role, SeatBegins, Severity,
+    Verdict,
 };
 use keelson_protocol::health::{NodeState, UnitHealth, UnitState};
 use keelson_protocol::{ClusterName, MachineId, MonoTime, WallTime};
@@ -14,8 +15,8 @@ use crate::detect::{Census, is_unborn};
 use crate::effect::ProviderCall;
 use crate::guard::{Asker, last_repair, prune, retries};
 use crate::limits::{
-    ACTS_KEPT_MAX, AGENT_DOWN_AFTER, BEGIN_MAX, GIVEN_UP_AFTER, HOLD_TOLD_EVERY, IN_VAIN, MENDED_AFTER,
-    MISSING_AFTER, NODE_LOST_AFTER, POWERLESS_AFTER, REBUILD_TRIES_MAX, REPAIRING_AFTER,
+    ACTS_KEPT_MAX, AGENT_DOWN_AFTER, BEGIN_MAX, DISRUPTED_MAX, GIVEN_UP_AFTER, HOLD_TOLD_EVERY, IN_VAIN,
+    MENDED_AFTER, MISSING_AFTER, NODE_LOST_AFTER, POWERLESS_AFTER, REBUILD_TRIES_MAX, REPAIRING_AFTER,
 };
 use crate::metrics::RepairOutcome;
 use crate::row::{Act, Asked, Incident};
@@ -260,6 +261,9 @@ impl CoordinatorCore {
             Verdict::AgentDown if !forgot && lease(machine) == LeaseSeen::Fresh => {
                 return Err(Hold::Evidence { verdict });
             }
+            Verdict::Hung if is_unborn(now, machine) && self.founds_with_others(machine) => {
+                Some(harsher(machine, forgot)).filter(|action| *action != RepairAction::Recreate)
+            }
             Verdict::GivenUp | Verdict::AgentDown => Some(harsher(machine, forgot)),
             Verdict::Hung if is_unborn(now, machine) => Some(harsher(machine, forgot)),
             // Nothing tells it from its zone, or from the network to it: what costs a boot is tried, and no more.
@@ -271,6 +275,19 @@ impl CoordinatorCore {
                 return Err(Hold::Evidence { verdict });
             }
         })
+    }
+
+    /// Whether a machine that never spoke is one of several that found an etcd cluster. A new one in its place would have to
+    /// join them, and nobody can be joined before they have founded it.
+    fn founds_with_others(&self, machine: &Machine) -> bool {
+        let founds = |planned: &&keelson_model::BlueprintMachine| {
+            planned
+                .seat
+                .as_ref()
+                .is_some_and(|seat| seat.begins == SeatBegins::Founding && seat.members.len() > 1)
+        };
+        machine.row.sent.is_none()
+            && self.planned(&machine.row.cluster, &machine.row.id).filter(founds).is_some()
     }
 
     /// How long a machine's verdict must last before something is done about it.
@@ -494,11 +511,15 @@ impl CoordinatorCore {
         let (cluster, incarnation) = (machine.row.cluster.clone(), machine.row.incarnation);
         // What was begun by what was known then, perhaps by an earlier process, needs that evidence still.
         let still = asked != Asked::Nobody || machine.verdict.calls_for_repair();
-        if !self.warm(now) || !still {
+        if !self.warm(now) {
             return;
         }
+        // Also when the evidence is another one by now: whoever asks for something else must not be told that it is busy.
         if begins_too_long(now, machine) {
             return self.call_off(now, id, &too_long());
+        }
+        if !still {
+            return;
         }
         if let Err(hold) = self.still_allowed(now, id, action, asked) {
             self.call_off(now, id, &hold.to_string());
@@ -571,11 +592,18 @@ impl CoordinatorCore {
         self.note_repair(now, id, Severity::Info, "MachineFenced", cause, outcome);
     }
 
-    /// A machine that cannot be made anew around its disk after some tries is switched on as it is: that may help meanwhile,
-    /// and whoever asks for something else is not told that it is busy.
-    pub(crate) fn give_rebuild_up(&mut self, now: Now, id: &MachineId) {
+    /// A machine that does not get its power back after some tries is asked to be switched on as it is from then on: what is
+    /// harsher may come then, and whoever asks for something else is not told that it is busy. Another shell is not waited for;
+    /// its own may come for as long as it counts as disrupted by us.
+    pub(crate) fn give_act_up(&mut self, now: Now, id: &MachineId) {
         let Some(machine) = self.machines.get_mut(id) else { return };
-        if machine.row.acting != Some(RepairAction::Rebuild) || machine.attempts < REBUILD_TRIES_MAX {
+        let long = matches!(machine.row.phase, MachinePhase::Off { since } if now.wall.since(since) >= DISRUPTED_MAX);
+        let over = match machine.row.acting {
+            Some(RepairAction::Rebuild) => true,
+            Some(RepairAction::PowerOn | RepairAction::PowerCycle) => long,
+            Some(RepairAction::Recreate) | None => false,
+        };
+        if !over || machine.attempts < REBUILD_TRIES_MAX {
             return;
         }
         machine.row.acting = None;

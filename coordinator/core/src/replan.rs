@@ -237,7 +237,7 @@ impl CoordinatorCore {
             let voice = machine.session.and_then(|session| self.sessions.get(&session));
             let beat = voice.and_then(|voice| voice.heartbeat).filter(|_| machine.is_heard());
             let stands = matches!(machine.link, LinkState::Connected { since, .. }
-                if self.last_wall.since(since) >= SESSION_SETTLES);
+                if self.last_look.wall.since(since) >= SESSION_SETTLES);
             let report =
                 machine.health.as_ref().zip(beat).filter(|(report, beat)| report.sequence == beat.report);
             let serves = |state: &UnitState| matches!(state, UnitState::Healthy | UnitState::Starting);

@@ -159,11 +159,12 @@ impl CoordinatorCore {
         if same {
             return None;
         }
-        // Until a cluster was ready everybody gets it at once, but for the only master that works.
-        if cluster.row.first_ready.is_none() {
+        // Until its API server has answered nobody uses a cluster, and everybody gets it at once.
+        if cluster.row.first_answer.is_none() {
             return self.no_other_master(cluster, planned);
         }
-        self.unsettled(cluster, planned).or_else(|| {
+        let alone = || self.no_other_master(cluster, planned).filter(|_| cluster.row.first_ready.is_none());
+        alone().or_else(|| self.unsettled(cluster, planned)).or_else(|| {
             let quorum = Quorum::of(&self.standings(name), &self.lasting(&cluster.row.blueprint));
             let risky = planned.roles.contains(&Role::Etcd)
                 && cluster.etcd.members.is_some()
@@ -187,13 +188,18 @@ impl CoordinatorCore {
     fn unsettled(&self, cluster: &Cluster, next: &BlueprintMachine) -> Option<MachineId> {
         let others = cluster.row.blueprint.machines.values();
         let serves = self.may_serve_others(next);
+        // Until a cluster was ready as a whole, one for which there is no room yet holds up nobody.
+        let begun = |planned: &BlueprintMachine| {
+            cluster.row.first_ready.is_some()
+                || self.machines.get(&planned.id).is_some_and(|machine| machine.row.sent.is_some())
+        };
         let unsettled = |planned: &&BlueprintMachine| {
             let goes = planned.roles.contains(&Role::Master)
                 && self
                     .made(planned)
                     .is_some_and(|machine| machine.call.is_some() && machine.row.fenced.is_none());
             let begins = || !self.is_settled(planned) && (serves || self.was_sent_lately(planned));
-            let waits = if planned.leaving { goes } else { begins() };
+            let waits = if planned.leaving { goes } else { begun(planned) && begins() };
             planned.id != next.id && in_control_plane(planned) && waits
         };
         others.filter(unsettled).map(|planned| planned.id.clone()).next()

@@ -1,6 +1,8 @@
 //! What the core keeps on disk.
 
 pub use keelson_model::{Act, Incident};
+use std::time::Duration;
+
 use keelson_model::{
     Blueprint, ClusterMaterial, ClusterSpec, Condition, FleetEvent, MachinePhase, Operation, OperationId,
     Plan, PlanName, RepairAction,
@@ -118,6 +120,11 @@ impl MachineRow {
         if ahead > 0 {
             self.times().for_each(|at| at.0 = at.0.saturating_sub(ahead));
         }
+    }
+
+    /// A clock was set ahead by so much: all that happened is as long ago as before.
+    pub(crate) fn later_by(&mut self, ahead: Duration) {
+        self.times().for_each(|at| *at = at.plus(ahead));
     }
 
     /// When things happened to it.

@@ -13,8 +13,8 @@ use keelson_protocol::{BootId, ClusterName, Generation, Incarnation, MachineId};
 
 use crate::effect::{Effect, SessionId};
 use crate::limits::{
-    FENCE_SETTLES, FIRST_HEARTBEAT_MAX, REFUSAL_TOLD_EVERY, RENEWED_KEYS_MAX, SECOND_HOLDER_AFTER,
-    TICK_GAP_MAX, WARM_UP,
+    CLOCK_STEP_MIN, FENCE_SETTLES, FIRST_HEARTBEAT_MAX, REFUSAL_TOLD_EVERY, RENEWED_KEYS_MAX,
+    SECOND_HOLDER_AFTER, TICK_GAP_MAX, WARM_UP,
 };
 use crate::metrics::AgentRepair;
 use crate::row::MachineRow;
@@ -288,8 +288,11 @@ impl CoordinatorCore {
         let Some(cluster) = self.machines.get(id).map(|machine| machine.row.cluster.clone()) else { return };
         let config = self.rendered(&cluster, id);
         let spec = config.and_then(|c| c.certificates.iter().find(|spec| spec.name == name)).cloned();
-        match (config.map(|config| config.generation), spec) {
-            (Some(newest), Some(spec)) if newest == generation => {
+        let newest = config.map(|config| config.generation);
+        // One that waits for its turn to get the newest config, perhaps for days, renews what it has meanwhile.
+        let told = self.machines.get(id).and_then(|machine| machine.told);
+        match (newest, spec) {
+            (Some(newest), Some(spec)) if newest == generation || told == Some(generation) => {
                 self.metrics.certificates_signed += 1;
                 self.effects.push(Effect::SignLeaf {
                     session,
@@ -328,7 +331,6 @@ impl CoordinatorCore {
 
     pub(crate) fn on_tick(&mut self, now: Now) {
         self.notice_gap(now);
-        self.notice_wall_clock(now);
         let warm = self.warm(now);
         let silent: Vec<MachineId> = self
             .machines
@@ -351,10 +353,17 @@ impl CoordinatorCore {
         self.forget_old(now);
     }
 
-    /// A wall clock that was set back must not leave times behind that have not come yet.
-    fn notice_wall_clock(&mut self, now: Now) {
-        if std::mem::replace(&mut self.last_wall, now.wall) > now.wall {
+    /// A wall clock that was set back must not leave times behind that have not come yet; and one that was set ahead must not
+    /// make old what happened a moment ago.
+    pub(crate) fn notice_wall_clock(&mut self, now: Now) {
+        let before = std::mem::replace(&mut self.last_look, now);
+        if before.wall > now.wall {
             self.machines.values_mut().for_each(|machine| machine.row.not_after(now.wall));
+            return;
+        }
+        let ahead = now.wall.since(before.wall).saturating_sub(now.mono.since(before.mono));
+        if ahead >= CLOCK_STEP_MIN {
+            self.machines.values_mut().for_each(|machine| machine.wall_was_set_ahead(ahead));
         }
     }
 

@@ -68,6 +68,9 @@ pub struct Cluster {
     pub(crate) unexpose_call: Option<CallId>,
     /// When to ask again after a failure.
     pub(crate) unexpose_after: Option<MonoTime>,
+    /// How often that has failed, and why it last did.
+    pub(crate) unexpose_attempts: u32,
+    pub(crate) unexpose_error: Option<String>,
     /// What is known of its etcd.
     pub etcd: EtcdWatch,
     /// What is known of its nodes.
@@ -199,6 +202,14 @@ fn boots_until(row: &MachineRow, now: Now) -> Option<MonoTime> {
 }
 
 impl Machine {
+    /// The wall clock was set ahead by so much: all that happened to it is as long ago as before.
+    pub(crate) fn wall_was_set_ahead(&mut self, by: Duration) {
+        self.row.later_by(by);
+        if let LinkState::Connected { since, .. } | LinkState::Lost { since, .. } = &mut self.link {
+            *since = since.plus(by);
+        }
+    }
+
     pub(crate) fn new(row: MachineRow) -> Self {
         Self {
             row,
@@ -320,6 +331,8 @@ pub struct CoordinatorCore {
     pub(crate) list_begun: MonoTime,
     /// Since when the provider gives no list, and whether that was told.
     pub(crate) list_failing: Option<(MonoTime, bool)>,
+    /// The machine without a blueprint that could not be removed last, and why.
+    pub(crate) orphan_failed: Option<(MachineId, String)>,
     /// Machines whose sessions were refused: why, and when that was told.
     pub(crate) refusals: BTreeMap<MachineId, (Refusal, MonoTime)>,
     /// Machines at the provider of which nothing is known, and since when each is listed.
@@ -330,8 +343,8 @@ pub struct CoordinatorCore {
     /// Since when the coordinator has been listening without a gap. Before that it may have missed heartbeats.
     pub(crate) listening_since: MonoTime,
     pub(crate) last_tick: MonoTime,
-    /// What the wall clock said at the last tick.
-    pub(crate) last_wall: WallTime,
+    /// What both clocks said when something was last taken or compared.
+    pub(crate) last_look: Now,
     /// The last question to peers about each machine that was asked about.
     pub(crate) peer_questions: BTreeMap<MachineId, PeerQuestion>,
     /// What peers said about machines.
@@ -382,13 +395,14 @@ impl CoordinatorCore {
             next_list: now.mono,
             list_begun: now.mono,
             list_failing: None,
+            orphan_failed: None,
             refusals: BTreeMap::new(),
             unknown: BTreeMap::new(),
             started: now.mono,
             returning_until: now.mono.plus(WARM_UP),
             listening_since: now.mono,
             last_tick: now.mono,
-            last_wall: now.wall,
+            last_look: now,
             peer_questions: BTreeMap::new(),
             peer_answers: BTreeMap::new(),
             next_peer_question: 0,
@@ -434,6 +448,7 @@ impl CoordinatorCore {
     /// Takes one input, and leaves what follows from it to [`Self::settle`]. Of a burst of inputs, as when a fleet comes
     /// back, each is taken, and what they mean together is settled once.
     pub fn take(&mut self, now: Now, input: Input) {
+        self.notice_wall_clock(now);
         match input {
             Input::Tick => self.on_tick(now),
             Input::Enrol { id, request, key_hash } => self.on_enrol(now, id, &request, key_hash),
@@ -460,6 +475,7 @@ impl CoordinatorCore {
 
     /// Compares what shall be with what is, for each cluster that something happened to, and asks for what is missing.
     pub(crate) fn reconcile(&mut self, now: Now) {
+        self.notice_wall_clock(now);
         for name in std::mem::take(&mut self.touched) {
             self.reconcile_plan(now, &name);
             self.reconcile_etcd(now, &name);
@@ -743,6 +759,8 @@ impl Cluster {
             unexposed: false,
             unexpose_call: None,
             unexpose_after: None,
+            unexpose_attempts: 0,
+            unexpose_error: None,
             etcd: EtcdWatch::default(),
             kube: KubeWatch::default(),
             held: None,

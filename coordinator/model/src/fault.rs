@@ -620,6 +620,9 @@ impl RepairPreview {
                 }
                 .to_owned(),
             ),
+            Some(member) if !keeps && matches!(self.against, Some(Hold::Quorum { .. })) => what.push(format!(
+                "etcd member {member} loses its data, and an empty one joins only when the others have a quorum again"
+            )),
             Some(member) if !keeps => what.push(format!(
                 "etcd member {member} is taken out, and an empty one takes its place and catches up"
             )),

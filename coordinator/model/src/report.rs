@@ -127,6 +127,11 @@ pub enum WaitingOn {
         /// What it said.
         why: Option<String>,
     },
+    /// The provider has not yet given up the address of a cluster that goes.
+    Unexpose {
+        /// What it said.
+        why: Option<String>,
+    },
 }
 
 impl WaitingOn {
@@ -149,7 +154,7 @@ impl WaitingOn {
             | Self::Off { machine, .. }
             | Self::ProviderDelete { machine, .. } => Some(machine),
             Self::EtcdSize { hold } => Some(hold.machine()),
-            Self::Plan { .. } | Self::Endpoint { .. } => None,
+            Self::Plan { .. } | Self::Endpoint { .. } | Self::Unexpose { .. } => None,
         }
     }
 
@@ -197,6 +202,7 @@ impl WaitingOn {
             Self::ProviderDelete { .. } => "the provider no longer lists the machine",
             Self::Plan { .. } => "there is room, or less is asked for",
             Self::Endpoint { .. } => "the provider reports the address, and the API server answers there",
+            Self::Unexpose { .. } => "the provider has given up the address",
         };
         words.into()
     }
@@ -236,6 +242,15 @@ impl fmt::Display for WaitingOn {
             Self::Plan { why } => write!(f, "not all that was asked for can be planned: {why}"),
             Self::Endpoint { why: None } => f.write_str("the API server's outside address"),
             Self::Endpoint { why: Some(why) } => write!(f, "the API server's outside address: {why}"),
+            Self::Unexpose { why: None } => {
+                f.write_str("the provider gives up the API server's outside address")
+            }
+            Self::Unexpose { why: Some(why) } => {
+                write!(
+                    f,
+                    "the provider could not give up the API server's outside address and is asked again: {why}"
+                )
+            }
         }
     }
 }

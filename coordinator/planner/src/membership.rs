@@ -87,7 +87,7 @@ pub fn next_member_call(view: &MemberView) -> Option<EtcdCall> {
             && standing(machine, view.members) == Standing::Absent
     })?;
     let fits = seat_fits(missing, view.members);
-    (fits && view.quorum().holds()).then_some(EtcdCall::AddLearner { address: missing.address })
+    (fits && view.quorum().holds_with_another()).then_some(EtcdCall::AddLearner { address: missing.address })
 }
 
 /// Whether a machine that joins starts its member with the members that there are, and itself.

@@ -59,6 +59,16 @@ impl Quorum {
         self.working.len() >= self.needed()
     }
 
+    /// Whether there would be a quorum with one more member that votes and does not work yet. etcd adds none before, learners
+    /// included, but for a member that is alone (`isConnectedToQuorumAfterAddingNewMemberSince` of etcd 3.7.3).
+    #[must_use]
+    pub fn holds_with_another(&self) -> bool {
+        match self.voters.len() {
+            1 => self.holds(),
+            voters => self.working.len() > voters.div_ceil(2),
+        }
+    }
+
     /// Whether a quorum is left when `machine` does not work, and neither does whatever replaces it. A machine that does
     /// not vote is never missed.
     ///

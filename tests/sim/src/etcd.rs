@@ -146,7 +146,7 @@ impl FakeEtcd {
                 };
                 return Ok(EtcdAnswer::Members { members: self.members.iter().map(seen).collect(), leader });
             }
-            EtcdCall::AddLearner { address } => self.add(*address)?,
+            EtcdCall::AddLearner { address } => self.add(*address, works)?,
             EtcdCall::Promote { member } => self.promote(*member, now, works)?,
             EtcdCall::MoveLeader { to } => {
                 let heir = self.voters().find(|member| member.id == *to);
@@ -158,7 +158,12 @@ impl FakeEtcd {
         Ok(EtcdAnswer::Done)
     }
 
-    fn add(&mut self, address: Ipv4Addr) -> Result<(), String> {
+    fn add(&mut self, address: Ipv4Addr, works: impl Fn(&Member) -> bool) -> Result<(), String> {
+        // The new one counts as a voter that does not work, also when it is a learner.
+        let (voters, healthy) = (self.voters().count(), self.voters().filter(|member| works(member)).count());
+        if voters > 1 && healthy <= voters.div_ceil(2) {
+            return Err("unhealthy cluster".to_owned());
+        }
         if self.members.iter().any(|member| member.learner) {
             return Err("too many learner members in cluster".to_owned());
         }

@@ -47,6 +47,8 @@ pub(crate) struct FakeMachine {
     pub(crate) enrolled: bool,
     pub(crate) session: Option<SessionId>,
     pub(crate) generation: Option<Generation>,
+    /// Until when it applies its config.
+    applies_until: u64,
     pub(crate) sequence: u64,
     /// How many disks it has had.
     disks: u32,
@@ -89,6 +91,8 @@ pub(crate) struct World {
     pub(crate) refuse_list: Option<ProviderFailure>,
     /// What it says to services that are to be exposed, when it does not.
     pub(crate) refuse_expose: Option<ProviderFailure>,
+    /// What it says to services that are to be taken back, when it does not.
+    pub(crate) refuse_unexpose: Option<ProviderFailure>,
     /// What it says to being asked to switch a machine on, when it does not.
     pub(crate) refuse_power: Option<ProviderFailure>,
     /// What it says to being asked to make a machine anew around its disk, when it does not.
@@ -101,12 +105,16 @@ pub(crate) struct World {
     pub(crate) says: BTreeMap<MachineId, NodeState>,
     /// How long machines boot before they speak.
     pub(crate) boot_ms: u64,
+    /// How long they take to apply a config.
+    pub(crate) apply_ms: u64,
     /// Whether the provider's answers are on their way.
     pub(crate) answers_late: bool,
     /// Machines that its list leaves out.
     pub(crate) unlisted: BTreeSet<MachineId>,
     /// Machines that never speak after their first boot.
     pub(crate) stillborn: BTreeSet<MachineId>,
+    /// Machines that never speak, however often they boot.
+    pub(crate) mute: BTreeSet<MachineId>,
     /// Machines that it has no room for.
     pub(crate) no_room: BTreeSet<MachineId>,
     /// Failures for the next creates.
@@ -179,16 +187,19 @@ impl World {
             refuse_fence: None,
             refuse_list: None,
             refuse_expose: None,
+            refuse_unexpose: None,
             refuse_power: None,
             refuse_rebuild: None,
             lose_power_answers: false,
             lose_configs: BTreeSet::new(),
             says: BTreeMap::new(),
             boot_ms: 0,
+            apply_ms: 0,
             answers_late: false,
             unlisted: BTreeSet::new(),
             etcd_answers_late: false,
             stillborn: BTreeSet::new(),
+            mute: BTreeSet::new(),
             no_room: BTreeSet::new(),
             refuse: VecDeque::new(),
             lose_answers: 0,
@@ -348,6 +359,11 @@ impl World {
         }
     }
 
+    /// Whether a list of the provider is on its way.
+    pub(crate) fn awaits_list(&self) -> bool {
+        self.answers.iter().any(|(_, result)| matches!(result, Ok(ProviderAnswer::Machines(_))))
+    }
+
     /// The provider's answers of until now arrive, and none to what is asked because of them.
     pub(crate) fn answer_once(&mut self) {
         for (id, result) in std::mem::take(&mut self.answers) {
@@ -456,6 +472,9 @@ impl World {
                 self.exposed.insert((cluster, name), targets);
                 Ok(ProviderAnswer::Exposed(([127, 0, 0, 1], 16443).into()))
             }
+            ProviderCall::Unexpose { .. } if self.refuse_unexpose.is_some() => {
+                Err(self.refuse_unexpose.clone().unwrap())
+            }
             ProviderCall::Unexpose { cluster } => {
                 self.exposed.retain(|(owner, _), _| *owner != cluster);
                 Ok(ProviderAnswer::Done)
@@ -486,6 +505,7 @@ impl World {
             enrolled: false,
             session: None,
             generation: None,
+            applies_until: 0,
             sequence: 0,
             disks: 1,
         };
@@ -511,7 +531,7 @@ impl World {
     /// What a machine's agent does in half a second: enrol, connect, or send a heartbeat.
     fn agent(&mut self, id: &MachineId) {
         let Some(machine) = self.machines.get(id).cloned() else { return };
-        if !machine.on || !machine.linked || self.ms < machine.boots_until {
+        if !machine.on || !machine.linked || self.mute.contains(id) || self.ms < machine.boots_until {
             return;
         }
         if !machine.enrolled {
@@ -521,6 +541,7 @@ impl World {
         let machine = self.machines.get_mut(id).unwrap();
         machine.sequence += 1;
         let state = match machine.generation {
+            Some(_) if self.ms < machine.applies_until => NodeState::Applying,
             Some(_) => self.says.get(id).copied().unwrap_or(NodeState::Ready),
             None => NodeState::Idle,
         };
@@ -605,7 +626,10 @@ impl World {
         {
             match self.lose_configs.remove(id) {
                 true => (machine.session, machine.linked) = (None, false),
-                false => machine.generation = Some(config.generation),
+                false => {
+                    machine.generation = Some(config.generation);
+                    machine.applies_until = self.ms + self.apply_ms;
+                }
             }
         }
         self.sent.push(message);

@@ -42,6 +42,8 @@ pub(crate) const SERVICE_ACCOUNT_PUBLIC_KEY: &str = "/var/lib/keelson/pki/servic
 pub(crate) const ETCD_DATA: &str = "/var/lib/etcd";
 pub(crate) const AUDIT_DIRECTORY: &str = "/var/lib/keelson/audit";
 pub(crate) const CNI_CONFIG_DIRECTORY: &str = "/var/lib/keelson/cni/net.d";
+/// Which pod has which address; in memory, as the pods' networks are.
+pub(crate) const POD_ADDRESSES: &str = "/run/cni";
 /// Where mirrors of registries are named, one folder for each registry (containerd, "registry host configuration"). Not the
 /// directory below /etc that containerd proposes, as the root may be read-only; and one only, as pulls read no more.
 pub(crate) const REGISTRY_HOSTS: &str = "/var/lib/keelson/registry-hosts";

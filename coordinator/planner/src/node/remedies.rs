@@ -20,6 +20,10 @@ const KUBELET: &str = "kubelet.service";
 const CONTAINERD_STATE: &str = "/var/lib/containerd";
 const CONTAINERD_RUN: &str = "/run/containerd";
 const KUBELET_STATE: &str = "/var/lib/kubelet";
+/// Network namespaces of pods, by the name that containerd gives their folder.
+const POD_NETWORKS: &str = "/run/netns";
+/// Chain in which the portmap plugin keeps the ports of a host that lead to pods (containernetworking/plugins, portmap).
+const HOST_PORTS: &str = "CNI-HOSTPORT-DNAT";
 
 /// Control groups of the runtime, whose shims outlive it, and of all pods, by the names that the kubelet's two drivers
 /// give them (<https://kubernetes.io/docs/setup/production-environment/container-runtimes/#cgroup-drivers>).
@@ -50,6 +54,8 @@ const SETTLE_S: u16 = 180;
 const FULL_PERCENT: u8 = 85;
 /// A person must make room from here on.
 const FULL_ALARM_PERCENT: u8 = 90;
+/// A fleet whose kubelets all fall begins to end pods over this time.
+const HARSHER_SPREAD_S: u16 = 600;
 /// Logs that programs have set aside are of use for a day.
 const LOG_AGE_S: u32 = 24 * 3600;
 /// The journal keeps so much when room runs short; its own limit is 256 MB.
@@ -205,8 +211,16 @@ fn containerd(node: &Node) -> RemedySpec {
         hold,
         acts: vec![
             end_containers(),
-            RemedyAct::Unmount { below: words(&[CONTAINERD_RUN, CONTAINERD_STATE]) },
+            RemedyAct::Unmount { below: words(&[CONTAINERD_RUN, CONTAINERD_STATE, POD_NETWORKS]) },
             RemedyAct::MoveAside { directory: CONTAINERD_STATE.to_owned() },
+            // Nobody remembers the pods any more, to give back their addresses and ports.
+            RemedyAct::MoveAside { directory: paths::POD_ADDRESSES.to_owned() },
+            RemedyAct::Run {
+                command: words(&["/usr/sbin/iptables", "--wait", "--table=nat", "--flush", HOST_PORTS]),
+                argument: None,
+                done_when: Some("No chain/target/match by that name".to_owned()),
+                timeout_s: ASK_TIMEOUT_S,
+            },
         ],
         limit: state_limit(),
     }
@@ -231,6 +245,9 @@ fn kubelet() -> [RemedySpec; 2] {
     let mut harsher = remedy("kubelet-directory", directory);
     // The shims of the pods that end are the runtime's.
     harsher.hold = words(&[KUBELET, CONTAINERD]);
+    // What makes the kubelets of a whole fleet fall at once may come from the API: their pods run on meanwhile, and must not all
+    // end in one moment.
+    harsher.limit.spread_s = HARSHER_SPREAD_S;
     [remedy("kubelet-files", vec![RemedyAct::RemoveFiles { paths: files }]), harsher]
 }
 

@@ -63,7 +63,11 @@ fn containerd(node: &mut Node) {
 /// containerd's configuration, version 3 (containerd 2.x).
 fn containerd_config(node: &Node) -> String {
     let release = paths::release(&node.input.blueprint.release);
-    let pause = node.input.release.images.get("pause").cloned().unwrap_or_default();
+    // Those of the node image cannot be pulled again. The kubelet removes what nothing uses and nobody has pinned before it
+    // evicts a pod, whatever its thresholds for images say.
+    let mut pinned = node.input.release.images.clone();
+    let pause = pinned.remove("pause").unwrap_or_default();
+    pinned.insert("sandbox".to_owned(), pause);
     let systemd_cgroup = node.input.traits.cgroup == CgroupVersion::V2;
     let mut config = json!({
         "version": 3,
@@ -75,7 +79,7 @@ fn containerd_config(node: &Node) -> String {
         "plugins": {
             "io.containerd.cri.v1.images": {
                 "snapshotter": "overlayfs",
-                "pinned_images": { "sandbox": pause },
+                "pinned_images": pinned,
                 "registry": { "config_path": paths::REGISTRY_HOSTS },
             },
             "io.containerd.cri.v1.runtime": {
@@ -129,7 +133,7 @@ fn pod_network(node: &mut Node) {
                 "isGateway": true,
                 "isDefaultGateway": true,
                 "hairpinMode": true,
-                "ipam": { "type": "host-local", "ranges": [[{ "subnet": pods.to_string() }]], "dataDir": "/run/cni" },
+                "ipam": { "type": "host-local", "ranges": [[{ "subnet": pods.to_string() }]], "dataDir": paths::POD_ADDRESSES },
             },
             { "type": "portmap", "capabilities": { "portMappings": true } },
         ],
