@@ -368,3 +368,14 @@ pub(crate) fn prune(row: &mut MachineRow, now: WallTime) {
     row.acts.retain(|act| now.since(act.at) < ACTS_WINDOW);
     row.not_after(now);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_pause_after_a_repair_doubles_up_to_its_limit() {
+        let seconds = [1, 2, 3, 4, 5, 6, 7, 100].map(|acts| cool_down(acts).as_secs());
+        assert_eq!(seconds, [45, 90, 180, 360, 720, 900, 900, 900]);
+    }
+}

@@ -531,3 +531,24 @@ fn what_programs_cost_is_counted_by_class() {
     assert_eq!(world.core.metrics().detections[&FaultClass::Os].count, 1);
     assert_eq!(world.core.metrics().mended[&FaultClass::Os].count, 1);
 }
+
+#[test]
+fn a_machine_is_made_anew_twice_an_hour_and_then_only_by_a_person() {
+    let mut world = ready("ha");
+    for _ in 0..2 {
+        world.machines.remove(&id("worker-2"));
+        world.run(200);
+        assert_eq!(world.state("demo"), Some(ClusterState::Ready), "{:?}", waits(&world));
+    }
+    world.machines.remove(&id("worker-2"));
+    world.run(200);
+    let told = waits(&world);
+    assert!(
+        told.iter().any(|wait| wait.contains("it was repaired 2 times in an hour, to no avail")),
+        "{told:?}"
+    );
+    assert!(!world.machines.contains_key(&id("worker-2")));
+    // Until the first one is an hour old.
+    world.run(7_000);
+    assert_eq!(world.state("demo"), Some(ClusterState::Ready), "{:?}", waits(&world));
+}

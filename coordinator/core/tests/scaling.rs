@@ -44,6 +44,24 @@ fn etcd_and_masters_grow_to_five_and_shrink_to_one() {
 }
 
 #[test]
+fn a_member_that_leads_hands_over_before_it_goes() {
+    let mut world = ready();
+    world.scale("demo", "etcd", 3);
+    world.run(CONVERGED);
+    let members = world.members.get_mut(&"demo".parse().unwrap()).unwrap();
+    assert!(members[2].name.starts_with("demo-etcd-3"), "{members:?}");
+    // The first one leads, and the newest goes.
+    members.swap(0, 2);
+    world.events.clear();
+    world.scale("demo", "etcd", 1);
+    world.run(CONVERGED);
+    let changes: Vec<&str> =
+        world.reasons().into_iter().filter(|reason| reason.starts_with("Etcd")).collect();
+    assert!(changes.starts_with(&["EtcdLeaderMoved", "EtcdMemberRemoved"]), "{changes:?}");
+    assert_eq!(world.state("demo"), Some(ClusterState::Ready));
+}
+
+#[test]
 fn addresses_of_machines_that_left_are_given_again() {
     // The cluster has four machines, and fourteen addresses.
     let mut world = World::in_network("10.210.1.0/28");

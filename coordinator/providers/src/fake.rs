@@ -190,6 +190,16 @@ impl FakeProvider {
         self.state().machines.values().map(Machine::view).collect()
     }
 
+    /// What is exposed, and where it leads: cluster, name and targets.
+    #[must_use]
+    pub fn exposures(&self) -> Vec<(ClusterName, String, Vec<SocketAddr>)> {
+        let exposed = &self.state().exposed;
+        exposed
+            .iter()
+            .map(|((_, cluster, name), (_, targets))| (cluster.clone(), name.clone(), targets.clone()))
+            .collect()
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

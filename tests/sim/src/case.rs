@@ -59,6 +59,8 @@ pub struct Weather {
     pub unit_crash_permille: u32,
     /// Steps on a machine that fail, of a thousand.
     pub step_fails_permille: u32,
+    /// Calls to Kubernetes and etcd that are long on their way, of a thousand.
+    pub calls_late_permille: u32,
 }
 
 /// A machine that something happens to.
@@ -124,6 +126,18 @@ pub enum Fault {
         target: Target,
         /// How many it still carries out.
         actions: u32,
+    },
+    /// An agent ends, and does not come up for a while: it falls at each start.
+    AgentOut {
+        /// Which machine.
+        target: Target,
+        /// For how long, in milliseconds.
+        for_ms: u64,
+    },
+    /// The coordinator's wall clock is set, so far from the right time.
+    CoordinatorClock {
+        /// How far, in milliseconds.
+        off_ms: i64,
     },
     /// A machine's disk takes no more bytes.
     DiskFull {
@@ -270,12 +284,14 @@ pub enum FaultKind {
     ComesBack,
     BadBoots,
     RepairPaused,
+    AgentOut,
+    CoordinatorClock,
 }
 
 impl FaultKind {
     /// Kinds that seeds draw from. A list that leaves out what is there is an error of the provider that no seed draws:
     /// beside a machine that is dead too, nobody could tell it from the truth.
-    pub const DRAWN: [Self; 21] = [
+    pub const DRAWN: [Self; 23] = [
         Self::PowerLoss,
         Self::Reboot,
         Self::Freeze,
@@ -297,6 +313,8 @@ impl FaultKind {
         Self::ComesBack,
         Self::BadBoots,
         Self::RepairPaused,
+        Self::AgentOut,
+        Self::CoordinatorClock,
     ];
 }
 
@@ -315,6 +333,8 @@ impl Fault {
             Self::ComesBack { .. } => FaultKind::ComesBack,
             Self::BadBoots { .. } => FaultKind::BadBoots,
             Self::RepairPaused { .. } => FaultKind::RepairPaused,
+            Self::AgentOut { .. } => FaultKind::AgentOut,
+            Self::CoordinatorClock { .. } => FaultKind::CoordinatorClock,
             Self::UnitCrash { .. } => FaultKind::UnitCrash,
             Self::UnitHang { .. } => FaultKind::UnitHang,
             Self::ClockJump { .. } => FaultKind::ClockJump,
@@ -348,6 +368,10 @@ impl fmt::Display for Fault {
                 write!(f, "{what} now and after each boot {}", seconds(for_ms))
             }
             Self::RepairPaused { for_ms } => write!(f, "a person pauses repair {}", seconds(for_ms)),
+            Self::AgentOut { for_ms, .. } => write!(f, "agent does not come up {}", seconds(for_ms)),
+            Self::CoordinatorClock { off_ms } => {
+                write!(f, "coordinator's wall clock is set {off_ms} ms ahead")
+            }
             Self::UnitCrash { .. } => f.write_str("a program ends"),
             Self::UnitHang { .. } => f.write_str("a program hangs"),
             Self::ClockJump { by_ms, .. } => write!(f, "wall clock is set by {by_ms} ms"),

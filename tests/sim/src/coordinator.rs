@@ -21,7 +21,7 @@ use crate::check::{Checker, EFFECTS_BESIDE_MAX, EFFECTS_PER_MACHINE_MAX};
 use crate::clock::WALL_BASE_MS;
 use crate::host::chain_of;
 use crate::infrastructure;
-use crate::machine::Power;
+use crate::machine::{Power, TakenByUs};
 use crate::trace::Decision;
 use crate::world::{Ix, SimEvent, World};
 
@@ -30,6 +30,8 @@ pub(crate) const TICK_MS: u64 = 250;
 /// Life of a link certificate, and how much earlier than now certificates begin, in milliseconds, as in the real ones.
 const LINK_LIFE_MS: u64 = 24 * 3_600_000;
 const BACKDATED_MS: i64 = 5 * 60_000;
+/// How long a call to etcd is waited for, in milliseconds, as in the real coordinator.
+const ETCD_PATIENCE_MS: u64 = 10_000;
 
 /// The coordinator's process, and what it has on its way.
 #[derive(Debug)]
@@ -39,6 +41,10 @@ pub(crate) struct Coordinator {
     /// Which process it is.
     pub(crate) life: u32,
     pub(crate) frozen_until: u64,
+    /// When it began.
+    started: u64,
+    /// How far its host's wall clock is set wrong.
+    pub(crate) wall_offset_ms: i64,
     settings: Settings,
     effects_done: u64,
     /// It is killed before the effect with this number, for so many milliseconds.
@@ -59,6 +65,8 @@ impl Coordinator {
             core: None,
             life: 0,
             frozen_until: 0,
+            started: 0,
+            wall_offset_ms: 0,
             settings,
             effects_done: 0,
             dies_before: None,
@@ -89,7 +97,9 @@ impl World {
     /// The coordinator's clocks.
     pub(crate) fn coordinator_now(&self) -> Now {
         let passed = i64::try_from(self.now).unwrap_or(i64::MAX);
-        Now { mono: MonoTime(self.now), wall: WallTime(WALL_BASE_MS + passed) }
+        let wall = WallTime(WALL_BASE_MS + passed + self.coordinator.wall_offset_ms);
+        // Each process counts from its own start.
+        Now { mono: MonoTime(self.now - self.coordinator.started), wall }
     }
 
     /// Whether the coordinator's host answers.
@@ -101,6 +111,7 @@ impl World {
         if self.coordinator.core.is_some() {
             return;
         }
+        self.coordinator.started = self.now;
         let now = self.coordinator_now();
         let core = CoordinatorCore::restore(self.coordinator.settings.clone(), self.store.saved(), now);
         self.coordinator.core = Some(core);
@@ -187,7 +198,7 @@ impl World {
             }
             Effect::Etcd { id, session, cluster, call } => {
                 self.count_call(1, ETCD_CALLS_MAX);
-                let at = self.now + self.random.between(40, 200);
+                let at = self.now + self.random.between(40, 200) + self.late_ms(ETCD_PATIENCE_MS);
                 let session = u32::try_from(session.0).unwrap_or(u32::MAX);
                 let call = Box::new((cluster, call));
                 self.queue.push(at, SimEvent::Etcd(self.coordinator.life, id, session, call));
@@ -195,7 +206,7 @@ impl World {
             Effect::Kube { id, cluster, call } => {
                 self.count_call(2, KUBE_CALLS_MAX);
                 self.check_drain(&cluster, &call);
-                let at = self.now + self.random.between(5, 60);
+                let at = self.now + self.random.between(5, 60) + self.late_ms(kube_patience_ms(&call));
                 let call = Box::new((cluster, call));
                 self.queue.push(at, SimEvent::Kube(self.coordinator.life, id, call));
             }
@@ -216,6 +227,12 @@ impl World {
             }
             Effect::Note(event) => self.note(Decision::Event(Box::new(event))),
         }
+    }
+
+    /// How long a call is on its way, or its answer, beyond what is usual: at most as long as it is waited for.
+    fn late_ms(&mut self, patience_ms: u64) -> u64 {
+        let late = self.stormy && self.random.chance(self.weather.calls_late_permille);
+        if late { self.random.below(patience_ms) } else { 0 }
     }
 
     fn count_call(&mut self, kind: usize, most: usize) {
@@ -338,7 +355,7 @@ impl World {
             self.power_changed(&machine);
         }
         if let Some(ix) = runs.filter(|ix| self.machines[*ix].is_off()) {
-            self.machines[ix].fenced = true;
+            self.machines[ix].taken_by_us = TakenByUs { member: true, api: true };
             self.check_taken(ix);
         }
         if let Some(ix) = off.filter(|ix| self.machines[*ix].power == Power::On) {
@@ -368,12 +385,12 @@ impl World {
         }
         let lost = self.random.chance(self.weather.answers_lost_permille) && self.stormy;
         let result = if lost { Err("the answer was lost".to_owned()) } else { result };
-        let at = self.now + self.random.between(5, 50);
+        let at = self.now + self.random.between(5, 50) + self.late_ms(ETCD_PATIENCE_MS);
         self.queue.push(at, SimEvent::Answer(life, Box::new(Input::Etcd { id, result })));
     }
 
     pub(crate) fn kube_call(&mut self, life: u32, id: CallId, (name, call): (ClusterName, KubeCall)) {
-        let way = self.api_for_coordinator(&name);
+        let (way, patience_ms) = (self.api_for_coordinator(&name), kube_patience_ms(&call));
         if let (KubeCall::Drain { node, .. }, Some(kube)) = (&call, self.kubes.get_mut(&name)) {
             kube.drain_came(node);
         }
@@ -381,7 +398,7 @@ impl World {
         let result = if way { self.ask_kube(&name, call) } else { Err(unreachable("no API server answers")) };
         let lost = self.random.chance(self.weather.answers_lost_permille) && self.stormy;
         let result = if lost { Err(unreachable("the answer was lost")) } else { result };
-        let at = self.now + self.random.between(1, 20);
+        let at = self.now + self.random.between(1, 20) + self.late_ms(patience_ms);
         self.queue.push(at, SimEvent::Answer(life, Box::new(Input::Kube { id, result })));
     }
 
@@ -423,6 +440,14 @@ impl World {
         }
         self.kubes.insert(name.clone(), kube);
         result
+    }
+}
+
+/// How long a call to Kubernetes is waited for, in milliseconds, as in the real coordinator.
+fn kube_patience_ms(call: &KubeCall) -> u64 {
+    match call {
+        KubeCall::Nodes | KubeCall::Evacuate { .. } => 5_000,
+        KubeCall::SetNode { .. } | KubeCall::Drain { .. } | KubeCall::DeleteNode { .. } => 20_000,
     }
 }
 

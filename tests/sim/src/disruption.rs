@@ -36,8 +36,9 @@ impl World {
             })
         };
         let works = |other: &Ix| {
-            let lately =
-                self.machines[*other].api_seen.is_some_and(|seen| seen + NOTICED_AFTER_MS > self.now);
+            let other_one = &self.machines[*other];
+            let seen = other_one.api_seen.filter(|_| !other_one.taken_by_us.api);
+            let lately = seen.is_some_and(|seen| seen + NOTICED_AFTER_MS > self.now);
             lately || self.api_serves(*other)
         };
         let mut others =

@@ -74,6 +74,7 @@ fn weather(random: &mut Stream) -> Weather {
             most => most / 10,
         },
         provider_lag: usize::try_from(odds(3)).unwrap_or(0),
+        calls_late_permille: u32::try_from(odds(100)).unwrap_or(0),
     }
 }
 
@@ -123,12 +124,11 @@ fn fault(kind: FaultKind, random: &mut Stream) -> Fault {
         FaultKind::ComesBack => Fault::ComesBack { target },
         FaultKind::BadBoots => Fault::BadBoots { target, for_ms: 8 * for_ms, hangs: random.chance(500) },
         FaultKind::RepairPaused => Fault::RepairPaused { for_ms: 2 * for_ms },
+        FaultKind::AgentOut => Fault::AgentOut { target, for_ms: 3 * for_ms },
+        FaultKind::CoordinatorClock => Fault::CoordinatorClock { off_ms: jump(random) },
         FaultKind::UnitCrash => Fault::UnitCrash { target, unit: random.number() },
         FaultKind::UnitHang => Fault::UnitHang { target, unit: random.number() },
-        FaultKind::ClockJump => {
-            let by_ms = i64::try_from(random.below(2 * JUMP_MS)).unwrap_or(0);
-            Fault::ClockJump { target, by_ms: by_ms - i64::try_from(JUMP_MS).unwrap_or(0) }
-        }
+        FaultKind::ClockJump => Fault::ClockJump { target, by_ms: jump(random) },
         FaultKind::Partition => {
             let zones = settings().place.zones;
             let zone = random.pick(&zones).cloned().unwrap_or_default();
@@ -162,6 +162,12 @@ fn fault(kind: FaultKind, random: &mut Stream) -> Fault {
             Fault::HeartbeatsLost { permille, for_ms }
         }
     }
+}
+
+/// How far a clock is set, in milliseconds.
+fn jump(random: &mut Stream) -> i64 {
+    let by_ms = i64::try_from(random.below(2 * JUMP_MS)).unwrap_or(0);
+    by_ms - i64::try_from(JUMP_MS).unwrap_or(0)
 }
 
 /// Clusters until there are about as many machines as asked for, each with a life of its own.

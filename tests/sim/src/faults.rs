@@ -33,6 +33,7 @@ impl World {
             | Fault::Reboot { target }
             | Fault::Freeze { target, .. }
             | Fault::AgentCrash { target, .. }
+            | Fault::AgentOut { target, .. }
             | Fault::DiskFull { target, .. }
             | Fault::BadBoots { target, .. }
             | Fault::UnitCrash { target, .. }
@@ -81,6 +82,10 @@ impl World {
             Fault::Reboot { .. } => self.reboot(ix),
             Fault::Freeze { for_ms, .. } => self.freeze(ix, *for_ms),
             Fault::AgentCrash { actions, .. } => self.machines[ix].dies_after = Some(*actions),
+            Fault::AgentOut { for_ms, .. } => {
+                self.machines[ix].agent_out_until = self.now + for_ms;
+                self.kill_agent(ix);
+            }
             Fault::DiskFull { for_ms, .. } => {
                 self.machines[ix].host.disk.full = true;
                 self.queue.push(self.now + for_ms, SimEvent::DiskFreed(ix as u32));
@@ -123,6 +128,7 @@ impl World {
                 self.infrastructure.lists_nothing_until = self.now + for_ms;
             }
             Fault::RepairPaused { for_ms } => self.pause_repair(*for_ms),
+            Fault::CoordinatorClock { off_ms } => self.coordinator.wall_offset_ms = *off_ms,
             Fault::BudgetsHold { for_ms } => self.budgets_hold_until = self.now + for_ms,
             Fault::HeartbeatsLost { permille, for_ms } => {
                 self.network.lose_heartbeats(*permille, self.now + for_ms);
@@ -182,10 +188,12 @@ impl World {
         self.pause_ends();
         self.coordinator.dies_before = None;
         self.coordinator.frozen_until = 0;
+        self.coordinator.wall_offset_ms = 0;
         for ix in 0..self.machines.len() {
             self.machines[ix].host.disk.full = false;
             self.machines[ix].dies_after = None;
             self.machines[ix].bad_until = 0;
+            self.machines[ix].agent_out_until = 0;
             // By one that was set back twice, no certificate would ever be valid.
             self.machines[ix].clock.set_right();
             if self.machines[ix].is_frozen() {

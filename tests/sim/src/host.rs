@@ -128,6 +128,13 @@ impl Host {
         self.memory.units.get(unit).is_some_and(|unit| unit.state == UnitState::Serving && !unit.hung)
     }
 
+    /// A program that shall last, and does not serve.
+    pub(crate) fn first_down(&self) -> Option<&str> {
+        let lasts = |unit: &Unit| unit.loaded.as_ref().is_some_and(|file| !file.oneshot);
+        let mut down = self.memory.units.iter().filter(|(name, unit)| lasts(unit) && !self.serves(name));
+        down.next().map(|(name, _)| name.as_str())
+    }
+
     /// The present run of a unit, while it serves.
     pub(crate) fn run_of(&self, unit: &str) -> Option<Invocation> {
         self.memory.units.get(unit).filter(|unit| unit.state == UnitState::Serving)?.invocation

@@ -71,6 +71,10 @@ impl FakeKube {
         let Some(run) = kubelet.run else { return };
         if let Some(node) = self.nodes.get_mut(id) {
             node.beat = now;
+            // What was given up elsewhere comes here, and what was given up here may come again.
+            if node.pods == 0 && node.cordon == Cordon::Open && node.taints.is_empty() {
+                node.pods = self.random.between(1, PODS_MAX);
+            }
             self.registered.insert(id.clone(), run);
             return;
         }

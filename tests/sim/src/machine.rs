@@ -51,6 +51,13 @@ pub(crate) enum Voucher {
     Zone,
 }
 
+/// What of a machine was taken away by us: by a fence, or by a restart that a config asks for.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct TakenByUs {
+    pub(crate) member: bool,
+    pub(crate) api: bool,
+}
+
 /// A machine: one incarnation of an id, from the moment that the provider made it.
 #[derive(Debug)]
 pub(crate) struct Machine {
@@ -63,8 +70,11 @@ pub(crate) struct Machine {
     pub(crate) power: Power,
     /// Since when it has stood still or been without power; zero before its first boot.
     pub(crate) down_since: Option<u64>,
-    /// Whether a fence of ours took its power, so that nobody has to notice that it is gone.
-    pub(crate) fenced: bool,
+    /// What we took away and what does not serve again yet, so that nobody has to notice that it is gone: its member of etcd,
+    /// its API server.
+    pub(crate) taken_by_us: TakenByUs,
+    /// Until when its agent does not come up, whatever starts it.
+    pub(crate) agent_out_until: u64,
     /// Counts boots.
     pub(crate) boots: u32,
     pub(crate) boot_id: BootId,
@@ -134,7 +144,8 @@ impl Machine {
             address,
             power: Power::Off,
             down_since: Some(0),
-            fenced: false,
+            taken_by_us: TakenByUs::default(),
+            agent_out_until: 0,
             boots: 0,
             boot_id: BootId(u128::from(random.number())),
             life: 0,
@@ -266,6 +277,10 @@ impl World {
         let machine = &mut self.machines[ix];
         if machine.is_off() || machine.boots != boot || machine.agent.is_some() {
             return;
+        }
+        if now < machine.agent_out_until {
+            let at = now + AGENT_AGAIN_MS;
+            return self.queue.push(at, SimEvent::AgentStarts(ix as u32, boot));
         }
         let ledger =
             match machine.host.disk.ledger.as_ref().map(|bytes| Ledger::decode(bytes.expose_secret())) {
@@ -539,10 +554,21 @@ impl World {
     /// A program that serves is taken away for a moment.
     fn check_step(&mut self, ix: Ix, step: &Step) {
         let (Step::Restart { unit, .. } | Step::Stop { unit }) = step else { return };
+        if self.was_taken_away(ix) || !self.machines[ix].host.serves(unit) {
+            return;
+        }
+        // Until its API has answered nobody uses a cluster, and all begins at once.
+        let used =
+            self.store.clusters.get(&self.machines[ix].cluster).is_some_and(|row| row.first_answer.is_some());
         match unit.as_str() {
-            _ if self.was_taken_away(ix) => {}
-            ETCD if self.machines[ix].host.serves(ETCD) => self.check_member_act(ix, "its agent restarts it"),
-            API_SERVER => self.check_api_act(ix, "its agent restarts it"),
+            ETCD => {
+                self.check_member_act(ix, "its agent restarts it");
+                self.machines[ix].taken_by_us.member = used;
+            }
+            API_SERVER => {
+                self.check_api_act(ix, "its agent restarts it");
+                self.machines[ix].taken_by_us.api = used;
+            }
             _ => {}
         }
     }

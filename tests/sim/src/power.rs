@@ -103,7 +103,7 @@ impl World {
     pub(crate) fn boot(&mut self, ix: Ix) {
         let now = self.now;
         let machine = &mut self.machines[ix];
-        (machine.power, machine.down_since, machine.fenced) = (Power::On, None, false);
+        (machine.power, machine.down_since) = (Power::On, None);
         machine.boots += 1;
         machine.boot_id = BootId(u128::from(machine.random.number()));
         machine.host.reboot();

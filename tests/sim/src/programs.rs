@@ -107,6 +107,8 @@ impl World {
         if let Some(unit) = machine.host.unit_mut(name) {
             unit.state = UnitState::Serving;
         }
+        machine.taken_by_us.member &= name != ETCD;
+        machine.taken_by_us.api &= name != API_SERVER;
         if machine.random.chance(permille) {
             let wait = machine.random.between(CRASH_MS.0, CRASH_MS.1);
             self.unit_due(ix, name, wait);

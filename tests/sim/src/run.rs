@@ -4,14 +4,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use keelson_coordinator_core::ClusterState;
-use keelson_model::{ClusterSpec, Role};
+use keelson_model::{BlueprintMachine, ClusterSpec, Role};
 use keelson_protocol::{ClusterName, Generation, Incarnation, MachineId};
 use keelson_providers::MachineState;
 use serde::Serialize;
 
 use crate::case::Case;
 use crate::check::{Checker, Violation};
-use crate::world::World;
+use crate::world::{Ix, World};
 
 /// How long a fleet may take until it is as it shall be, once nothing goes wrong, in milliseconds: the drain of a node may
 /// take ten minutes, an etcd of five shrinks to one in four steps, and repairs of a unit are withheld for ten minutes.
@@ -169,6 +169,8 @@ impl World {
         }
         self.runs_unknown()
             .or_else(|| self.provider_differs())
+            .or_else(|| self.exposures_differ())
+            .or_else(|| self.machines_differ())
             .or_else(|| self.etcd_differs())
             .or_else(|| self.nodes_differ())
     }
@@ -204,6 +206,56 @@ impl World {
             views.into_iter().map(|view| (view.key.machine, view.key.incarnation)).collect();
         let odd = planned.symmetric_difference(&there).next();
         odd.map(|(id, incarnation)| format!("{id} incarnation {incarnation} is only planned, or only there"))
+    }
+
+    /// Where the provider leads users: to the masters of each cluster, and nowhere for one that is gone.
+    fn exposures_differ(&self) -> Option<String> {
+        let exposed = self.infrastructure.provider.exposures();
+        let gone = exposed.iter().find(|(cluster, ..)| !self.store.clusters.contains_key(cluster));
+        if let Some((cluster, name, _)) = gone {
+            return Some(format!("{name} of {cluster} is exposed, and the cluster is gone"));
+        }
+        self.store.clusters.values().find_map(|row| {
+            let masters: BTreeSet<_> =
+                row.blueprint.with_role(Role::Master).map(|machine| machine.address).collect();
+            let mut own =
+                exposed.iter().filter(|(cluster, name, _)| *cluster == row.spec.name && name == "api");
+            let led = own
+                .next()
+                .map(|(.., targets)| targets.iter().map(|target| target.ip()).collect::<BTreeSet<_>>());
+            let right = led.is_some_and(|led| led == masters.iter().copied().map(Into::into).collect());
+            (!right).then(|| format!("users of {} are not led to its masters", row.spec.name))
+        })
+    }
+
+    /// Every machine works on what its blueprint says, whatever anybody says of it.
+    fn machines_differ(&self) -> Option<String> {
+        self.store.clusters.values().find_map(|row| {
+            let generation = row.blueprint.generation;
+            row.blueprint.machines.values().find_map(|planned| {
+                let ix = *self.by_id.get(&planned.id)?;
+                let why = self.differs(ix, planned, generation)?;
+                Some(format!("{}: {why}", planned.id))
+            })
+        })
+    }
+
+    fn differs(&self, ix: Ix, planned: &BlueprintMachine, generation: Generation) -> Option<String> {
+        let machine = &self.machines[ix];
+        let Some(agent) = &machine.agent else { return Some("no agent runs".to_owned()) };
+        if agent.core.generation() != Some(generation) {
+            return Some(format!("it has generation {:?} instead of {generation}", agent.core.generation()));
+        }
+        if let Some(unit) = machine.host.first_down() {
+            return Some(format!("{unit} does not serve"));
+        }
+        let mut voters = self.etcds.get(&machine.cluster).into_iter().flat_map(|etcd| etcd.voters());
+        let votes = voters.any(|voter| voter.address == machine.address && self.member_works(voter));
+        if planned.roles.contains(&Role::Etcd) && !votes {
+            return Some("its member of etcd does not work".to_owned());
+        }
+        (planned.roles.contains(&Role::Master) && !self.api_serves(ix))
+            .then(|| "its API server does not work".to_owned())
     }
 
     fn etcd_differs(&self) -> Option<String> {

@@ -221,6 +221,9 @@ fn fault(words: &[&str]) -> Result<Fault, String> {
         ["kill", machine] => Fault::PowerLoss { target: named(machine)? },
         ["reboot", machine] => Fault::Reboot { target: named(machine)? },
         ["kill-agent", machine] => Fault::AgentCrash { target: named(machine)?, actions: 0 },
+        ["agent-out", machine, "for", time] => {
+            Fault::AgentOut { target: named(machine)?, for_ms: duration(time)? }
+        }
         ["freeze", "coordinator", "for", time] => Fault::CoordinatorFreeze { for_ms: duration(time)? },
         ["freeze", machine, "for", time] => {
             Fault::Freeze { target: named(machine)?, for_ms: duration(time)? }

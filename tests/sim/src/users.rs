@@ -14,6 +14,9 @@ use crate::coordinator::material;
 use crate::trace::Decision;
 use crate::world::{SimEvent, World};
 
+/// Part of the machines that the coordinator replaces by itself when they are lost, in percent; one at least.
+const LOST_PERCENT_MAX: usize = 25;
+
 /// How often users look at what became of their wishes, in milliseconds.
 pub(crate) const USER_EVERY_MS: u64 = 15_000;
 
@@ -85,6 +88,8 @@ impl World {
             matches!(machine.verdict, Verdict::AgentDown | Verdict::Missing)
                 && matches!(CoordinatorCore::hold_of(machine), Some(Hold::Meltdown { .. }))
         };
+        // What is held although not so much is lost is no case for a person: it must come back by itself.
+        let many = |machine: &&Machine| self.is_much_lost(core, machine);
         // The next one only when the last one works.
         let free = |machine: &&Machine| self.taken_of(&machine.row.cluster).next().is_none();
         let now = self.coordinator_now();
@@ -94,11 +99,32 @@ impl World {
             over: Override::Guards,
             caller: "an operator".to_owned(),
         };
-        let lost = core.machines().filter(lost).filter(free);
+        let lost = core.machines().filter(lost).filter(many).filter(free);
         let next = lost.map(ask).find(|request| core.check_repair(now, request).is_ok());
         if let Some(request) = next {
             self.asks_for_repair(request.machine, request.action, request.over);
         }
+    }
+
+    /// Whether more machines are lost for good, in a machine's cluster, its zone or the fleet, than the coordinator may replace by
+    /// itself.
+    fn is_much_lost(&self, core: &CoordinatorCore, machine: &Machine) -> bool {
+        let zone = |machine: &Machine| {
+            self.store.planned(&machine.row.id, machine.row.incarnation).map(|planned| planned.zone.clone())
+        };
+        let is_lost = |machine: &Machine| {
+            let ix = self.by_id.get(&machine.row.id).map(|ix| &self.machines[*ix]);
+            ix.is_none_or(|ix| ix.kept.is_none() || ix.incarnation != machine.row.incarnation)
+        };
+        let much = |alike: &dyn Fn(&Machine) -> bool| {
+            let enrolled = core.machines().filter(|other| other.row.enrolled_key.is_some() && alike(other));
+            let (lost, all) =
+                enrolled.fold((0, 0), |(lost, all), other| (lost + usize::from(is_lost(other)), all + 1));
+            lost > (all * LOST_PERCENT_MAX / 100).max(1)
+        };
+        much(&|other| other.row.cluster == machine.row.cluster)
+            || much(&|other| zone(other) == zone(machine))
+            || much(&|_| true)
     }
 
     /// A person asks for the repair of a machine.

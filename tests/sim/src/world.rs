@@ -366,10 +366,11 @@ impl World {
         self.is_not_noticed(member, member.down_since) || self.member_works(member)
     }
 
-    /// Whether nobody can know yet that a member does not work since then. Who took its power knows.
+    /// Whether nobody can know yet that a member does not work since then. Who took it away knows.
     fn is_not_noticed(&self, member: &crate::etcd::Member, since: Option<u64>) -> bool {
-        let fenced = self.by_address.get(&member.address).is_some_and(|ix| self.machines[*ix].fenced);
-        !fenced && since.is_none_or(|since| since + NOTICED_AFTER_MS > self.now)
+        let ix = self.by_address.get(&member.address);
+        let taken = ix.is_some_and(|ix| self.machines[*ix].taken_by_us.member);
+        !taken && since.is_none_or(|since| since + NOTICED_AFTER_MS > self.now)
     }
 
     /// The same of a member for the whole: it must reach a majority as well.

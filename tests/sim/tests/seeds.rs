@@ -9,6 +9,9 @@ use keelson_sim::{Case, Fleet, Hunt, draw, hunt, run};
 /// A fleet that a debug build plays in a second or two.
 const FLEET: Fleet = Fleet { machines: 6, duration_ms: 10 * 60_000, faults: true };
 
+/// Fewer cases than this, and some were lost.
+const CASES_MIN: usize = 19;
+
 #[test]
 fn twenty_seeds_break_no_rule() {
     let report = hunt(&Hunt { from: 1, seeds: 20, fleet: FLEET, threads: 2 }, |outcome| {
@@ -41,5 +44,5 @@ fn cases_that_once_broke_a_rule_break_none() {
         assert_eq!(outcome.violation, None, "{}\n{lines}", file.display());
         played += 1;
     }
-    assert!(played > 0, "the cases are gone");
+    assert!(played >= CASES_MIN, "{played} cases are left");
 }
