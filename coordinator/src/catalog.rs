@@ -63,13 +63,13 @@ fn known_releases() -> Result<BTreeMap<ReleaseName, Release>> {
 
 fn release_of(manifest: &ImageManifest, digest: &Digest) -> Result<Release> {
     let content = &manifest.release;
-    let mut archives: BTreeMap<String, String> =
-        content.container_images.iter().map(|(name, image)| (name.clone(), image.path.clone())).collect();
-    for image in &manifest.preload {
+    let preloaded = manifest.preload.iter().map(|image| {
         let file = image.path.rsplit('/').next().unwrap_or_default();
-        let name = file.strip_suffix(".tar").unwrap_or(file);
-        archives.insert(name.to_owned(), image.path.clone());
-    }
+        (file.strip_suffix(".tar").unwrap_or(file), image)
+    });
+    let named = content.container_images.iter().map(|(name, image)| (name.as_str(), image));
+    // All that machines carry, and can get from nowhere else.
+    let carried: Vec<_> = named.chain(preloaded).collect();
     Ok(Release {
         name: ReleaseName::new(content.name.to_string())?,
         components: content
@@ -77,12 +77,8 @@ fn release_of(manifest: &ImageManifest, digest: &Digest) -> Result<Release> {
             .iter()
             .map(|(name, info)| (name.clone(), info.version.clone()))
             .collect(),
-        images: content
-            .container_images
-            .iter()
-            .map(|(name, image)| (name.clone(), image.name.clone()))
-            .collect(),
-        archives,
+        images: carried.iter().map(|(name, image)| ((*name).to_owned(), image.name.clone())).collect(),
+        archives: carried.iter().map(|(name, image)| ((*name).to_owned(), image.path.clone())).collect(),
         upgrade_from: Vec::new(),
         image: Some(digest.to_string()),
     })

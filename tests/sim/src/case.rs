@@ -61,6 +61,8 @@ pub struct Weather {
     pub step_fails_permille: u32,
     /// Calls to Kubernetes and etcd that are long on their way, of a thousand.
     pub calls_late_permille: u32,
+    /// For how long certificates of links are valid, in milliseconds; a day when zero.
+    pub link_life_ms: u64,
 }
 
 /// A machine that something happens to.

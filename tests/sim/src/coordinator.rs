@@ -213,12 +213,12 @@ impl World {
             Effect::Send { session, message } => self.send(session, message),
             Effect::Close { session, why } => self.close(session, &why),
             Effect::AcceptEnrol { id, .. } => {
-                let chain = chain_of(self.validity(LINK_LIFE_MS));
+                let chain = chain_of(self.validity(self.link_life_ms()));
                 self.reply(id, EnrolReply::Accepted { chain });
             }
             Effect::RefuseEnrol { id, refusal } => self.reply(id, EnrolReply::Refused(refusal)),
             Effect::RenewLink { session, .. } => {
-                let chain = chain_of(self.validity(LINK_LIFE_MS));
+                let chain = chain_of(self.validity(self.link_life_ms()));
                 self.send(session, Box::new(ToAgent::LinkRenewed { chain }));
             }
             Effect::SignLeaf { session, spec, .. } => {
@@ -243,6 +243,13 @@ impl World {
                 self.coordinator.calls[kind]
             );
             self.violate(Checker::Bounds, what);
+        }
+    }
+
+    fn link_life_ms(&self) -> u64 {
+        match self.weather.link_life_ms {
+            0 => LINK_LIFE_MS,
+            short => short,
         }
     }
 

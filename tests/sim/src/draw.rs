@@ -51,6 +51,10 @@ pub fn draw(seed: u64, fleet: Fleet) -> Case {
 /// Messages of a slow network take up to twice as long, in milliseconds.
 const SLOW_MS: u64 = 2_000;
 
+/// Shortest time for which short certificates of links are valid, and how much longer it may be, in minutes.
+const LINK_MINUTES_MIN: u64 = 15;
+const LINK_MINUTES: u64 = 45;
+
 fn weather(random: &mut Stream) -> Weather {
     let mut odds = |most: u64| {
         let exists = random.chance(500);
@@ -75,6 +79,10 @@ fn weather(random: &mut Stream) -> Weather {
         },
         provider_lag: usize::try_from(odds(3)).unwrap_or(0),
         calls_late_permille: u32::try_from(odds(100)).unwrap_or(0),
+        link_life_ms: match odds(LINK_MINUTES) {
+            0 => 0,
+            minutes => (LINK_MINUTES_MIN + minutes) * 60_000,
+        },
     }
 }
 

@@ -36,6 +36,9 @@ pub(crate) struct Disk {
     pub(crate) full: bool,
 }
 
+/// From one key of a link to the next: odd, so that no two are the same.
+const NEXT_KEY: u64 = 0x5851_F42D_4C95_7F2D;
+
 /// What is gone at a reboot.
 #[derive(Debug, Default)]
 pub(crate) struct Memory {
@@ -45,6 +48,8 @@ pub(crate) struct Memory {
     /// What the last look at units found; `None` when one has changed since.
     seen: Option<UnitsLook>,
     routes: BTreeSet<RouteSpec>,
+    /// The key that the next link certificate is for.
+    next_key: Option<u64>,
     pub(crate) balancer: Option<BalancerSpec>,
     /// How its agent answers peers.
     pub(crate) peers: Option<PeerChannel>,
@@ -267,10 +272,18 @@ impl Host {
             }
             Step::MakeKey { certificate } => (Ok(StepOutput::SigningRequest(certificate.into_bytes())), None),
             Step::InstallCertificate { files, chain } => (self.install(files.name, &chain), None),
-            Step::MakeLinkKey => (Ok(StepOutput::SigningRequest(b"link".to_vec())), None),
+            Step::MakeLinkKey => {
+                // Another one each time, of which this machine alone thinks.
+                let next = self.memory.next_key.unwrap_or(self.disk.key).wrapping_mul(NEXT_KEY) | 1;
+                self.memory.next_key = Some(next);
+                (Ok(StepOutput::SigningRequest(next.to_be_bytes().to_vec())), None)
+            }
+            Step::InstallLink { .. } if self.disk.full => (Err("no space left on device".to_owned()), None),
             Step::InstallLink { chain } => {
                 let validity = validity_in(&chain);
-                self.disk.identity = validity.or(self.disk.identity);
+                if let (Some(validity), Some(key)) = (validity, self.memory.next_key) {
+                    (self.disk.identity, self.disk.key) = (Some(validity), key);
+                }
                 (validity.map(StepOutput::Installed).ok_or_else(|| "no certificate".to_owned()), None)
             }
             Step::ChangeRoutes { add, remove } => {

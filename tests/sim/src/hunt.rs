@@ -184,6 +184,7 @@ impl<Play: Fn(&Case) -> Option<Violation>> Search<Play> {
         self.attempt(|case| case.weather.unit_crash_permille = 0);
         self.attempt(|case| case.weather.step_fails_permille = 0);
         self.attempt(|case| case.weather.calls_late_permille = 0);
+        self.attempt(|case| case.weather.link_life_ms = 0);
     }
 
     fn drop_kinds(&mut self) {

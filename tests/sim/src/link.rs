@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use keelson_agent_core::{Event, LinkNews, Seed, enrol_retry_delay};
 use keelson_coordinator_core::Input;
-use keelson_protocol::SecretBytes;
 use keelson_protocol::health::{CgroupVersion, DiskFact, Facts, Heartbeat, NodeState};
 use keelson_protocol::message::{EnrolReply, EnrolRequest, ToAgent, ToCoordinator};
 use keelson_protocol::wire::{self, Message, VERSION_MAX, VERSION_MIN};
@@ -191,7 +190,6 @@ impl World {
     }
 
     fn enrol(&mut self, ix: Ix, open: bool) {
-        let Some(request) = self.infrastructure.provider.request(&self.machines[ix].id) else { return };
         let machine = &mut self.machines[ix];
         if machine.host.disk.key == 0 {
             machine.host.disk.key = machine.random.number() | 1;
@@ -199,7 +197,7 @@ impl World {
         let request = EnrolRequest {
             machine: machine.id.clone(),
             incarnation: machine.incarnation,
-            token: SecretBytes::from(&request.metadata.token),
+            token: machine.token.clone(),
             signing_request: machine.host.disk.key.to_be_bytes().to_vec(),
         };
         let life = machine.life;
@@ -305,7 +303,16 @@ impl World {
 
     pub(crate) fn message_for_coordinator(&mut self, session: u32, message: ToCoordinator) {
         if self.coordinator.sessions.contains(&session) {
-            self.input(Input::Message { session: session_id(session), message });
+            let session = session_id(session);
+            let input = match message {
+                // As the shell does: the core sees the key, and not the request.
+                ToCoordinator::RenewLink { signing_request } => {
+                    let key_hash = Some(hex::encode(&signing_request));
+                    Input::RenewLink { session, signing_request, key_hash }
+                }
+                message => Input::Message { session, message },
+            };
+            self.input(input);
         }
     }
 

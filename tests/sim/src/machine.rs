@@ -73,6 +73,8 @@ pub(crate) struct Machine {
     /// What we took away and what does not serve again yet, so that nobody has to notice that it is gone: its member of etcd,
     /// its API server.
     pub(crate) taken_by_us: TakenByUs,
+    /// What it shows to enrol; it has it still when the infrastructure knows it no more.
+    pub(crate) token: SecretBytes,
     /// Until when its agent does not come up, whatever starts it.
     pub(crate) agent_out_until: u64,
     /// Counts boots.
@@ -145,6 +147,7 @@ impl Machine {
             power: Power::Off,
             down_since: Some(0),
             taken_by_us: TakenByUs::default(),
+            token: SecretBytes::new(Vec::new()),
             agent_out_until: 0,
             boots: 0,
             boot_id: BootId(u128::from(random.number())),

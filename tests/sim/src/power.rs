@@ -1,6 +1,6 @@
 //! Power of machines: what the provider does to them, and what happens to them.
 
-use keelson_protocol::{BootId, MachineId};
+use keelson_protocol::{BootId, MachineId, SecretBytes};
 use keelson_providers::MachineState;
 
 use crate::case::Fault;
@@ -55,7 +55,11 @@ impl World {
         let zone = zones.iter().position(|zone| *zone == view.zone).unwrap_or(0);
         let net = tree.child("net").stream();
         let who = (id.clone(), view.key.incarnation, cluster.clone());
-        self.machines.push(Machine::new(who, (zone, view.address), clock, random, net));
+        let mut machine = Machine::new(who, (zone, view.address), clock, random, net);
+        if let Some(request) = self.infrastructure.provider.request(&id) {
+            machine.token = SecretBytes::from(&request.metadata.token);
+        }
+        self.machines.push(machine);
         self.by_id.insert(id, ix);
         self.by_address.insert(view.address, ix);
         self.members.entry(cluster.clone()).or_default().insert(ix);
