@@ -198,8 +198,10 @@ impl CoordinatorCore {
                 && self
                     .made(planned)
                     .is_some_and(|machine| machine.call.is_some() && machine.row.fenced.is_none());
-            let begins = || !self.is_settled(planned) && (serves || self.was_sent_lately(planned));
-            let waits = if planned.leaving { goes } else { begun(planned) && begins() };
+            let lately = || self.was_sent_lately(planned);
+            let begins = || !self.is_settled(planned) && ((serves && !planned.leaving) || lately());
+            // One that leaves holds up others only while it begins anew itself, and when it is about to go.
+            let waits = (goes && planned.leaving) || (begun(planned) && begins());
             planned.id != next.id && in_control_plane(planned) && waits
         };
         others.filter(unsettled).map(|planned| planned.id.clone()).next()

@@ -362,9 +362,24 @@ impl CoordinatorCore {
             return;
         }
         let ahead = now.wall.since(before.wall).saturating_sub(now.mono.since(before.mono));
-        if ahead >= CLOCK_STEP_MIN {
-            self.machines.values_mut().for_each(|machine| machine.wall_was_set_ahead(ahead));
+        if ahead < CLOCK_STEP_MIN {
+            return;
         }
+        self.machines.values_mut().for_each(|machine| machine.wall_was_set_ahead(ahead));
+        // The next process has to know it as well, of what limits it.
+        let counts = |row: &MachineRow| {
+            !row.acts.is_empty()
+                || row.incident.is_some()
+                || row.fenced.is_some()
+                || row.leaving_since.is_some()
+        };
+        let ids: Vec<MachineId> = self
+            .machines
+            .values()
+            .filter(|machine| counts(&machine.row))
+            .map(|machine| machine.row.id.clone())
+            .collect();
+        ids.iter().for_each(|id| self.save_machine(id));
     }
 
     /// Whether a machine has enrolled a moment ago.

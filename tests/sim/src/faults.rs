@@ -128,7 +128,13 @@ impl World {
                 self.infrastructure.lists_nothing_until = self.now + for_ms;
             }
             Fault::RepairPaused { for_ms } => self.pause_repair(*for_ms),
-            Fault::CoordinatorClock { off_ms } => self.coordinator.wall_offset_ms = *off_ms,
+            Fault::CoordinatorClock { off_ms } if self.coordinator_lives() => {
+                self.coordinator.wall_offset_ms = *off_ms;
+                // One that dies before its next tick takes the step for time in which it was away, as everybody would.
+                let dies = self.coordinator.dies_before.take();
+                self.input(Input::Tick);
+                self.coordinator.dies_before = dies;
+            }
             Fault::BudgetsHold { for_ms } => self.budgets_hold_until = self.now + for_ms,
             Fault::HeartbeatsLost { permille, for_ms } => {
                 self.network.lose_heartbeats(*permille, self.now + for_ms);

@@ -63,6 +63,8 @@ type UnitsLook = (Arc<[String]>, Arc<[UnitSeen]>);
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct UnitFile {
     pub(crate) oneshot: bool,
+    /// It says itself when it has started.
+    notifies: bool,
     /// Flags of an etcd member.
     pub(crate) etcd: Option<EtcdFlags>,
     /// Where an API server looks for etcd.
@@ -87,6 +89,8 @@ pub(crate) struct Unit {
     invocation: Option<Invocation>,
     /// Changes with everything that happens to it, so that timers of an earlier state are told apart.
     pub(crate) serial: u32,
+    /// It has said that it has started.
+    notified: bool,
     /// It runs and answers nobody.
     pub(crate) hung: bool,
     ended: String,
@@ -172,8 +176,19 @@ impl Host {
         unit.invocation = Some(invocation);
         unit.state = UnitState::Starting;
         unit.serial += 1;
-        unit.hung = false;
+        (unit.hung, unit.notified) = (false, false);
         Ok(())
+    }
+
+    /// Whether a unit's program serves and has not said so yet.
+    pub(crate) fn is_unsaid(&self, unit: &str) -> bool {
+        let unsaid = |unit: &Unit| unit.notifies() && !unit.notified;
+        self.serves(unit) && self.memory.units.get(unit).is_some_and(unsaid)
+    }
+
+    /// A unit's program says that it has started.
+    pub(crate) fn notify(&mut self, unit: &str) {
+        self.unit_mut(unit).into_iter().for_each(|unit| unit.notified = true);
     }
 
     /// What a look sees.
@@ -226,6 +241,9 @@ impl Host {
         let (active, runs) = match unit.state {
             UnitState::Stopped => (Active::Stopped, false),
             UnitState::Starting if unit.is_oneshot() => (Active::Settling, false),
+            UnitState::Starting | UnitState::Serving if unit.notifies() && !unit.notified => {
+                (Active::Settling, false)
+            }
             UnitState::Starting | UnitState::Serving => (Active::Running, true),
             UnitState::Done => (Active::Exited, true),
             UnitState::Again => (Active::AutoRestart, false),
@@ -373,6 +391,10 @@ impl Host {
 }
 
 impl Unit {
+    fn notifies(&self) -> bool {
+        self.loaded.as_ref().is_some_and(|file| file.notifies)
+    }
+
     pub(crate) fn is_oneshot(&self) -> bool {
         self.loaded.as_ref().is_some_and(|file| file.oneshot)
     }
@@ -405,6 +427,7 @@ impl UnitFile {
         let servers = flag("--etcd-servers=").unwrap_or_default();
         Self {
             oneshot: text.lines().any(|line| line == "Type=oneshot"),
+            notifies: text.lines().any(|line| line == "Type=notify"),
             etcd: etcd(),
             etcd_servers: servers.split(',').filter_map(address).collect(),
         }

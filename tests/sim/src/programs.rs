@@ -107,11 +107,17 @@ impl World {
         if let Some(unit) = machine.host.unit_mut(name) {
             unit.state = UnitState::Serving;
         }
+        if name != ETCD {
+            machine.host.notify(name);
+        }
         machine.taken_by_us.member &= name != ETCD;
         machine.taken_by_us.api &= name != API_SERVER;
         if machine.random.chance(permille) {
             let wait = machine.random.between(CRASH_MS.0, CRASH_MS.1);
             self.unit_due(ix, name, wait);
+        }
+        if name == ETCD {
+            self.members_say_that_they_started();
         }
     }
 
@@ -149,6 +155,17 @@ impl World {
                 && machine.host.disk.etcd == Some(member.id)
                 && machine.host.serves(ETCD)
         })
+    }
+
+    /// A member says that it has started when it has told the others who it is, for which there must be a quorum.
+    pub(crate) fn members_say_that_they_started(&mut self) {
+        let waiting: Vec<Ix> =
+            self.by_id.values().copied().filter(|ix| self.machines[*ix].host.is_unsaid(ETCD)).collect();
+        for ix in waiting {
+            if self.etcd_serves(&self.machines[ix].cluster, ix) {
+                self.machines[ix].host.notify(ETCD);
+            }
+        }
     }
 
     /// Whether a member's data are on a disk.

@@ -336,6 +336,7 @@ impl World {
     fn sample_members(&mut self) {
         self.queue.push(self.now + SAMPLE_EVERY_MS, SimEvent::Sample);
         self.sample_wellness();
+        self.members_say_that_they_started();
         let names: Vec<ClusterName> = self.etcds.keys().cloned().collect();
         for name in names {
             let Some(mut etcd) = self.etcds.remove(&name) else { continue };
