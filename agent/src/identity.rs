@@ -267,11 +267,11 @@ mod tests {
         // The disk takes the key of the next one, and not its chain.
         let chain = fixture.files.path("chain.pem");
         let blocked = fixture.files.path("chain.pem.keelson-new");
-        fs::create_dir(&blocked).unwrap();
+        fs::create_dir_all(blocked.join("full")).unwrap();
         fixture.files.install(&next, None, &fixture.machine, Incarnation(1)).unwrap_err();
         assert!(chain.exists());
         assert_eq!(fixture.load().unwrap().identity, half);
-        fs::remove_dir(&blocked).unwrap();
+        fs::remove_dir_all(&blocked).unwrap();
         fixture.install(&next);
         assert_eq!(fixture.load().unwrap().identity, next);
     }

@@ -201,14 +201,13 @@ impl AgentCore {
         }
     }
 
-    /// A remedy is not due. What was told of it is not told again when it is due once more a moment later: a unit may be
-    /// healthy for a second of each start.
+    /// A remedy is not due. What was told of it is not told again, and its turn not drawn again, when it is due once more a moment
+    /// later: a unit may be healthy for a second of each start.
     fn calms(&mut self, name: &str) {
         let now = self.now.mono;
         let Some(run) = self.remedies.runs.get_mut(name) else { return };
-        run.begins_at = None;
         let over = run.calm_since.get_or_insert(now).plus(SETTLED_AFTER);
-        if run.withheld && over > now {
+        if over > now {
             self.wake_at(over);
         } else {
             self.remedies.runs.remove(name);

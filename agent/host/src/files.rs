@@ -261,11 +261,11 @@ mod tests {
         let write = |content: &[u8]| write_together(&[(&key, 0o600, content), (&chain, 0o644, content)]);
         write(b"old").unwrap();
         let taken = folder.path().join("chain.keelson-new");
-        fs::create_dir(&taken).unwrap();
+        fs::create_dir_all(taken.join("full")).unwrap();
         write(b"new").unwrap_err();
         assert_eq!((fs::read(&key).unwrap(), fs::read(&chain).unwrap()), (b"old".to_vec(), b"old".to_vec()));
         assert!(!folder.path().join("key.keelson-new").exists());
-        fs::remove_dir(&taken).unwrap();
+        fs::remove_dir_all(&taken).unwrap();
         write(b"new").unwrap();
         assert_eq!((fs::read(&key).unwrap(), fs::read(&chain).unwrap()), (b"new".to_vec(), b"new".to_vec()));
     }
@@ -285,9 +285,20 @@ mod tests {
     fn a_failed_write_leaves_nothing_behind() {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("file");
-        fs::create_dir(&path).unwrap();
+        fs::create_dir_all(path.join("full")).unwrap();
         let error = write_atomically(&path, 0o600, b"x", Durability::InMemory).unwrap_err();
         assert!(error.chain().starts_with("could not rename to "), "{}", error.chain());
+        assert_eq!(fs::read_dir(root.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn an_empty_folder_in_the_place_of_a_file_is_taken_away() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("file");
+        fs::create_dir(&path).unwrap();
+        fs::create_dir(root.path().join("file.keelson-new")).unwrap();
+        write_atomically(&path, 0o600, b"x", Durability::InMemory).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"x");
         assert_eq!(fs::read_dir(root.path()).unwrap().count(), 1);
     }
 

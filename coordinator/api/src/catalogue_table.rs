@@ -280,7 +280,7 @@ catalogue! {
         "Look at how it ended.",
         "keelson operation show op-1";
     OperationNotCancellable, "KEEL-2403", 409, Refused, "the operation cannot be cancelled",
-        "Stopping here would leave something half made or half removed, or would remove a cluster that was ready.",
+        "Stopping here would leave something half made or half removed, or would remove a cluster that somebody may use.",
         "Let it end, or do instead what the cause names.",
         "keelson operation watch op-1";
 

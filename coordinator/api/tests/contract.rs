@@ -427,7 +427,7 @@ async fn what_cannot_be_cancelled_says_why() {
     };
     check("op-1", "KEEL-2402", "").await;
     world.fleet.make_again("demo");
-    check("op-2", "KEEL-2403", "has been ready").await;
+    check("op-2", "KEEL-2403", "its API server has answered").await;
     world.ask("POST", "/v1/clusters/demo:scale", &[("if-match", "*")], &size("worker", 3)).await;
     check("op-3", "KEEL-2403", "scale the pool").await;
     let spec = json!({ "name": "kept", "plan": "tiny", "deletionProtection": true });

@@ -236,6 +236,10 @@ impl CoordinatorCore {
                 continue;
             }
             let Some(planned) = self.planned(&machine.row.cluster, &machine.row.id) else { continue };
+            // One on its way out that has no power was switched off by us, and says nothing about its zone.
+            if planned.leaving && machine.row.fenced.is_some() {
+                continue;
+            }
             let heard = u32::from(machine.is_heard() && self.silent_for(now, machine).is_none());
             let zone = census.zones.entry(planned.zone.clone()).or_default();
             zone.heard += heard;

@@ -319,6 +319,7 @@ impl CoordinatorCore {
     /// has been listed for long, and one that is newer than the record of it stays: an old copy of the database may have been
     /// restored, and then their disks are all that there is of them.
     fn sweep_orphans(&mut self, now: Now, unowned: Vec<SeenMachine>) {
+        self.orphans_failed.retain(|id, _| unowned.iter().any(|seen| seen.machine == *id));
         let before = std::mem::take(&mut self.unknown);
         for seen in unowned {
             let known = self.machines.get(&seen.machine).map(|machine| machine.row.incarnation);
@@ -352,6 +353,7 @@ impl CoordinatorCore {
 
     fn orphan_swept(&mut self, now: Now, id: &MachineId) {
         self.metrics.orphans_swept += 1;
+        self.orphans_failed.remove(id);
         let event = self.event(now, Severity::Warning, "OrphanRemoved");
         self.note(FleetEvent {
             machine: Some(id.clone()),
@@ -363,19 +365,18 @@ impl CoordinatorCore {
 
     /// The next list tries again; the same cause is told once.
     fn orphan_stays(&mut self, now: Now, id: &MachineId, why: String) {
-        let failed = (id.clone(), why);
-        if self.orphan_failed.as_ref() == Some(&failed) {
+        if self.orphans_failed.get(id) == Some(&why) {
             return;
         }
+        self.orphans_failed.insert(id.clone(), why.clone());
         let event = self.event(now, Severity::Warning, "OrphanStays");
         self.note(FleetEvent {
-            machine: Some(failed.0.clone()),
-            cause: failed.1.clone(),
+            machine: Some(id.clone()),
+            cause: why,
             outcome: "a machine of this installation that no blueprint names could not be removed; tried again with each list"
                 .to_owned(),
             ..event
         });
-        self.orphan_failed = Some(failed);
     }
 
     fn machine_off(&mut self, now: Now, id: &MachineId, listed: bool) {

@@ -286,7 +286,9 @@ impl CoordinatorCore {
                 .as_ref()
                 .is_some_and(|seat| seat.begins == SeatBegins::Founding && seat.members.len() > 1)
         };
-        machine.row.sent.is_none()
+        let founded = self.clusters.get(&machine.row.cluster).is_some_and(|c| c.row.first_answer.is_some());
+        !founded
+            && machine.row.sent.is_none()
             && self.planned(&machine.row.cluster, &machine.row.id).filter(founds).is_some()
     }
 

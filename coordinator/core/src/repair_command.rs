@@ -162,7 +162,8 @@ impl CoordinatorCore {
     }
 
     /// Repairs a machine because a person asks for it. The guards are asked as for any repair; a person may go against
-    /// all of them but that of the quorum, and against that one by typing what would be lost.
+    /// those of meltdown, of one at a time and of the last API server, and against those that may cost the cluster by typing its
+    /// name.
     ///
     /// # Errors
     /// [`CommandError::NoMachine`], [`CommandError::MachineBusy`], [`CommandError::NoUse`] or [`CommandError::Held`];

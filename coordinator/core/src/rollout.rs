@@ -187,7 +187,7 @@ impl CoordinatorCore {
     /// need just that config to serve again, as the others may: it waits only for those that begin anew at this moment.
     fn unsettled(&self, cluster: &Cluster, next: &BlueprintMachine) -> Option<MachineId> {
         let others = cluster.row.blueprint.machines.values();
-        let serves = self.may_serve_others(next);
+        let (serves, next_is_settled) = (self.may_serve_others(next), self.is_settled(next));
         // Until a cluster was ready as a whole, one for which there is no room yet holds up nobody.
         let begun = |planned: &BlueprintMachine| {
             cluster.row.first_ready.is_some()
@@ -199,7 +199,10 @@ impl CoordinatorCore {
                     .made(planned)
                     .is_some_and(|machine| machine.call.is_some() && machine.row.fenced.is_none());
             let lately = || self.was_sent_lately(planned);
-            let begins = || !self.is_settled(planned) && ((serves && !planned.leaving) || lately());
+            // Of two that are not settled themselves, the one with the smaller name waits for the other for no longer than that.
+            let first = || next_is_settled || planned.id < next.id;
+            let begins =
+                || !self.is_settled(planned) && ((serves && !planned.leaving && first()) || lately());
             // One that leaves holds up others only while it begins anew itself, and when it is about to go.
             let waits = (goes && planned.leaving) || (begun(planned) && begins());
             planned.id != next.id && in_control_plane(planned) && waits

@@ -153,7 +153,7 @@ pub enum Asked {
     Nobody,
     /// A person, within the guards.
     Person,
-    /// A person, against all guards but that of the quorum.
+    /// A person, against the guards that do not cost the cluster.
     PersonDespiteGuards,
     /// A person who has typed that the loss of the quorum is understood.
     PersonDespiteQuorum,

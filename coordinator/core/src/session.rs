@@ -358,7 +358,7 @@ impl CoordinatorCore {
     pub(crate) fn notice_wall_clock(&mut self, now: Now) {
         let before = std::mem::replace(&mut self.last_look, now);
         if before.wall > now.wall {
-            self.machines.values_mut().for_each(|machine| machine.row.not_after(now.wall));
+            self.machines.values_mut().for_each(|machine| machine.wall_was_set_back(now.wall));
             return;
         }
         let ahead = now.wall.since(before.wall).saturating_sub(now.mono.since(before.mono));

@@ -210,6 +210,14 @@ impl Machine {
         }
     }
 
+    /// The wall clock was set back to this: nothing has happened to it later.
+    pub(crate) fn wall_was_set_back(&mut self, to: WallTime) {
+        self.row.not_after(to);
+        if let LinkState::Connected { since, .. } | LinkState::Lost { since, .. } = &mut self.link {
+            *since = (*since).min(to);
+        }
+    }
+
     pub(crate) fn new(row: MachineRow) -> Self {
         Self {
             row,
@@ -331,8 +339,8 @@ pub struct CoordinatorCore {
     pub(crate) list_begun: MonoTime,
     /// Since when the provider gives no list, and whether that was told.
     pub(crate) list_failing: Option<(MonoTime, bool)>,
-    /// The machine without a blueprint that could not be removed last, and why.
-    pub(crate) orphan_failed: Option<(MachineId, String)>,
+    /// Listed machines without a blueprint that could not be removed, and why.
+    pub(crate) orphans_failed: BTreeMap<MachineId, String>,
     /// Machines whose sessions were refused: why, and when that was told.
     pub(crate) refusals: BTreeMap<MachineId, (Refusal, MonoTime)>,
     /// Machines at the provider of which nothing is known, and since when each is listed.
@@ -395,7 +403,7 @@ impl CoordinatorCore {
             next_list: now.mono,
             list_begun: now.mono,
             list_failing: None,
-            orphan_failed: None,
+            orphans_failed: BTreeMap::new(),
             refusals: BTreeMap::new(),
             unknown: BTreeMap::new(),
             started: now.mono,

@@ -126,6 +126,19 @@ fn machines_that_nobody_could_reach_found_their_cluster_when_somebody_can() {
     assert_eq!(world.state("demo"), Some(ClusterState::Ready), "{:?}", waits(&world));
 }
 
+/// The others have founded it without the one that is mute, so that there is something to join.
+#[test]
+fn a_founding_machine_that_never_speaks_is_made_anew_when_the_others_have_founded() {
+    let mut world = World::new();
+    world.mute.insert(id("etcd-3"));
+    world.create(&named("demo", "ha"));
+    world.run(2_000);
+    assert!(acts(&world, "etcd-3").contains(&RepairAction::Recreate), "{:?}", waits(&world));
+    world.mute.clear();
+    world.run(1_000);
+    assert_eq!(world.state("demo"), Some(ClusterState::Ready), "{:?}", waits(&world));
+}
+
 #[test]
 fn machines_that_are_made_by_the_dozen_keep_no_list_waiting() {
     let mut world = ready("tiny");

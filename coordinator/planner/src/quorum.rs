@@ -101,6 +101,19 @@ mod tests {
     }
 
     #[test]
+    fn another_member_is_taken_where_one_that_does_not_work_is_outlived() {
+        let holds = |voters: usize, working: usize| {
+            let id = |number: usize| -> MachineId { format!("m-{number}").parse().unwrap() };
+            let standings = (1..=voters).map(|number| (id(number), Standing::Voter)).collect();
+            Quorum::of(&standings, &(1..=working).map(id).collect()).holds_with_another()
+        };
+        let cases = [(1, 1, true), (1, 0, false), (2, 2, true), (3, 2, false), (3, 3, true), (4, 3, true)];
+        for (voters, working, taken) in cases.into_iter().chain([(5, 3, false), (5, 4, true)]) {
+            assert_eq!(holds(voters, working), taken, "{working} of {voters}");
+        }
+    }
+
+    #[test]
     fn a_minority_may_be_lost_and_not_one_more() {
         check(1, &[], 1, false);
         check(2, &[], 1, false);

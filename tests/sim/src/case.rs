@@ -255,7 +255,7 @@ pub enum Fault {
         target: Target,
         /// What is asked for.
         action: RepairAction,
-        /// Whether against all guards but that of the quorum.
+        /// Whether against the guards that do not cost the cluster.
         over: bool,
     },
 }

@@ -116,8 +116,14 @@ impl World {
             let ix = self.by_id.get(&machine.row.id).map(|ix| &self.machines[*ix]);
             ix.is_none_or(|ix| ix.kept.is_none() || ix.incarnation != machine.row.incarnation)
         };
+        // One on its way out that we switched off counts for nobody.
+        let goes = |machine: &Machine| {
+            let planned = self.store.planned(&machine.row.id, machine.row.incarnation);
+            machine.row.fenced.is_some() && planned.is_some_and(|planned| planned.leaving)
+        };
         let much = |alike: &dyn Fn(&Machine) -> bool| {
-            let enrolled = core.machines().filter(|other| other.row.enrolled_key.is_some() && alike(other));
+            let counts = |other: &&Machine| other.row.enrolled_key.is_some() && !goes(other) && alike(other);
+            let enrolled = core.machines().filter(counts);
             let (lost, all) =
                 enrolled.fold((0, 0), |(lost, all), other| (lost + usize::from(is_lost(other)), all + 1));
             lost > (all * LOST_PERCENT_MAX / 100).max(1)

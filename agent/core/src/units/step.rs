@@ -147,6 +147,8 @@ pub(crate) struct UnitRun {
     needs_failed: bool,
     /// Something that it needs is known not to hold.
     blocked: bool,
+    /// The machine itself explains that it does not work.
+    hindered: bool,
     /// How often in a row it fell or was restarted, with all that it needs, and without coming up in between.
     falls: u32,
     /// Why it last fell.
@@ -185,6 +187,7 @@ impl UnitRun {
             repairs: VecDeque::new(),
             needs_failed: false,
             blocked: false,
+            hindered: false,
             falls: 0,
             fell: String::new(),
             failing_since: None,
@@ -217,12 +220,10 @@ impl UnitRun {
         while self.repairs.front().is_some_and(|at| facts.now.since(*at) >= REPAIRS_WINDOW) {
             self.repairs.pop_front();
         }
-        self.blocked = facts.ready.is_err() || facts.lacks || facts.hindered;
-        if facts.hindered {
-            // What fell meanwhile is no word on its state, also not when the cause is gone.
-            (self.falls, self.vain) = (0, 0);
-        }
-        if self.falls == 0 || self.blocked || self.phase.is_healthy() {
+        self.blocked = facts.ready.is_err() || facts.lacks;
+        self.hindered = facts.hindered;
+        // Time in which the machine itself kept it from working is no word on its state, also not when that is over.
+        if self.falls == 0 || self.blocked || self.hindered || self.phase.is_healthy() {
             self.failing_since = None;
         } else {
             self.failing_since.get_or_insert(facts.now);
@@ -301,8 +302,8 @@ impl UnitRun {
                     self.count_restart = true;
                     if let (Order::Restart(_), Reason::Repair(why)) = (&order, reason) {
                         self.failures.failures += 1;
-                        self.falls += 1;
-                        self.vain += 1;
+                        self.falls += u32::from(!self.hindered);
+                        self.vain += u32::from(!self.hindered);
                         self.fell.clone_from(why);
                     }
                 }

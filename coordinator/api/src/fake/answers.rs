@@ -155,7 +155,7 @@ impl State {
         Ok(id)
     }
 
-    /// As the coordinator: only a create of a cluster that was never ready can be cancelled, and leaves nothing behind.
+    /// As the coordinator: only a create of a cluster that nobody uses yet can be cancelled, and leaves nothing behind.
     fn cancel(&mut self, id: &OperationId) -> Result<(), Problem> {
         let found = self.operations.values().find(|operation| operation.id == *id);
         let operation = found.ok_or_else(|| Problem::operation_not_found(id))?;
@@ -172,7 +172,7 @@ impl State {
             }
             (_, OperationKind::CreateCluster) if self.cluster(&name)?.was_ready() => {
                 return refuse(
-                    "the cluster has been ready, and cancelling would remove it; to remove it, delete it",
+                    "its API server has answered, and somebody may use it; to remove it, delete the cluster",
                 );
             }
             (_, OperationKind::CreateCluster) => {}
