@@ -33,6 +33,8 @@ struct Connection {
     endpoint: String,
     /// Who vouches for the API server, in PEM: another cluster of the same name may be at the same endpoint.
     authority: String,
+    /// When its certificate was made, and when another one is due.
+    issued: WallTime,
     renew: WallTime,
     client: KubeClient,
 }
@@ -53,7 +55,9 @@ impl KubeClients {
         let authority = material.authorities.get(&Issuer::Kubernetes).map(|ca| ca.certificate.clone());
         let authority = authority.unwrap_or_default();
         let fits = |known: &&Connection| {
-            known.endpoint == endpoint && known.authority == authority && now < known.renew
+            // By a clock that was set back, the certificate would not be valid yet for a while.
+            let fresh = known.issued <= now && now < known.renew;
+            known.endpoint == endpoint && known.authority == authority && fresh
         };
         if let Some(known) = self.clients.get(name).filter(fits) {
             return Ok(known.client.clone());
@@ -64,8 +68,13 @@ impl KubeClients {
         let access = Access { endpoint: endpoint.to_owned(), authority: authority.clone(), certificate, key };
         let client = KubeClient::new(&access).map_err(|error| unreachable(&error))?;
         let renew = now.plus(CERTIFICATE_LIFE / 2);
-        let connection =
-            Connection { endpoint: endpoint.to_owned(), authority, renew, client: client.clone() };
+        let connection = Connection {
+            endpoint: endpoint.to_owned(),
+            authority,
+            issued: now,
+            renew,
+            client: client.clone(),
+        };
         self.clients.insert(name.clone(), connection);
         Ok(client)
     }

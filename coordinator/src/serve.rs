@@ -31,7 +31,10 @@ use crate::state_dir::StateDir;
 pub(crate) fn run(arguments: &Serve) -> Result<()> {
     start_logging(arguments.log_json);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(serve(arguments))
+    let result = runtime.block_on(serve(arguments));
+    // A call of the provider may wait for a disk without end. Whatever it was doing outlives a kill, so nobody waits for it.
+    runtime.shutdown_background();
+    result
 }
 
 /// Tells everything on standard error, from level `info` on or as `KEELSON_LOG` says.

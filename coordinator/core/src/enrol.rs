@@ -54,9 +54,11 @@ impl CoordinatorCore {
                 } else {
                     Severity::Alarm
                 };
-                let event = self.event_of(now, &request.machine, severity, "EnrolmentRefused");
-                let (cause, outcome) = (refusal.text.clone(), "no certificate was given".to_owned());
-                self.note(FleetEvent { cause, outcome, ..event });
+                if self.is_news(now, &request.machine, &refusal) {
+                    let event = self.event_of(now, &request.machine, severity, "EnrolmentRefused");
+                    let (cause, outcome) = (refusal.text.clone(), "no certificate was given".to_owned());
+                    self.note(FleetEvent { cause, outcome, ..event });
+                }
                 self.effects.push(Effect::RefuseEnrol { id, refusal });
             }
         }

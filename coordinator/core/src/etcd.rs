@@ -8,7 +8,7 @@ use keelson_planner::{MemberView, next_member_call};
 use keelson_protocol::{ClusterName, MachineId, MonoTime};
 
 use crate::effect::{CallId, Effect, SessionId};
-use crate::limits::{ETCD_CALLS_MAX, ETCD_LOOK_INTERVAL};
+use crate::limits::{ETCD_CALLS_MAX, ETCD_FAILING_TOLD_AFTER, ETCD_LOOK_INTERVAL};
 use crate::state::{Cluster, CoordinatorCore, Now};
 
 /// What is known of a cluster's etcd.
@@ -18,8 +18,8 @@ pub struct EtcdWatch {
     pub members: Option<Vec<EtcdMember>>,
     /// Which of them leads.
     pub leader: Option<MemberId>,
-    /// Why the last call failed.
-    pub error: Option<String>,
+    /// That all calls fail, since when, and whether that was told.
+    failing: Option<EtcdFailing>,
     /// Whether nothing was changed since [`Self::members`] was listed.
     fresh: bool,
     /// When it was asked for that list.
@@ -34,6 +34,13 @@ pub struct EtcdWatch {
     after: Option<MonoTime>,
     /// Since when members that leave have been the only ones that a master may know.
     pub(crate) in_use_since: Option<MonoTime>,
+}
+
+/// Calls to etcd that all fail.
+#[derive(Debug, Clone, Copy)]
+struct EtcdFailing {
+    since: MonoTime,
+    told: bool,
 }
 
 impl CoordinatorCore {
@@ -131,7 +138,8 @@ impl CoordinatorCore {
         let Some(cluster) = self.clusters.get_mut(&name).filter(|c| c.etcd.call == Some(id)) else { return };
         self.touched.insert(name.clone());
         cluster.etcd.call = None;
-        cluster.etcd.error = result.as_ref().err().cloned();
+        self.note_failing(now, &name, result.as_ref().err());
+        let Some(cluster) = self.clusters.get_mut(&name) else { return };
         match result {
             Ok(EtcdAnswer::Members { members, leader }) => {
                 (cluster.etcd.members, cluster.etcd.listed) = (Some(members), cluster.etcd.asked);
@@ -155,6 +163,24 @@ impl CoordinatorCore {
             }
             Err(_) => cluster.etcd.after = Some(now.mono.plus(ETCD_LOOK_INTERVAL)),
         }
+    }
+
+    /// Etcd that answers nothing for a while keeps members from coming and going: somebody must know why.
+    fn note_failing(&mut self, now: Now, name: &ClusterName, error: Option<&String>) {
+        let Some(cluster) = self.clusters.get_mut(name) else { return };
+        let Some(why) = error else {
+            cluster.etcd.failing = None;
+            return;
+        };
+        let failing = cluster.etcd.failing.get_or_insert(EtcdFailing { since: now.mono, told: false });
+        if failing.told || now.mono.since(failing.since) < ETCD_FAILING_TOLD_AFTER {
+            return;
+        }
+        failing.told = true;
+        let cause = why.clone();
+        let outcome = "members neither come nor go until it answers; asked again and again".to_owned();
+        let event = self.event(now, Severity::Warning, "EtcdCallFailed");
+        self.note(FleetEvent { cluster: Some(name.clone()), cause, outcome, ..event });
     }
 
     fn note_etcd(&mut self, now: Now, name: &ClusterName, call: &EtcdCall) {

@@ -118,6 +118,10 @@ pub const RENEWED_KEYS_MAX: usize = 16;
 pub const RENEW_REFUSED_MAX: Duration = Duration::from_secs(60);
 /// The same where its etcd cluster does not say who its members are: it may be what the quorum lacks.
 pub const RENEW_UNKNOWN_MAX: Duration = Duration::from_secs(180);
+/// How long etcd may fail to answer before that is told.
+pub const ETCD_FAILING_TOLD_AFTER: Duration = Duration::from_secs(60);
+/// Refusals that are told within [`REFUSAL_TOLD_EVERY`]: whoever reaches the link may ask in any name.
+pub const REFUSALS_TOLD_MAX: usize = 1_024;
 /// A wall clock that runs ahead of the monotonic one by so much between two looks was set: no clock drifts like that.
 pub const CLOCK_STEP_MIN: Duration = Duration::from_secs(2);
 /// How long after the last repair a machine that does not work yet counts as disrupted by us: longer than one needs to

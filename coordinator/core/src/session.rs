@@ -13,8 +13,8 @@ use keelson_protocol::{BootId, ClusterName, Generation, Incarnation, MachineId};
 
 use crate::effect::{Effect, SessionId};
 use crate::limits::{
-    CLOCK_STEP_MIN, FENCE_SETTLES, FIRST_HEARTBEAT_MAX, REFUSAL_TOLD_EVERY, RENEWED_KEYS_MAX,
-    SECOND_HOLDER_AFTER, TICK_GAP_MAX, WARM_UP,
+    CLOCK_STEP_MIN, FENCE_SETTLES, FIRST_HEARTBEAT_MAX, REFUSAL_TOLD_EVERY, REFUSALS_TOLD_MAX,
+    RENEWED_KEYS_MAX, SECOND_HOLDER_AFTER, TICK_GAP_MAX, WARM_UP,
 };
 use crate::metrics::AgentRepair;
 use crate::row::MachineRow;
@@ -114,11 +114,20 @@ impl CoordinatorCore {
         Err(Refusal { code, text })
     }
 
+    /// Whether that a machine was refused so is to be told: its agent asks again and again, and others may ask in any name.
+    pub(crate) fn is_news(&mut self, now: Now, id: &MachineId, refusal: &Refusal) -> bool {
+        self.refusals.retain(|_, (_, told)| now.mono.since(*told) < REFUSAL_TOLD_EVERY);
+        let known = self.refusals.get(id).is_some_and(|(told, _)| told == refusal);
+        let news = !known && self.refusals.len() < REFUSALS_TOLD_MAX;
+        if news {
+            self.refusals.insert(id.clone(), (refusal.clone(), now.mono));
+        }
+        news
+    }
+
     fn refuse_session(&mut self, now: Now, session: SessionId, id: &MachineId, refusal: Refusal) {
         self.metrics.sessions_refused += 1;
-        self.refusals.retain(|_, (_, told)| now.mono.since(*told) < REFUSAL_TOLD_EVERY);
-        if self.refusals.get(id).is_none_or(|(told, _)| *told != refusal) {
-            self.refusals.insert(id.clone(), (refusal.clone(), now.mono));
+        if self.is_news(now, id, &refusal) {
             let event = self.event_of(now, id, Severity::Alarm, "SessionRefused");
             let outcome = match refusal.code {
                 RefusalCode::OldIncarnation => "the session was ended; that machine switches itself off",

@@ -1,6 +1,8 @@
 //! Emptying nodes: politely while they run, by force when they have no power.
 
 use std::collections::BTreeMap;
+use std::future::Future;
+use std::time::Duration;
 
 use futures::future::BoxFuture;
 use futures::{FutureExt as _, StreamExt as _, TryFutureExt as _, TryStreamExt as _};
@@ -21,6 +23,51 @@ use crate::{failure, list, nodes, volumes};
 /// Pods that are asked to go at a time: a node has a hundred, and the API server has others to serve.
 const SIDE_BY_SIDE: usize = 8;
 
+/// The time that a pass has for its pods. One whose answer does not come, as when a webhook hangs, must not cost what was learned
+/// of all the others: the whole call would be given up, and its clock would never begin.
+#[derive(Debug, Clone, Copy)]
+struct Pass {
+    /// Nobody is asked about a further pod from then on.
+    until: tokio::time::Instant,
+    /// Longest wait for the answer about one.
+    each: Duration,
+}
+
+impl Pass {
+    /// Within the twenty seconds of a drain.
+    fn of_drain() -> Self {
+        Self::new(Duration::from_secs(10), Duration::from_secs(3))
+    }
+
+    /// Within the five of an evacuation.
+    fn of_evacuation() -> Self {
+        Self::new(Duration::from_millis(2_500), Duration::from_millis(1_500))
+    }
+
+    fn new(all: Duration, each: Duration) -> Self {
+        Self { until: tokio::time::Instant::now() + all, each }
+    }
+
+    /// What comes of asking about a pod in that time.
+    async fn ask(
+        self,
+        act: impl Future<Output = Result<Status, kube::Error>> + Send,
+    ) -> Result<Verdict, KubeFailure> {
+        if tokio::time::Instant::now() >= self.until {
+            return Ok(Verdict::Refused(Refusal::for_now(
+                "others took all the time of this pass".to_owned(),
+            )));
+        }
+        match tokio::time::timeout(self.each, act).await {
+            Ok(answer) => judge(answer),
+            Err(_) => {
+                let why = format!("the API server did not answer within {} ms", self.each.as_millis());
+                Ok(Verdict::Refused(Refusal::for_now(why)))
+            }
+        }
+    }
+}
+
 /// How long a pod gets to end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Grace {
@@ -38,9 +85,10 @@ pub(crate) async fn drain(
 ) -> Result<DrainState, KubeFailure> {
     nodes::set(client, node, &NodeWish::cordon(Cordon::Cordoned)).await?;
     let OnNode { stay, ending, go } = on_node(client, node).await?;
+    let pass = Pass::of_drain();
     let mut left: Vec<_> = ending.iter().map(|pod| pods::left(pod, pods::ending(pod))).collect();
     let mut refused = Vec::new();
-    let acts = go.iter().map(|pod| evict(client, pod).map_ok(move |verdict| (pod, verdict)).boxed());
+    let acts = go.iter().map(|pod| evict(client, pod, pass).map_ok(move |verdict| (pod, verdict)).boxed());
     for (pod, verdict) in side_by_side(acts).await? {
         match verdict {
             Verdict::Accepted => left.push(pods::left(pod, pods::ending(pod))),
@@ -52,7 +100,8 @@ pub(crate) async fn drain(
     match force {
         DrainForce::Never => left.extend(waits.into_iter().map(|(pod, wait)| pods::left(pod, wait))),
         DrainForce::AfterRefusal => {
-            let forced = waits.into_iter().map(|(pod, wait)| override_refusal(client, pod, wait).boxed());
+            let forced =
+                waits.into_iter().map(|(pod, wait)| override_refusal(client, pod, wait, pass).boxed());
             left.extend(side_by_side(forced).await?.into_iter().flatten());
         }
     }
@@ -71,9 +120,11 @@ pub(crate) async fn evacuate(client: &Client, node: &MachineId) -> Result<DrainS
     }
     let OnNode { stay, ending, go } = on_node(client, node).await?;
     let all: Vec<Pod> = ending.into_iter().chain(go).collect();
+    let pass = Pass::of_evacuation();
     let mut refused = Vec::new();
-    let acts =
-        all.iter().map(|pod| remove(client, pod, Grace::None).map_ok(move |verdict| (pod, verdict)).boxed());
+    let acts = all
+        .iter()
+        .map(|pod| remove(client, pod, Grace::None, pass).map_ok(move |verdict| (pod, verdict)).boxed());
     for (pod, verdict) in side_by_side(acts).await? {
         if let Verdict::Refused(refusal) = verdict {
             refused.push((pod, refusal));
@@ -136,7 +187,7 @@ fn api_of(client: &Client, pod: &Pod) -> (Api<Pod>, String) {
 
 /// Asks for a pod's eviction. Only the pod that was seen is meant: one of a StatefulSet may have been made again under
 /// the same name, on another node, since it was.
-async fn evict(client: &Client, pod: &Pod) -> Result<Verdict, KubeFailure> {
+async fn evict(client: &Client, pod: &Pod, pass: Pass) -> Result<Verdict, KubeFailure> {
     let (api, name) = api_of(client, pod);
     let preconditions = Preconditions { uid: pod.metadata.uid.clone(), resource_version: None };
     // Not with the library's own call, which sends such conditions under a name that no API server reads.
@@ -147,13 +198,11 @@ async fn evict(client: &Client, pod: &Pod) -> Result<Verdict, KubeFailure> {
             ..DeleteOptions::default()
         }),
     };
-    let answer: Result<Status, kube::Error> =
-        api.create_subresource("eviction", &name, &PostParams::default(), &eviction).await;
-    judge(answer)
+    pass.ask(api.create_subresource("eviction", &name, &PostParams::default(), &eviction)).await
 }
 
 /// Deletes a pod, past all budgets.
-async fn remove(client: &Client, pod: &Pod, grace: Grace) -> Result<Verdict, KubeFailure> {
+async fn remove(client: &Client, pod: &Pod, grace: Grace, pass: Pass) -> Result<Verdict, KubeFailure> {
     let (api, name) = api_of(client, pod);
     let grace_period_seconds = match grace {
         Grace::ItsOwn => None,
@@ -162,7 +211,7 @@ async fn remove(client: &Client, pod: &Pod, grace: Grace) -> Result<Verdict, Kub
     let preconditions = kube::api::Preconditions { uid: pod.metadata.uid.clone(), resource_version: None };
     let params =
         DeleteParams { grace_period_seconds, preconditions: Some(preconditions), ..DeleteParams::default() };
-    judge(api.delete(&name, &params).await.map(|_| Status::success()))
+    pass.ask(api.delete(&name, &params).map_ok(|_| Status::success())).await
 }
 
 /// What an answer means for one pod. What concerns every pod is a failure of the whole call.
@@ -199,11 +248,12 @@ async fn override_refusal(
     client: &Client,
     pod: &Pod,
     wait: PodWait,
+    pass: Pass,
 ) -> Result<Option<keelson_model::kubernetes::PodLeft>, KubeFailure> {
     if !wait.is_blocked() {
         return Ok(Some(pods::left(pod, wait)));
     }
-    Ok(match remove(client, pod, Grace::ItsOwn).await? {
+    Ok(match remove(client, pod, Grace::ItsOwn, pass).await? {
         Verdict::Accepted => Some(pods::left(pod, PodWait::Forced { refused: wait.to_string() })),
         Verdict::Gone => None,
         Verdict::Refused(refusal) => Some(pods::left(pod, pods::wait(pod, refusal, &[]))),

@@ -96,6 +96,13 @@ pub(crate) struct Refusal {
     message: String,
 }
 
+impl Refusal {
+    /// Of a pod that nobody has said anything about yet.
+    pub(crate) fn for_now(message: String) -> Self {
+        Self { kind: RefusalKind::ForNow, message }
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum RefusalKind {
     /// By a disruption budget.

@@ -23,8 +23,10 @@ use crate::tree;
 const COOL_DOWN: &str = "coolDown";
 /// Reason of the event that says that a repair was not made.
 const CALLED_OFF: &str = "RepairCalledOff";
+/// Reason of the event that says that a machine did not get its power back by a repair, and is switched on as it is.
+const GIVEN_UP: &str = "RepairGivenUp";
 /// Reasons of the events with which a repair ends.
-const ENDS: [&str; 2] = ["RepairDone", CALLED_OFF];
+const ENDS: [&str; 3] = ["RepairDone", CALLED_OFF, GIVEN_UP];
 
 /// `keelson machine repair`.
 pub(super) async fn run(
@@ -142,10 +144,13 @@ async fn was_done(client: &mut Client, begun: &RepairView, seen: u64) -> Result<
     let call = events(id).query("after", Some(seen)).query("page_size", Some(PAGE_SIZE_MAX));
     let list: ListView<EventView> = client.document(&call).await?;
     let mut ends = list.items.iter().filter(|event| ENDS.contains(&event.reason.as_str()));
-    match ends.next().filter(|event| event.reason == CALLED_OFF) {
+    // A power cycle whose power came late has come about all the same.
+    let given_up = |reason: &str| reason == GIVEN_UP && action == RepairActionView::Rebuild;
+    match ends.next().filter(|event| event.reason == CALLED_OFF || given_up(&event.reason)) {
         None => Ok(()),
         Some(event) => {
-            let what = format!("{action} of machine {id} was called off, and the machine is well");
+            let ended = if event.reason == CALLED_OFF { "called off" } else { "given up" };
+            let what = format!("{action} of machine {id} was {ended}, and the machine is well");
             let remedy = format!(
                 "if it is still needed, ask again: keelson machine repair {id} --action {action}; what happened: keelson why {id}"
             );

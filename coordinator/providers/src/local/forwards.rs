@@ -26,7 +26,7 @@ use crate::{ExposeRequest, Exposed, HealthCheck, ProviderError};
 /// Ports that are given out when none is asked for. 16443 reminds of the API server's 6443.
 const PORTS: RangeInclusive<u16> = 16_443..=17_442;
 
-/// Most targets of one forward; clusters have at most nine masters.
+/// Most targets of one forward: of a hundred workers, each of which leads to all pods of a service, the first are enough.
 const TARGETS_MAX: usize = 32;
 
 /// Longest name of a forward, in bytes: a DNS label.
@@ -185,12 +185,6 @@ pub(crate) fn read(paths: &Paths) -> Result<Forwards, LocalError> {
 
 fn check_request(request: &ExposeRequest) -> Result<(), LocalError> {
     let invalid = |field, detail: String| Err(LocalError::Refused(ProviderError::Invalid { field, detail }));
-    if request.targets.len() > TARGETS_MAX {
-        return invalid(
-            "targets",
-            format!("{} targets, at most {TARGETS_MAX} are possible", request.targets.len()),
-        );
-    }
     if request.name.is_empty() || request.name.len() > NAME_BYTES_MAX {
         return invalid("name", format!("`{}` must have 1 to {NAME_BYTES_MAX} characters", request.name));
     }
@@ -231,7 +225,8 @@ fn choose(
             })?
         }
     };
-    let (cluster, name, targets) = (request.cluster.clone(), request.name.clone(), request.targets.clone());
+    let targets = request.targets.iter().take(TARGETS_MAX).copied().collect();
+    let (cluster, name) = (request.cluster.clone(), request.name.clone());
     Ok(Forward { cluster, name, port, targets, check: request.check.clone() })
 }
 
