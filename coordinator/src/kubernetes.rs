@@ -119,5 +119,7 @@ mod tests {
             connect(&second, now.plus(CERTIFICATE_LIFE)).1 > of_second.1,
             "one that grows old is made anew"
         );
+        let earlier = WallTime(now.0 - 3_600_000);
+        assert!(connect(&second, earlier).1 < of_second.1, "and one that is not valid yet");
     }
 }

@@ -304,3 +304,19 @@ async fn a_repair_that_was_called_off_is_not_said_to_be_done() {
     world.fleet.fault(None);
     world.keelson(line).run().await.ends(ExitCode::Done);
 }
+
+/// Such a machine runs on with the system that the rebuild was to replace.
+#[tokio::test]
+async fn a_rebuild_that_was_given_up_is_not_said_to_be_done() {
+    let world = World::new().await;
+    world.fleet.add_ready("demo", "ha");
+    world.fleet.fault(Some(Fault::GivesUp("its host is broken".to_owned())));
+    let line =
+        |action| format!("machine repair demo-worker-1 --action {action} --yes --wait --progress none");
+    let given_up = world.keelson(&line("rebuild")).run().await.ends(ExitCode::Conflict);
+    for told in ["rebuild of machine demo-worker-1 was given up", "its host is broken"] {
+        assert!(given_up.stderr.contains(told), "{}", given_up.stderr);
+    }
+    // Power that came late is what a power cycle was to bring.
+    world.keelson(&line("power-cycle")).run().await.ends(ExitCode::Done);
+}

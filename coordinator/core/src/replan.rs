@@ -249,6 +249,14 @@ impl CoordinatorCore {
         })
     }
 
+    /// Whether a machine is heard and says that its etcd member or its API server serves others.
+    pub(crate) fn says_it_serves(&self, planned: &BlueprintMachine) -> bool {
+        let serves = |machine: &Machine| {
+            [ETCD_UNIT, API_UNIT].iter().any(|unit| unit_works(machine, unit)) && machine.is_heard()
+        };
+        self.made(planned).is_some_and(serves)
+    }
+
     /// Whether a machine is heard and says that its etcd member serves.
     pub(crate) fn member_works(&self, planned: &BlueprintMachine) -> bool {
         self.made(planned).is_some_and(|machine| machine.is_heard() && unit_works(machine, ETCD_UNIT))

@@ -199,8 +199,9 @@ impl CoordinatorCore {
                     .made(planned)
                     .is_some_and(|machine| machine.call.is_some() && machine.row.fenced.is_none());
             let lately = || self.was_sent_lately(planned);
-            // Of two that are not settled themselves, the one with the smaller name waits for the other for no longer than that.
-            let first = || next_is_settled || planned.id < next.id;
+            // Of two that serve and are not settled themselves, the one with the smaller name waits for the other for no longer
+            // than that. Which one of two is all that is left is known when the other one says that it serves.
+            let first = || next_is_settled || planned.id < next.id || !self.says_it_serves(planned);
             let begins =
                 || !self.is_settled(planned) && ((serves && !planned.leaving && first()) || lately());
             // One that leaves holds up others only while it begins anew itself, and when it is about to go.

@@ -8,10 +8,13 @@ use std::collections::BTreeMap;
 
 use common::demo::*;
 use common::{World, named};
-use keelson_coordinator_core::{ClusterState, Effect, Input, Override, ProviderFailure, Remedy};
+use keelson_coordinator_core::{
+    ClusterState, Effect, EnrolId, Input, Override, ProviderFailure, REFUSALS_TOLD_MAX, Remedy,
+};
 use keelson_model::{OperationKind, RepairAction};
-use keelson_protocol::message::{ToAgent, ToCoordinator};
-use keelson_protocol::{Generation, MachineId};
+use keelson_protocol::health::{NodeState, UnitState};
+use keelson_protocol::message::{EnrolRequest, ToAgent, ToCoordinator};
+use keelson_protocol::{Generation, Incarnation, MachineId, SecretBytes};
 
 fn refusal_of(text: &str) -> Option<ProviderFailure> {
     Some(ProviderFailure { remedy: Remedy::Retry, text: text.to_owned() })
@@ -212,5 +215,114 @@ fn a_clock_that_is_set_ahead_lets_no_second_master_go() {
     world.run(80);
     assert!(!world.fences.contains(&id("master-2")), "{:?}", waits(&world));
     world.run(400);
+    assert_eq!(world.state("demo"), Some(ClusterState::Ready), "{:?}", waits(&world));
+}
+
+#[test]
+fn each_machine_that_cannot_be_removed_is_told_once() {
+    let mut world = ready("small");
+    for name in ["lost-7", "lost-8"] {
+        let mut orphan = world.machines[&id("etcd-1")].clone();
+        orphan.linked = false;
+        world.machines.insert(id(name), orphan);
+    }
+    world.refuse_delete = refusal_of("its disk is in use");
+    world.run(2_000);
+    let told = |world: &World, reason: &str| {
+        let of = world.events.iter().filter(|event| event.reason == reason);
+        of.map(|event| event.machine.clone().unwrap()).collect::<Vec<_>>()
+    };
+    assert_eq!(told(&world, "OrphanStays"), [id("lost-7"), id("lost-8")]);
+    world.refuse_delete = refusal_of("its host is away");
+    world.run(200);
+    assert_eq!(told(&world, "OrphanStays").len(), 4, "another cause is news");
+    world.refuse_delete = None;
+    world.run(200);
+    assert_eq!(told(&world, "OrphanRemoved"), [id("lost-7"), id("lost-8")]);
+}
+
+/// Says of a master that it is not ready, and of its API server that it is in this state.
+fn fell(world: &mut World, master: &str, state: UnitState) {
+    world.says.insert(id(master), NodeState::Degraded);
+    world.step();
+    world.tell_unit(&id(master), "kube-apiserver.service", state);
+}
+
+/// Whether a machine has the newest config.
+fn is_current(world: &World, name: &str) -> bool {
+    let newest = world.core.cluster(&"demo".parse().unwrap()).unwrap().row.blueprint.generation;
+    world.machines[&id(name)].generation == Some(newest)
+}
+
+#[test]
+fn masters_that_serve_and_are_not_ready_do_not_wait_for_each_other() {
+    let mut world = ready("ha");
+    fell(&mut world, "master-1", UnitState::Healthy);
+    fell(&mut world, "master-2", UnitState::Healthy);
+    world.scale("demo", "etcd", 5);
+    world.run(10);
+    assert!(is_current(&world, "master-1") && !is_current(&world, "master-2"), "{:?}", waits(&world));
+    assert!(!is_current(&world, "master-3"), "what works waits for what does not");
+}
+
+/// Its scheduler fell for a moment, and its API server is all that is left (seed 142).
+#[test]
+fn the_last_api_server_is_not_begun_anew_because_something_else_fell() {
+    let mut world = ready("ha");
+    freeze(&mut world, "master-2");
+    world.machines.get_mut(&id("master-3")).unwrap().power_off();
+    world.refuse_power = refusal_of("its host is broken");
+    world.refuse_rebuild = refusal_of("its host is broken");
+    refuse_fences(&mut world);
+    world.run(60);
+    fell(&mut world, "master-1", UnitState::Healthy);
+    world.scale("demo", "etcd", 5);
+    for _ in 0..100 {
+        world.step();
+        assert!(!is_current(&world, "master-1"), "{:?}", waits(&world));
+    }
+    let down = UnitState::Down { why: "no member of etcd answers".to_owned() };
+    fell(&mut world, "master-1", down);
+    world.run(10);
+    assert!(is_current(&world, "master-1"), "{:?}", waits(&world));
+}
+
+#[test]
+fn refusals_are_told_in_measure_whoever_asks() {
+    let mut world = ready("small");
+    let ask = |world: &mut World, name: &str| {
+        let token = SecretBytes::new(vec![0; 32]);
+        let request =
+            EnrolRequest { machine: id(name), incarnation: Incarnation(1), token, signing_request: vec![1] };
+        world.input(Input::Enrol { id: EnrolId(0), request, key_hash: Some("key".to_owned()) });
+    };
+    let told = |world: &World| {
+        let refused = world.events.iter().filter(|event| event.reason == "EnrolmentRefused");
+        refused.count()
+    };
+    (0..100).for_each(|_| ask(&mut world, "stranger-1"));
+    assert_eq!(told(&world), 1);
+    (0..5_000).for_each(|stranger| ask(&mut world, &format!("stranger-{stranger}")));
+    assert_eq!(told(&world), REFUSALS_TOLD_MAX);
+    world.run(2 * 310);
+    ask(&mut world, "stranger-1");
+    assert_eq!(told(&world), REFUSALS_TOLD_MAX + 1, "after five minutes it is news again");
+}
+
+#[test]
+fn etcd_that_answers_nothing_is_told_with_its_cause() {
+    let mut world = ready("ha");
+    world.etcd_silent = true;
+    world.scale("demo", "etcd", 5);
+    world.run(2 * 50);
+    let told = |world: &World| {
+        let failed = world.events.iter().filter(|event| event.reason == "EtcdCallFailed");
+        failed.map(|event| event.cause.clone()).collect::<Vec<_>>()
+    };
+    assert!(told(&world).is_empty(), "an election is no failure");
+    world.run(2 * 600);
+    assert_eq!(told(&world), ["there is no leader"]);
+    world.etcd_silent = false;
+    world.run(500);
     assert_eq!(world.state("demo"), Some(ClusterState::Ready), "{:?}", waits(&world));
 }

@@ -2,6 +2,7 @@
 //! what those would do.
 
 use std::collections::BTreeMap;
+use std::net::{SocketAddr, TcpListener};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -422,6 +423,46 @@ fn an_evacuation_waits_for_nobody() -> Result<()> {
     let state = cluster.evacuate()?;
     ensure!(state.is_drained() && cluster.nodes()?.is_empty(), "{state:?}");
     Ok(())
+}
+
+/// Something that admission asks about a pod, and that never answers.
+fn hung_webhook(of: &str, address: SocketAddr) -> Value {
+    let rule = |operation: &str, resource: &str| {
+        json!({
+            "apiGroups": [""], "apiVersions": ["v1"], "operations": [operation], "resources": [resource],
+        })
+    };
+    json!({
+        "apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingWebhookConfiguration",
+        "metadata": { "name": "hung" },
+        "webhooks": [{
+            "name": "hung.example.org",
+            "clientConfig": { "url": format!("https://{address}/") },
+            "rules": [rule("CREATE", "pods/eviction"), rule("DELETE", "pods")],
+            "matchConditions": [{ "name": "one", "expression": format!("request.name == '{of}'") }],
+            "failurePolicy": "Fail", "sideEffects": "None", "timeoutSeconds": 30,
+            "admissionReviewVersions": ["v1"],
+        }],
+    })
+}
+
+/// What is known of the others is told, and drained, although nothing is ever heard of one.
+#[test]
+fn a_pod_whose_webhook_hangs_hides_no_other() -> Result<()> {
+    let cluster = Cluster::start()?;
+    make_what_drains_meet(&cluster)?;
+    let silent = TcpListener::bind("127.0.0.1:0")?;
+    cluster.plane.make(&[pod("hung", json!({})), hung_webhook("hung", silent.local_addr()?)])?;
+    cluster.run_pod("hung")?;
+    // The API server needs a moment to hear of the webhook: nothing is asked of it until it has kept a pod from going.
+    let keeps = ["delete", "pod", "hung", "--dry-run=server", "--request-timeout=2s"];
+    while cluster.plane.kubectl(&keeps).is_ok() {}
+    let hung = ("hung", "will be asked to go again: the API server did not answer within 3000 ms");
+    let ending = [("alone", "is ending"), ("done", "is ending"), ("free", "is ending"), hung];
+    expect(&cluster.drain(DrainForce::Never)?, &[&BLOCKED[..], &ending[..]].concat())?;
+    cluster.end_pods(&["alone", "free", "done"])?;
+    let hung = ("hung", "will be asked to go again: the API server did not answer within 1500 ms");
+    expect(&cluster.evacuate()?, &[hung])
 }
 
 #[test]

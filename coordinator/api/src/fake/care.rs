@@ -230,14 +230,15 @@ impl State {
             self.ward.ill.keys().filter(|id| self.is_under_repair(id)).cloned().collect();
         for id in ids {
             let now = self.now;
-            let off = match &self.fault {
-                Some(Fault::CallsOff(why)) => Some(why.clone()),
+            let ended = match &self.fault {
+                Some(Fault::CallsOff(why)) => Some((Severity::Info, "RepairCalledOff", why.clone())),
+                Some(Fault::GivesUp(why)) => Some((Severity::Alarm, "RepairGivenUp", why.clone())),
                 _ => None,
             };
             let Some(ill) = self.ward.ill.get_mut(&id) else { continue };
-            if let Some((why, action)) = off.zip(ill.acting) {
+            if let Some(((severity, reason, why), action)) = ended.zip(ill.acting) {
                 (ill.acting, ill.broken, ill.steps_left) = (None, None, 1);
-                self.note_ill(&id, Severity::Info, "RepairCalledOff", &why, &format!("no {action}"));
+                self.note_ill(&id, severity, reason, &why, &format!("no {action}"));
                 continue;
             }
             ill.steps_left = ill.steps_left.saturating_sub(1);

@@ -48,6 +48,9 @@ pub enum Fault {
     Silent,
     /// The store cannot be written.
     StoreFull,
+    /// The infrastructure refuses for this reason to give machines their power back by a repair, and they are switched on as they
+    /// are.
+    GivesUp(String),
     /// Repairs are called off for this reason before power is taken away, and the machines work again by themselves.
     CallsOff(String),
 }
@@ -336,9 +339,10 @@ impl State {
                     why: "the provider refused: no right to create machines".to_owned(),
                 },
                 Some(Fault::Fails(why)) => OperationState::Failed { at: now, why },
-                Some(Fault::Stuck | Fault::Silent | Fault::StoreFull | Fault::CallsOff(_)) | None => {
-                    OperationState::Running
-                }
+                Some(
+                    Fault::Stuck | Fault::Silent | Fault::StoreFull | Fault::CallsOff(_) | Fault::GivesUp(_),
+                )
+                | None => OperationState::Running,
             };
             if let Some(operation) = self.operation_mut(&id) {
                 operation.state = new_state;

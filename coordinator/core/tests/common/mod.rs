@@ -97,6 +97,8 @@ pub(crate) struct World {
     pub(crate) refuse_power: Option<ProviderFailure>,
     /// What it says to being asked to make a machine anew around its disk, when it does not.
     pub(crate) refuse_rebuild: Option<ProviderFailure>,
+    /// What it says to being asked to remove a machine, when it does not.
+    pub(crate) refuse_delete: Option<ProviderFailure>,
     /// Whether it switches machines on and nobody hears that it did.
     pub(crate) lose_power_answers: bool,
     /// Machines whose link breaks before the next config comes through.
@@ -190,6 +192,7 @@ impl World {
             refuse_unexpose: None,
             refuse_power: None,
             refuse_rebuild: None,
+            refuse_delete: None,
             lose_power_answers: false,
             lose_configs: BTreeSet::new(),
             says: BTreeMap::new(),
@@ -416,6 +419,9 @@ impl World {
                     Ok(ProviderAnswer::Created)
                 }
             },
+            ProviderCall::Delete { .. } if self.refuse_delete.is_some() => {
+                Err(self.refuse_delete.clone().unwrap())
+            }
             ProviderCall::Delete { machine, incarnation, .. } => {
                 if self.machines.get(&machine).is_some_and(|found| found.incarnation == incarnation) {
                     self.machines.remove(&machine);

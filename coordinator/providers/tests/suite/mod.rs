@@ -281,6 +281,9 @@ pub(crate) async fn exposing_is_idempotent_and_keeps_its_port(subject: &dyn Subj
     assert_eq!(expose(subject, &api).await.unwrap(), first);
     let moved = ExposeRequest { targets: vec!["10.0.0.1:6443".parse().unwrap()], ..api.clone() };
     assert_eq!(expose(subject, &moved).await.unwrap(), first, "another target, the same port");
+    let many =
+        ExposeRequest { targets: (1..=40).map(|n| ([10, 0, 0, n], 6443).into()).collect(), ..api.clone() };
+    assert_eq!(expose(subject, &many).await.unwrap(), first, "more targets than a forward takes");
     let web = expose(subject, &expose_request(subject, "web")).await.unwrap();
     assert_ne!(web.address, first.address);
     assert_eq!(exposed(subject).await, [first.clone(), web]);
