@@ -310,6 +310,20 @@ pools:
   - {key: example.com/web, value: only, effect: NoSchedule}
 ";
 
+/// What a reader copies from the documents.
+#[tokio::test]
+async fn the_plan_of_the_documents_is_one() {
+    let page = include_str!("../../../docs/plans.md");
+    let plan = page.split("```yaml\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+    let world = World::new().await;
+    let applied = world.keelson("plan apply -f -").stdin(plan).run().await.ends(ExitCode::Done);
+    assert!(applied.stdout.contains("web"), "{}", applied.stdout);
+    let shown = world.keelson("plan show web -o yaml").run().await.ends(ExitCode::Done);
+    let again = world.keelson("plan apply -f - --dry-run --exit-code").stdin(&shown.stdout).run().await;
+    again.ends(ExitCode::Done);
+    world.keelson("cluster create shop --plan web --wait --progress none").run().await.ends(ExitCode::Done);
+}
+
 #[tokio::test]
 async fn plans_are_applied_from_files() {
     let world = World::new().await;
