@@ -418,7 +418,7 @@ impl CoordinatorCore {
         match operation.kind {
             OperationKind::CreateCluster => {
                 let row = self.clusters.get(&name).map(|cluster| &cluster.row);
-                if row.is_some_and(|row| row.first_ready.or(row.first_answer).is_some()) {
+                if row.is_some_and(|row| row.was_in_use()) {
                     return Err(refuse(
                         "its API server has answered, and somebody may use it; to remove it, delete the cluster",
                     ));

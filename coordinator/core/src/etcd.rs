@@ -20,6 +20,8 @@ pub struct EtcdWatch {
     pub leader: Option<MemberId>,
     /// That all calls fail, since when, and whether that was told.
     failing: Option<EtcdFailing>,
+    /// Changes of its members that fail one after the other; that it lists them says nothing about these.
+    refusing: Option<EtcdFailing>,
     /// Whether nothing was changed since [`Self::members`] was listed.
     fresh: bool,
     /// When it was asked for that list.
@@ -86,7 +88,7 @@ impl CoordinatorCore {
         // After a start they are listed once: the coordinator before may have begun what nothing else tells of.
         let stray = match &cluster.etcd.members {
             Some(members) => strays(members),
-            None => cluster.row.first_answer.is_some(),
+            None => cluster.row.was_in_use(),
         };
         cluster.held.is_some() || cluster.etcd.adding || stray || machines().any(moves)
     }
@@ -138,7 +140,7 @@ impl CoordinatorCore {
         let Some(cluster) = self.clusters.get_mut(&name).filter(|c| c.etcd.call == Some(id)) else { return };
         self.touched.insert(name.clone());
         cluster.etcd.call = None;
-        self.note_failing(now, &name, result.as_ref().err());
+        self.note_failing(now, &name, &call, result.as_ref().err());
         let Some(cluster) = self.clusters.get_mut(&name) else { return };
         match result {
             Ok(EtcdAnswer::Members { members, leader }) => {
@@ -155,6 +157,7 @@ impl CoordinatorCore {
                 {
                     cluster.etcd.after = Some(now.mono.plus(ETCD_LOOK_INTERVAL));
                     cluster.etcd.fresh = false;
+                    cluster.etcd.refusing = None;
                 }
             }
             Ok(EtcdAnswer::Done) => {
@@ -166,18 +169,20 @@ impl CoordinatorCore {
     }
 
     /// Etcd that answers nothing for a while keeps members from coming and going: somebody must know why.
-    fn note_failing(&mut self, now: Now, name: &ClusterName, error: Option<&String>) {
+    fn note_failing(&mut self, now: Now, name: &ClusterName, call: &EtcdCall, error: Option<&String>) {
         let Some(cluster) = self.clusters.get_mut(name) else { return };
+        let looks = matches!(call, EtcdCall::Look);
+        let kind = if looks { &mut cluster.etcd.failing } else { &mut cluster.etcd.refusing };
         let Some(why) = error else {
-            cluster.etcd.failing = None;
+            *kind = None;
             return;
         };
-        let failing = cluster.etcd.failing.get_or_insert(EtcdFailing { since: now.mono, told: false });
+        let failing = kind.get_or_insert(EtcdFailing { since: now.mono, told: false });
         if failing.told || now.mono.since(failing.since) < ETCD_FAILING_TOLD_AFTER {
             return;
         }
         failing.told = true;
-        let cause = why.clone();
+        let cause = if looks { why.clone() } else { format!("{call}: {why}") };
         let outcome = "members neither come nor go until it answers; asked again and again".to_owned();
         let event = self.event(now, Severity::Warning, "EtcdCallFailed");
         self.note(FleetEvent { cluster: Some(name.clone()), cause, outcome, ..event });

@@ -15,6 +15,7 @@ use crate::limits::{
     DISRUPTED_PERCENT_MAX, LIST_LAG_MAX, RECREATES_PER_HOUR_MAX,
 };
 use crate::repair::is_under_way;
+use crate::replan::Serves;
 use crate::row::{Act, MachineRow};
 use crate::state::{Cluster, CoordinatorCore, Machine, Now};
 
@@ -72,7 +73,7 @@ impl CoordinatorCore {
         if asker == Asker::Person {
             self.knows_who_works(now)?;
             self.quorum_outlives(cluster, planned, action)?;
-            self.another_master(cluster, planned)?;
+            self.another_master(now, cluster, planned)?;
         }
         self.no_meltdown(cluster, planned, census)?;
         self.nobody_else(now, cluster, planned)?;
@@ -81,6 +82,7 @@ impl CoordinatorCore {
         }
         if asker == Asker::Detector {
             self.quorum_outlives(cluster, planned, action)?;
+            self.another_master(now, cluster, planned)?;
         }
         Ok(())
     }
@@ -174,6 +176,7 @@ impl CoordinatorCore {
         let goes = |cluster: &Cluster| has_begun(cluster, machine) && !stays(cluster);
         leaves && !blocked && self.clusters.get(name).is_some_and(goes)
             || is_changing(now, machine)
+            || machine.is_heard() && self.was_sent_lately(planned) && !self.is_settled(planned)
             || !planned.leaving && self.is_repaired(now, planned)
     }
 
@@ -218,15 +221,23 @@ impl CoordinatorCore {
     }
 
     /// Whether an API server is left where there is more than one. One that does not work is no loss.
-    fn another_master(&self, cluster: &Cluster, planned: &BlueprintMachine) -> Result<(), Hold> {
+    fn another_master(&self, now: Now, cluster: &Cluster, planned: &BlueprintMachine) -> Result<(), Hold> {
         let several = cluster.row.blueprint.with_role(Role::Master).nth(1).is_some();
-        if several && self.is_only_api_of(cluster, planned) { Err(Hold::ApiServer) } else { Ok(()) }
+        if several && self.is_only_api_of(now, cluster, planned) { Err(Hold::ApiServer) } else { Ok(()) }
     }
 
-    /// Whether a machine's API server is the only one of its cluster that works.
-    pub(crate) fn is_only_api_of(&self, cluster: &Cluster, planned: &BlueprintMachine) -> bool {
+    /// Whether a machine's API server is the only one of its cluster that works, whatever else on the machine does not. Where it
+    /// does not say so itself, and none of the others does, it is the one that answers at the endpoint.
+    pub(crate) fn is_only_api_of(&self, now: Now, cluster: &Cluster, planned: &BlueprintMachine) -> bool {
+        let serves =
+            |one: &BlueprintMachine| self.works(one) || self.serves(one, Role::Master) == Serves::Yes;
+        let says_no = || {
+            let heard = self.made(planned).is_some_and(Machine::is_heard);
+            heard && self.serves(planned, Role::Master) == Serves::No
+        };
+        let answers = || cluster.kube.answers(now) && self.may_serve(planned) && !says_no();
         let mut others = cluster.row.blueprint.with_role(Role::Master).filter(|other| other.id != planned.id);
-        planned.roles.contains(&Role::Master) && self.works(planned) && !others.any(|other| self.works(other))
+        planned.roles.contains(&Role::Master) && (serves(planned) || answers()) && !others.any(serves)
     }
 
     fn no_member_moves(&self, cluster: &Cluster, planned: &BlueprintMachine) -> Result<(), Hold> {

@@ -246,7 +246,7 @@ impl CoordinatorCore {
         };
         let runs_pods = planned.roles.contains(&Role::Worker) && machine.row.enrolled_key.is_some();
         let others = cluster.row.blueprint.staying(Role::Worker).count() > 1;
-        let stands = cluster.row.wanted && cluster.row.first_answer.is_some();
+        let stands = cluster.row.wanted && cluster.row.was_in_use();
         // One that was asked for may still force pods away: they must not begin again under it.
         let asked = machine.kube_call.and_then(|call| self.kube_calls.get(&call));
         let under_way = asked.is_some_and(|(_, purpose)| {

@@ -39,6 +39,12 @@ impl KubeWatch {
         self.error.as_ref().filter(|_| lasts).map(ToString::to_string)
     }
 
+    /// Whether somebody has answered at the endpoint a moment ago.
+    pub(crate) fn answers(&self, now: Now) -> bool {
+        let lately = |looked| now.mono.since(looked) < KUBE_LOOK_INTERVAL + ENDPOINT_SILENT_AFTER;
+        self.error.is_none() && self.looked.is_some_and(lately)
+    }
+
     /// Whether it is time to look again.
     pub(crate) fn is_due(&self, now: Now) -> bool {
         self.call.is_none() && self.after.is_none_or(|after| after <= now.mono)

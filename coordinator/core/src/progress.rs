@@ -37,7 +37,7 @@ impl CoordinatorCore {
         let Some(cluster) = self.clusters.get(name) else { return Vec::new() };
         let mut waits = waiting(&cluster.row.blueprint, &self.observed(name, now));
         let api = cluster.exposures.get(API_EXPOSURE);
-        let stood = cluster.row.first_answer.is_some() && cluster.row.wanted;
+        let stood = cluster.row.was_in_use() && cluster.row.wanted;
         let silent = || cluster.kube.silent_why(now).filter(|_| stood);
         let why = api.and_then(|exposure| exposure.error.clone()).or_else(silent);
         let endpoint = |wait: &WaitingOn| matches!(wait, WaitingOn::Endpoint { .. });
@@ -149,7 +149,8 @@ impl CoordinatorCore {
         });
     }
 
-    /// Ends operations whose work is done, and those that only a person can bring on.
+    /// Ends operations whose work is done, and says of those that only a person can bring on why they wait. They go on when the
+    /// cause is gone: the provider is asked again and again.
     fn update_operations(&mut self, now: Now, name: &ClusterName, waits: &[WaitingOn]) {
         let planned = self.clusters.get(name).is_some_and(|cluster| !cluster.plan_due);
         let refused = waits.iter().find(|wait| wait.is_failure()).map(|wait| {
@@ -162,11 +163,10 @@ impl CoordinatorCore {
             .cloned()
             .collect();
         for operation in open {
-            let state = match (&refused, operation.kind) {
+            let state = match &refused {
                 _ if waits.is_empty() && planned => OperationState::Succeeded { at: now.wall },
-                (Some(why), OperationKind::ScaleCluster) => OperationState::Blocked { why: why.clone() },
-                (Some(why), _) => OperationState::Failed { at: now.wall, why: why.clone() },
-                (None, _) => OperationState::Running,
+                Some(why) => OperationState::Blocked { why: why.clone() },
+                None => OperationState::Running,
             };
             if state == operation.state {
                 continue;
@@ -181,15 +181,11 @@ impl CoordinatorCore {
     }
 
     fn end_operation(&mut self, now: Now, operation: Operation) {
-        let (severity, cause) = match &operation.state {
-            OperationState::Failed { why, .. } => (Severity::Alarm, why.clone()),
-            _ => (Severity::Info, "everything is as the blueprint says".to_owned()),
-        };
-        let event = self.event(now, severity, "OperationEnded");
+        let event = self.event(now, Severity::Info, "OperationEnded");
         let took = now.wall.since(operation.created).as_secs();
         self.note(FleetEvent {
             cluster: Some(operation.cluster.clone()),
-            cause,
+            cause: "everything is as the blueprint says".to_owned(),
             outcome: format!("{}: operation {} ended after {took} s", operation.what(), operation.id),
             ..event
         });

@@ -29,9 +29,15 @@ pub(crate) fn retry_delay(attempts: u32) -> Duration {
 impl CoordinatorCore {
     /// Starts a call; `None` when too many are under way, then a later tick tries again.
     pub(crate) fn call(&mut self, purpose: CallFor, call: ProviderCall) -> Option<CallId> {
-        // Machines that come and go by the hundred must not keep a list, a fence or power waiting.
-        let bulk = matches!(purpose, CallFor::Create(_) | CallFor::Delete(_) | CallFor::Orphan(_));
-        let most = if bulk { PROVIDER_CALLS_MAX - PROVIDER_CALLS_KEPT } else { PROVIDER_CALLS_MAX };
+        // Machines that come and go by the hundred must not keep power waiting, power no fence, and nothing the list, on which
+        // each of them depends.
+        let kept = match purpose {
+            CallFor::Create(_) | CallFor::Delete(_) | CallFor::Orphan(_) => PROVIDER_CALLS_KEPT,
+            CallFor::PowerOn(_) => PROVIDER_CALLS_KEPT / 2,
+            CallFor::Fence(_) | CallFor::Expose(..) | CallFor::Unexpose(_) => 1,
+            CallFor::List => 0,
+        };
+        let most = PROVIDER_CALLS_MAX - kept;
         if self.calls.len() >= most {
             return None;
         }

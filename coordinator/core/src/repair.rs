@@ -262,7 +262,10 @@ impl CoordinatorCore {
                 return Err(Hold::Evidence { verdict });
             }
             Verdict::Hung if is_unborn(now, machine) && self.founds_with_others(machine) => {
-                Some(harsher(machine, forgot)).filter(|action| *action != RepairAction::Recreate)
+                match harsher(machine, forgot) {
+                    RepairAction::Recreate => return Err(Hold::Evidence { verdict }),
+                    action => Some(action),
+                }
             }
             Verdict::GivenUp | Verdict::AgentDown => Some(harsher(machine, forgot)),
             Verdict::Hung if is_unborn(now, machine) => Some(harsher(machine, forgot)),
@@ -286,7 +289,7 @@ impl CoordinatorCore {
                 .as_ref()
                 .is_some_and(|seat| seat.begins == SeatBegins::Founding && seat.members.len() > 1)
         };
-        let founded = self.clusters.get(&machine.row.cluster).is_some_and(|c| c.row.first_answer.is_some());
+        let founded = self.clusters.get(&machine.row.cluster).is_some_and(|c| c.row.was_in_use());
         !founded
             && machine.row.sent.is_none()
             && self.planned(&machine.row.cluster, &machine.row.id).filter(founds).is_some()
@@ -393,7 +396,7 @@ impl CoordinatorCore {
         };
         let machine = self.machines.get(id).filter(nothing);
         let cluster = machine.and_then(|machine| self.clusters.get(&machine.row.cluster));
-        cluster.is_some_and(|cluster| cluster.row.first_ready.is_none() && cluster.row.first_answer.is_none())
+        cluster.is_some_and(|cluster| !cluster.row.was_in_use())
     }
 
     /// Does it: writes it down first.
@@ -452,6 +455,7 @@ impl CoordinatorCore {
             let cluster = machine.row.cluster.clone();
             let severity = match hold {
                 Hold::Meltdown { .. }
+                | Hold::Quorum { .. }
                 | Hold::Retries { .. }
                 | Hold::OldRecord { .. }
                 | Hold::Impossible { .. } => Severity::Alarm,

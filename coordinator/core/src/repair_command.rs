@@ -241,7 +241,7 @@ impl CoordinatorCore {
             only_api: self
                 .clusters
                 .get(&machine.row.cluster)
-                .is_some_and(|c| self.is_only_api_of(c, planned)),
+                .is_some_and(|c| self.is_only_api_of(now, c, planned)),
             etcd_member: self.etcd_member_of(planned),
             against,
         })

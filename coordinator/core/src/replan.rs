@@ -229,37 +229,36 @@ impl CoordinatorCore {
         self.made(planned).is_some_and(|machine| machine.is_ready_with(Generation(0)))
     }
 
-    /// Whether a machine serves others with its etcd member or its API server, as far as is known: the newest report of a
-    /// session that has stood for a while says otherwise, or it may. An agent that has just started has seen nothing yet.
+    /// Whether a machine serves others with its etcd member or its API server, as far as is known: it is heard and says
+    /// otherwise, or it may.
     pub(crate) fn may_serve_others(&self, planned: &BlueprintMachine) -> bool {
-        let units = [(Role::Etcd, ETCD_UNIT), (Role::Master, API_UNIT)];
-        self.made(planned).is_some_and(|machine| {
-            let voice = machine.session.and_then(|session| self.sessions.get(&session));
-            let beat = voice.and_then(|voice| voice.heartbeat).filter(|_| machine.is_heard());
-            let stands = matches!(machine.link, LinkState::Connected { since, .. }
-                if self.last_look.wall.since(since) >= SESSION_SETTLES);
-            let report =
-                machine.health.as_ref().zip(beat).filter(|(report, beat)| report.sequence == beat.report);
-            let serves = |state: &UnitState| matches!(state, UnitState::Healthy | UnitState::Starting);
-            let Some((report, _)) = report.filter(|_| stands) else { return true };
-            units.iter().any(|(role, name)| {
-                let mut units = report.units.iter().filter(|unit| unit.name == *name);
-                planned.roles.contains(role) && units.any(|unit| serves(&unit.state))
-            })
-        })
+        let says_no =
+            || [Role::Etcd, Role::Master].iter().all(|role| self.serves(planned, *role) == Serves::No);
+        self.made(planned).is_some_and(|machine| !machine.is_heard() || !says_no())
     }
 
-    /// Whether a machine is heard and says that its etcd member or its API server serves others.
-    pub(crate) fn says_it_serves(&self, planned: &BlueprintMachine) -> bool {
-        let serves = |machine: &Machine| {
-            [ETCD_UNIT, API_UNIT].iter().any(|unit| unit_works(machine, unit)) && machine.is_heard()
-        };
-        self.made(planned).is_some_and(serves)
+    /// Whether a machine serves others in a role. One that is not heard is not counted on. Only the newest report of a session
+    /// that has stood for a while says anything: an agent that has just started has seen nothing yet.
+    pub(crate) fn serves(&self, planned: &BlueprintMachine, role: Role) -> Serves {
+        let machine = self.made(planned).filter(|machine| machine.is_heard());
+        let (Some(machine), true) = (machine, planned.roles.contains(&role)) else { return Serves::No };
+        let beat = machine.session.and_then(|session| self.sessions.get(&session)?.heartbeat);
+        let stands = matches!(machine.link, LinkState::Connected { since, .. }
+            if self.last_look.wall.since(since) >= SESSION_SETTLES);
+        let report =
+            machine.health.as_ref().zip(beat).filter(|(report, beat)| report.sequence == beat.report);
+        let Some((report, _)) = report.filter(|_| stands) else { return Serves::Unknown };
+        let name = if role == Role::Etcd { ETCD_UNIT } else { API_UNIT };
+        match report.units.iter().find(|unit| unit.name == name).map(|unit| &unit.state) {
+            Some(UnitState::Healthy) => Serves::Yes,
+            Some(UnitState::Starting) => Serves::Unknown,
+            _ => Serves::No,
+        }
     }
 
     /// Whether a machine is heard and says that its etcd member serves.
     pub(crate) fn member_works(&self, planned: &BlueprintMachine) -> bool {
-        self.made(planned).is_some_and(|machine| machine.is_heard() && unit_works(machine, ETCD_UNIT))
+        self.made(planned).is_some_and(|machine| machine.speaks() && unit_works(machine, ETCD_UNIT))
     }
 
     /// Machines of a blueprint that do what they are for; of those with an etcd member, the member alone counts.
@@ -298,6 +297,15 @@ impl CoordinatorCore {
         self.take_addresses(name);
         self.touched.insert(name.clone());
     }
+}
+
+/// Whether a machine serves others, in the order in which machines that are not ready get what they lack: who serves nobody
+/// first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Serves {
+    No,
+    Unknown,
+    Yes,
 }
 
 /// Machines of a blueprint that are not among those that work.

@@ -12,6 +12,8 @@ use keelson_protocol::{ClusterName, Generation, Incarnation, MachineId};
 use ring::digest;
 
 use crate::limits::{DISRUPTED_MAX, MEMBER_IN_USE_MAX};
+use crate::repair::needs_fence;
+use crate::replan::Serves;
 use crate::row::SentConfig;
 use crate::state::{Cluster, CoordinatorCore, Machine, Now};
 
@@ -160,7 +162,7 @@ impl CoordinatorCore {
             return None;
         }
         // Until its API server has answered nobody uses a cluster, and everybody gets it at once.
-        if cluster.row.first_answer.is_none() {
+        if !cluster.row.was_in_use() {
             return self.no_other_master(cluster, planned);
         }
         let alone = || self.no_other_master(cluster, planned).filter(|_| cluster.row.first_ready.is_none());
@@ -169,13 +171,25 @@ impl CoordinatorCore {
             let risky = planned.roles.contains(&Role::Etcd)
                 && cluster.etcd.members.is_some()
                 && self.may_serve_others(planned);
-            (risky && quorum.outlives_loss(id).is_err() && quorum.needed() > 1).then(|| id.clone())
+            let lacks = risky && quorum.outlives_loss(id).is_err() && quorum.needed() > 1;
+            lacks.then(|| self.member_that_lacks(cluster, id).unwrap_or_else(|| id.clone()))
         })
+    }
+
+    /// A member of etcd but `id` that votes and does not work, or is about to lose its power.
+    fn member_that_lacks(&self, cluster: &Cluster, id: &MachineId) -> Option<MachineId> {
+        let lasting = self.lasting(&cluster.row.blueprint);
+        let standings = self.standings(&cluster.row.spec.name);
+        let lacks = |(other, standing): &(MachineId, Standing)| {
+            other != id && *standing == Standing::Voter && !lasting.contains(other)
+        };
+        standings.into_iter().find(lacks).map(|(other, _)| other)
     }
 
     /// A master that shall work before this one, which works, begins anew; `None` when another one works.
     fn no_other_master(&self, cluster: &Cluster, planned: &BlueprintMachine) -> Option<MachineId> {
-        let alone = planned.roles.contains(&Role::Master) && self.works(planned);
+        let serves = || self.works(planned) || self.serves(planned, Role::Master) == Serves::Yes;
+        let alone = planned.roles.contains(&Role::Master) && serves();
         let mut others = cluster.row.blueprint.staying(Role::Master).filter(|other| other.id != planned.id);
         let first = others.next().filter(|_| alone)?;
         let works = self.works(first) || others.any(|other| self.works(other));
@@ -194,21 +208,27 @@ impl CoordinatorCore {
                 || self.machines.get(&planned.id).is_some_and(|machine| machine.row.sent.is_some())
         };
         let unsettled = |planned: &&BlueprintMachine| {
-            let goes = planned.roles.contains(&Role::Master)
-                && self
-                    .made(planned)
-                    .is_some_and(|machine| machine.call.is_some() && machine.row.fenced.is_none());
+            let fenced_soon = |machine: &Machine| {
+                let called = machine.call.is_some() && machine.row.fenced.is_none();
+                called && (planned.leaving || needs_fence(machine))
+            };
+            let goes = planned.roles.contains(&Role::Master) && self.made(planned).is_some_and(fenced_soon);
             let lately = || self.was_sent_lately(planned);
-            // Of two that serve and are not settled themselves, the one with the smaller name waits for the other for no longer
-            // than that. Which one of two is all that is left is known when the other one says that it serves.
-            let first = || next_is_settled || planned.id < next.id || !self.says_it_serves(planned);
+            // Of two that are not settled themselves, the one that does not serve comes first: the other one may be all that is
+            // left. Whoever comes first waits for the other for no longer than that.
+            let first = || next_is_settled || self.order(planned) < self.order(next);
             let begins =
                 || !self.is_settled(planned) && ((serves && !planned.leaving && first()) || lately());
             // One that leaves holds up others only while it begins anew itself, and when it is about to go.
-            let waits = (goes && planned.leaving) || (begun(planned) && begins());
+            let waits = (goes && serves) || (begun(planned) && begins());
             planned.id != next.id && in_control_plane(planned) && waits
         };
         others.filter(unsettled).map(|planned| planned.id.clone()).next()
+    }
+
+    /// Order in which machines that are not ready get what they lack. It is one of all, so that none waits for itself.
+    fn order<'a>(&self, planned: &'a BlueprintMachine) -> (Serves, Serves, &'a MachineId) {
+        (self.serves(planned, Role::Master), self.serves(planned, Role::Etcd), &planned.id)
     }
 
     /// Notes since when members that leave are in use.

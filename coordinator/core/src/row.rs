@@ -33,6 +33,14 @@ pub struct ClusterRow {
     pub repair_paused: Option<WallTime>,
 }
 
+impl ClusterRow {
+    /// Whether anybody may ever have used it.
+    #[must_use]
+    pub fn was_in_use(&self) -> bool {
+        self.first_answer.or(self.first_ready).is_some()
+    }
+}
+
 /// A machine on disk.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct MachineRow {

@@ -118,7 +118,8 @@ impl CoordinatorCore {
     pub(crate) fn is_news(&mut self, now: Now, id: &MachineId, refusal: &Refusal) -> bool {
         self.refusals.retain(|_, (_, told)| now.mono.since(*told) < REFUSAL_TOLD_EVERY);
         let known = self.refusals.get(id).is_some_and(|(told, _)| told == refusal);
-        let news = !known && self.refusals.len() < REFUSALS_TOLD_MAX;
+        let room = self.machines.contains_key(id) || self.refusals.len() < REFUSALS_TOLD_MAX;
+        let news = !known && room;
         if news {
             self.refusals.insert(id.clone(), (refusal.clone(), now.mono));
         }
@@ -143,6 +144,7 @@ impl CoordinatorCore {
 
     fn accept_session(&mut self, now: Now, session: SessionId, id: &MachineId, boot: BootId, facts: Facts) {
         let Some(machine) = self.machines.get_mut(id) else { return };
+        let heard_before = machine.speaks();
         if let Some(old) = machine.session.replace(session) {
             let said = self.sessions.remove(&old).and_then(|voice| voice.heartbeat);
             machine.heartbeat = said.or(machine.heartbeat);
@@ -158,6 +160,7 @@ impl CoordinatorCore {
             machine.heartbeat = None;
             machine.health = None;
         }
+        machine.spoke = heard_before && machine.heartbeat.is_some();
         let heartbeat = machine.heartbeat;
         // A machine that speaks has power, whatever an older list said.
         if matches!(machine.row.phase, MachinePhase::Off { .. } | MachinePhase::Missing { .. }) {
@@ -184,7 +187,7 @@ impl CoordinatorCore {
         self.metrics.heartbeats += 1;
         let Some(voice) = self.sessions.get_mut(&session) else { return };
         voice.heard = now.mono;
-        voice.beats = true;
+        let first = !std::mem::replace(&mut voice.beats, true);
         let before = voice.heartbeat.replace(heartbeat);
         if let Some(before) = before
             && before.boot == heartbeat.boot
@@ -193,12 +196,13 @@ impl CoordinatorCore {
         }
         let told = |heartbeat: Heartbeat| (heartbeat.boot, heartbeat.generation, heartbeat.state);
         let changed = before.map(told) != Some(told(heartbeat));
-        if !std::mem::take(&mut voice.awaited) && !changed {
+        if !std::mem::take(&mut voice.awaited) && !changed && !first {
             return;
         }
         let id = voice.machine.clone();
         if let Some(machine) = self.machines.get_mut(&id) {
             machine.heartbeat = Some(heartbeat);
+            machine.spoke = true;
             let applies = heartbeat.state == NodeState::Applying;
             machine.applies_since = applies.then(|| machine.applies_since.unwrap_or(now.mono));
         }

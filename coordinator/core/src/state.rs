@@ -140,6 +140,8 @@ pub struct Machine {
     pub(crate) newer: Option<Incarnation>,
     /// The session that stands.
     pub session: Option<SessionId>,
+    /// Whether it has said in this session how it is, or in the one before without a break.
+    pub(crate) spoke: bool,
     /// The link, for people.
     pub link: LinkState,
     /// When it was last heard in sessions that have ended; [`CoordinatorCore::last_heard`] knows all of them.
@@ -230,6 +232,7 @@ impl Machine {
             sent_at: None,
             newer: None,
             session: None,
+            spoke: false,
             link: LinkState::Never,
             heard_before: None,
             boot: None,
@@ -271,10 +274,15 @@ impl Machine {
         self.session.is_some() && !self.silent
     }
 
+    /// Whether it is heard, and what is known of it is no older than its session.
+    pub(crate) fn speaks(&self) -> bool {
+        self.is_heard() && self.spoke
+    }
+
     /// Whether it holds the config of `generation` or a later one, and everything in it is healthy.
     pub(crate) fn is_ready_with(&self, generation: Generation) -> bool {
         let told = self.heartbeat.map(|heartbeat| (heartbeat.generation, heartbeat.state));
-        self.is_heard() && told.is_some_and(|(has, state)| has >= generation && state == NodeState::Ready)
+        self.speaks() && told.is_some_and(|(has, state)| has >= generation && state == NodeState::Ready)
     }
 }
 

@@ -91,21 +91,28 @@ fn a_provider_that_refuses_for_now_is_asked_again_and_the_wait_is_explained() {
 }
 
 #[test]
-fn a_provider_that_refuses_for_good_fails_the_operation_and_a_second_create_tries_again() {
-    let mut world = World::new();
-    let failure = ProviderFailure { remedy: Remedy::Person, text: "quota used up".to_owned() };
-    world.refuse.push_back(failure);
-    world.create(&small("demo"));
-    world.run(CONVERGED);
-    assert_eq!(world.state("demo"), Some(ClusterState::Failed));
-    let operation = world.core.operations().next().unwrap();
-    assert!(
-        matches!(&operation.state, OperationState::Failed { why, .. } if why.contains("quota used up")),
-        "{operation:?}"
-    );
-    world.create(&small("demo"));
-    world.run(CONVERGED);
-    assert_eq!(world.state("demo"), Some(ClusterState::Ready));
+fn a_create_that_the_provider_refuses_waits_until_the_cause_is_gone() {
+    let operation = |world: &World| world.core.operations().next().unwrap().state.clone();
+    for asks_again in [false, true] {
+        let mut world = World::new();
+        let failure = ProviderFailure { remedy: Remedy::Person, text: "quota used up".to_owned() };
+        world.refuse.push_back(failure);
+        world.create(&small("demo"));
+        world.run(CONVERGED);
+        assert_eq!(world.state("demo"), Some(ClusterState::Failed));
+        let blocked = operation(&world);
+        assert!(
+            matches!(&blocked, OperationState::Blocked { why } if why.contains("quota used up")),
+            "{blocked:?}"
+        );
+        // The provider is asked again by itself, or at once when somebody asks for the same.
+        if asks_again {
+            world.create(&small("demo"));
+        }
+        world.run(if asks_again { CONVERGED } else { CONVERGED + 240 });
+        assert_eq!(world.state("demo"), Some(ClusterState::Ready), "asked again: {asks_again}");
+        assert!(matches!(operation(&world), OperationState::Succeeded { .. }), "{:?}", operation(&world));
+    }
 }
 
 #[test]

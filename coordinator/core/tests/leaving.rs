@@ -11,7 +11,7 @@ use common::demo::*;
 use common::{World, named};
 use keelson_coordinator_core::{ClusterState, ProviderFailure, Remedy, ScalePool};
 use keelson_model::{
-    ClusterSpec, DrainSpec, DrainThen, OperationState, Plan, PlanName, PoolName, RepairAction, Role,
+    ClusterSpec, DrainSpec, DrainThen, OperationState, Plan, PlanName, PoolName, PoolPlan, RepairAction, Role,
 };
 use keelson_protocol::MachineId;
 use keelson_protocol::health::NodeState;
@@ -305,7 +305,14 @@ fn a_plan_whose_zones_put_a_majority_of_etcd_into_one_is_refused_in_words_of_its
     let mut world = World::new();
     let ha = Plan::built_in().into_iter().find(|plan| plan.name.0 == "ha").unwrap();
     let mut plan = Plan { name: PlanName("narrow".to_owned()), ..ha };
-    plan.pools[0].zones = vec!["zone-a".to_owned(), "zone-b".to_owned()];
+    let mut narrow = plan.clone();
+    narrow.pools[0].zones = vec!["zone-a".to_owned(), "zone-b".to_owned()];
+    let why = world.apply_plan(narrow).unwrap_err().to_string();
+    assert!(why.contains("machines with the role etcd stand in 2 of 3 zones"), "{why}");
+    // Three zones, and two of three members in one of them: that is seen when machines are placed.
+    let more = PoolPlan { name: PoolName("more".to_owned()), count: 1, ..plan.pools[0].clone() };
+    (plan.pools[0].count, plan.pools[0].zones) = (2, vec!["zone-a".to_owned()]);
+    plan.pools.push(PoolPlan { zones: vec!["zone-b".to_owned(), "zone-c".to_owned()], ..more });
     world.apply_plan(plan).unwrap();
     let spec = ClusterSpec { plan: PlanName("narrow".to_owned()), ..named("demo", "ha") };
     let why = world.core.preview_create(&spec).unwrap_err().to_string();

@@ -12,7 +12,6 @@ use keelson_coordinator_core::{
     ClusterState, Effect, EnrolId, Input, Override, ProviderFailure, REFUSALS_TOLD_MAX, Remedy,
 };
 use keelson_model::{OperationKind, RepairAction};
-use keelson_protocol::health::{NodeState, UnitState};
 use keelson_protocol::message::{EnrolRequest, ToAgent, ToCoordinator};
 use keelson_protocol::{Generation, Incarnation, MachineId, SecretBytes};
 
@@ -241,52 +240,6 @@ fn each_machine_that_cannot_be_removed_is_told_once() {
     assert_eq!(told(&world, "OrphanRemoved"), [id("lost-7"), id("lost-8")]);
 }
 
-/// Says of a master that it is not ready, and of its API server that it is in this state.
-fn fell(world: &mut World, master: &str, state: UnitState) {
-    world.says.insert(id(master), NodeState::Degraded);
-    world.step();
-    world.tell_unit(&id(master), "kube-apiserver.service", state);
-}
-
-/// Whether a machine has the newest config.
-fn is_current(world: &World, name: &str) -> bool {
-    let newest = world.core.cluster(&"demo".parse().unwrap()).unwrap().row.blueprint.generation;
-    world.machines[&id(name)].generation == Some(newest)
-}
-
-#[test]
-fn masters_that_serve_and_are_not_ready_do_not_wait_for_each_other() {
-    let mut world = ready("ha");
-    fell(&mut world, "master-1", UnitState::Healthy);
-    fell(&mut world, "master-2", UnitState::Healthy);
-    world.scale("demo", "etcd", 5);
-    world.run(10);
-    assert!(is_current(&world, "master-1") && !is_current(&world, "master-2"), "{:?}", waits(&world));
-    assert!(!is_current(&world, "master-3"), "what works waits for what does not");
-}
-
-/// Its scheduler fell for a moment, and its API server is all that is left (seed 142).
-#[test]
-fn the_last_api_server_is_not_begun_anew_because_something_else_fell() {
-    let mut world = ready("ha");
-    freeze(&mut world, "master-2");
-    world.machines.get_mut(&id("master-3")).unwrap().power_off();
-    world.refuse_power = refusal_of("its host is broken");
-    world.refuse_rebuild = refusal_of("its host is broken");
-    refuse_fences(&mut world);
-    world.run(60);
-    fell(&mut world, "master-1", UnitState::Healthy);
-    world.scale("demo", "etcd", 5);
-    for _ in 0..100 {
-        world.step();
-        assert!(!is_current(&world, "master-1"), "{:?}", waits(&world));
-    }
-    let down = UnitState::Down { why: "no member of etcd answers".to_owned() };
-    fell(&mut world, "master-1", down);
-    world.run(10);
-    assert!(is_current(&world, "master-1"), "{:?}", waits(&world));
-}
-
 #[test]
 fn refusals_are_told_in_measure_whoever_asks() {
     let mut world = ready("small");
@@ -304,9 +257,12 @@ fn refusals_are_told_in_measure_whoever_asks() {
     assert_eq!(told(&world), 1);
     (0..5_000).for_each(|stranger| ask(&mut world, &format!("stranger-{stranger}")));
     assert_eq!(told(&world), REFUSALS_TOLD_MAX);
+    ask(&mut world, "worker-1");
+    assert_eq!(told(&world), REFUSALS_TOLD_MAX + 1, "strangers do not hide what befalls a machine of ours");
+    world.events.clear();
     world.run(2 * 310);
     ask(&mut world, "stranger-1");
-    assert_eq!(told(&world), REFUSALS_TOLD_MAX + 1, "after five minutes it is news again");
+    assert_eq!(told(&world), 1, "after five minutes it is news again");
 }
 
 #[test]
@@ -325,4 +281,38 @@ fn etcd_that_answers_nothing_is_told_with_its_cause() {
     world.etcd_silent = false;
     world.run(500);
     assert_eq!(world.state("demo"), Some(ClusterState::Ready), "{:?}", waits(&world));
+}
+
+#[test]
+fn changes_that_etcd_refuses_are_told_although_it_lists_its_members() {
+    let mut world = ready("ha");
+    world.etcd_refuses = Some("unhealthy cluster".to_owned());
+    world.scale("demo", "etcd", 5);
+    world.run(2 * 200);
+    let told: Vec<&str> =
+        world.events.iter().filter(|e| e.reason == "EtcdCallFailed").map(|e| e.cause.as_str()).collect();
+    assert!(matches!(told[..], [one] if one.ends_with("unhealthy cluster") && one.len() > 20), "{told:?}");
+    world.etcd_refuses = None;
+    world.run(500);
+    assert_eq!(world.state("demo"), Some(ClusterState::Ready), "{:?}", waits(&world));
+}
+
+/// Each of them gets its power by a call that hangs, and the list is what tells of all else.
+#[test]
+fn machines_that_get_no_power_by_the_dozen_keep_no_list_waiting() {
+    let mut world = ready("ha");
+    world.scale("demo", "worker", 40);
+    world.run(400);
+    assert_eq!(world.state("demo"), Some(ClusterState::Ready), "{:?}", waits(&world));
+    world.answers_late = true;
+    for number in 1..=40 {
+        world.machines.get_mut(&id(&format!("worker-{number}"))).unwrap().power_off();
+    }
+    world.answer_once();
+    for _ in 0..60 {
+        world.step();
+        world.answer_lists();
+    }
+    world.run(10);
+    assert!(world.awaits_list());
 }

@@ -77,6 +77,9 @@ fn machine_waits(
     vec![wait]
 }
 
+/// The agent's own unit.
+const AGENT_UNIT: &str = "keelson-agent.service";
+
 fn etcd_waits(blueprint: &Blueprint, observed: &Observed, id: &MachineId) -> Vec<WaitingOn> {
     let seat = blueprint.machines.get(id).and_then(|machine| machine.seat.as_ref());
     let joins = seat.is_some_and(|seat| seat.begins == SeatBegins::Joining);
@@ -128,6 +131,12 @@ fn link_waits(
             })
         })
         .collect();
+    // All that it runs is well, and the agent says that it is not: it cannot note what it does.
+    let degraded = machine.health.as_ref().is_some_and(|health| health.state == NodeState::Degraded);
+    if waits.is_empty() && degraded {
+        let state = "cannot write its ledger: is the disk full, or read-only?".to_owned();
+        return vec![WaitingOn::Unit { machine: id.clone(), unit: AGENT_UNIT.to_owned(), state }];
+    }
     if waits.is_empty() { wait_for_config() } else { waits }
 }
 

@@ -142,6 +142,8 @@ pub(crate) struct World {
     pub(crate) etcd_answers_late: bool,
     /// Whether etcd answers nothing.
     pub(crate) etcd_silent: bool,
+    /// What it says to every change of its members, when it makes none.
+    pub(crate) etcd_refuses: Option<String>,
     probed: VecDeque<(SessionId, ToCoordinator)>,
     /// Nodes of each cluster, and how many pods each runs.
     pub(crate) nodes: BTreeMap<ClusterName, BTreeMap<String, (NodeSeen, usize)>>,
@@ -216,6 +218,7 @@ impl World {
             refused: BTreeSet::new(),
             agentless: BTreeSet::new(),
             etcd_silent: false,
+            etcd_refuses: None,
             probed: VecDeque::new(),
             nodes: BTreeMap::new(),
             pods_stay: false,
@@ -370,6 +373,19 @@ impl World {
     /// The provider's answers of until now arrive, and none to what is asked because of them.
     pub(crate) fn answer_once(&mut self) {
         for (id, result) in std::mem::take(&mut self.answers) {
+            self.input(Input::Provider { id, result });
+        }
+    }
+
+    /// The provider's lists of until now arrive, and no other answer.
+    pub(crate) fn answer_lists(&mut self) {
+        let is_list = |result: &Result<ProviderAnswer, ProviderFailure>| {
+            matches!(result, Ok(ProviderAnswer::Machines(_)))
+        };
+        let (lists, others) = std::mem::take(&mut self.answers).into_iter().partition(|(_, it)| is_list(it));
+        self.answers = others;
+        let lists: VecDeque<_> = lists;
+        for (id, result) in lists {
             self.input(Input::Provider { id, result });
         }
     }
@@ -563,6 +579,11 @@ impl World {
 
     /// A machine's agent reports one unit, and nothing else.
     pub(crate) fn tell_unit(&mut self, id: &MachineId, unit: &str, state: UnitState) {
+        self.tell_units(id, [(unit, state)]);
+    }
+
+    /// A machine's agent reports these units, and nothing else.
+    pub(crate) fn tell_units<const N: usize>(&mut self, id: &MachineId, units: [(&str, UnitState); N]) {
         let machine = &self.machines[id];
         let since = self.now().wall;
         let report = HealthReport {
@@ -570,7 +591,9 @@ impl World {
             at: since,
             generation: machine.generation.unwrap_or_default(),
             state: self.says.get(id).copied().unwrap_or(NodeState::Ready),
-            units: vec![UnitHealth { name: unit.to_owned(), state, since, restarts: 0 }],
+            units: units
+                .map(|(name, state)| UnitHealth { name: name.to_owned(), state, since, restarts: 0 })
+                .into(),
             pressure: Pressure { disk_used_percent: 1, inodes_used_percent: 1, memory_available_percent: 90 },
             certificates: Vec::new(),
             clock_offset_ms: None,

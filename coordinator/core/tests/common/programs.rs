@@ -100,6 +100,9 @@ impl World {
         if self.etcd_silent {
             return Err("there is no leader".to_owned());
         }
+        if let Some(why) = self.etcd_refuses.clone().filter(|_| !matches!(call, EtcdCall::Look)) {
+            return Err(why);
+        }
         let blueprint = self.core.cluster(cluster).unwrap().row.blueprint.clone();
         let members = self.members.entry(cluster.clone()).or_insert_with(|| {
             let founding = blueprint.with_role(Role::Etcd).filter(|machine| {

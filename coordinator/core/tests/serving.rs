@@ -1,0 +1,242 @@
+//! Who serves at this moment, and what is not taken away while it does.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
+
+mod common;
+
+use common::demo::*;
+use common::{World, named};
+use keelson_coordinator_core::{CommandError, Override};
+use keelson_model::{Hold, RepairAction, Verdict};
+use keelson_protocol::health::{NodeState, UnitState};
+use keelson_protocol::message::ToAgent;
+
+const API: &str = "kube-apiserver.service";
+const ETCD: &str = "etcd.service";
+
+fn down() -> UnitState {
+    UnitState::Down { why: "no member of etcd answers".to_owned() }
+}
+
+/// Says of a master that it is not ready, and of its API server that it is in this state.
+fn fell(world: &mut World, master: &str, state: UnitState) {
+    world.says.insert(id(master), NodeState::Degraded);
+    world.step();
+    world.tell_unit(&id(master), API, state);
+}
+
+/// Whether a machine has the newest config.
+fn is_current(world: &World, name: &str) -> bool {
+    let newest = world.core.cluster(&"demo".parse().unwrap()).unwrap().row.blueprint.generation;
+    world.machines[&id(name)].generation == Some(newest)
+}
+
+#[test]
+fn masters_that_serve_and_are_not_ready_do_not_wait_for_each_other() {
+    let mut world = ready("ha");
+    fell(&mut world, "master-1", UnitState::Healthy);
+    fell(&mut world, "master-2", UnitState::Healthy);
+    world.scale("demo", "etcd", 5);
+    world.run(10);
+    assert!(is_current(&world, "master-1") && !is_current(&world, "master-2"), "{:?}", waits(&world));
+    assert!(!is_current(&world, "master-3"), "what works waits for what does not");
+}
+
+/// Its scheduler fell for a moment, and its API server is all that is left (seed 142).
+#[test]
+fn the_last_api_server_is_not_begun_anew_because_something_else_fell() {
+    let mut world = ready("ha");
+    freeze(&mut world, "master-2");
+    world.machines.get_mut(&id("master-3")).unwrap().power_off();
+    refuse_fences(&mut world);
+    world.run(60);
+    fell(&mut world, "master-1", UnitState::Healthy);
+    world.scale("demo", "etcd", 5);
+    for _ in 0..100 {
+        world.step();
+        assert!(!is_current(&world, "master-1"), "{:?}", waits(&world));
+    }
+    fell(&mut world, "master-1", down());
+    // One of the others was sent its config when it had just fallen silent, and may be beginning anew.
+    world.run(2 * 120);
+    assert!(is_current(&world, "master-1"), "{:?}", waits(&world));
+}
+
+/// How the API server of a machine is to run, by the config that it was sent last.
+fn api_command(world: &World, name: &str) -> Vec<String> {
+    let config = world.sent.iter().rev().find_map(|sent| match sent {
+        ToAgent::Config(config) if config.machine == id(name) => Some(config),
+        _ => None,
+    });
+    config.unwrap().units.iter().find(|unit| unit.name == API).unwrap().command.clone()
+}
+
+/// An agent that has just started says of each program that it starts.
+#[test]
+fn masters_that_may_serve_do_not_wait_for_each_other() {
+    let mut world = ready("ha");
+    for master in ["master-1", "master-2", "master-3"] {
+        fell(&mut world, master, UnitState::Starting);
+    }
+    world.scale("demo", "etcd", 5);
+    world.run(10);
+    assert!(is_current(&world, "master-1") && !is_current(&world, "master-2"), "{:?}", waits(&world));
+}
+
+/// Its member of etcd works, and says nothing about its API server.
+#[test]
+fn a_stacked_master_without_an_api_server_comes_before_the_one_that_has_one() {
+    let mut world = ready("ha-stacked");
+    for (master, api) in [("master-1", UnitState::Healthy), ("master-2", down()), ("master-3", down())] {
+        world.says.insert(id(master), NodeState::Degraded);
+        world.step();
+        world.tell_units(&id(master), [(ETCD, UnitState::Healthy), (API, api)]);
+    }
+    world.scale("demo", "master", 5);
+    for _ in 0..30 {
+        world.step();
+        assert!(!is_current(&world, "master-1"), "{:?}", waits(&world));
+    }
+    assert!(is_current(&world, "master-2"), "{:?}", waits(&world));
+}
+
+/// A power cycle that a person asks for is refused without an override, and its preview says what it costs.
+#[test]
+fn the_last_api_server_is_known_by_what_it_serves() {
+    let mut world = ready("ha");
+    for master in ["master-2", "master-3"] {
+        fell(&mut world, master, down());
+    }
+    fell(&mut world, "master-1", UnitState::Healthy);
+    let held = refusal(&world, "master-1", RepairAction::PowerCycle, Override::None);
+    assert!(matches!(&held, CommandError::Held { hold, .. } if **hold == Hold::ApiServer), "{held:?}");
+    let over = request("master-1", RepairAction::PowerCycle, Override::Guards);
+    assert!(world.core.preview_repair(world.now(), &over).unwrap().only_api);
+    // Another one serves, whatever else is wrong with it.
+    fell(&mut world, "master-2", UnitState::Healthy);
+    let held = refusal_or_none(&world, "master-1");
+    assert_ne!(held, Some(Hold::ApiServer));
+}
+
+fn refusal_or_none(world: &World, name: &str) -> Option<Hold> {
+    let asked = request(name, RepairAction::PowerCycle, Override::None);
+    match world.core.check_repair(world.now(), &asked) {
+        Err(CommandError::Held { hold, .. }) => Some(*hold),
+        _ => None,
+    }
+}
+
+#[test]
+fn a_master_that_is_given_up_keeps_its_power_while_it_has_the_last_api_server() {
+    let mut world = ready("ha");
+    world.scale("demo", "worker", 9);
+    world.run(200);
+    for master in ["master-2", "master-3"] {
+        fell(&mut world, master, down());
+    }
+    world.says.insert(id("master-1"), NodeState::Failed);
+    world.step();
+    world.tell_unit(&id("master-1"), API, UnitState::Healthy);
+    world.run(240);
+    assert_eq!(verdict(&world, "master-1"), Verdict::GivenUp);
+    assert_eq!(acts(&world, "master-1"), [], "{:?}", waits(&world));
+    let waits = waits(&world);
+    assert!(waits.iter().any(|wait| wait.contains("no other master works")), "{waits:?}");
+    fell(&mut world, "master-2", UnitState::Healthy);
+    world.run(200);
+    assert_eq!(acts(&world, "master-1").first(), Some(&RepairAction::PowerCycle));
+}
+
+/// Nobody could look at its nodes from here, and its users may have.
+#[test]
+fn a_cluster_that_was_ready_counts_as_used_although_the_coordinator_never_reached_it() {
+    let mut world = World::new();
+    world.endpoint_silent = true;
+    world.create(&named("demo", "ha"));
+    world.run(250);
+    let row = &world.core.cluster(&"demo".parse().unwrap()).unwrap().row;
+    assert!(row.first_ready.is_some() && row.first_answer.is_none());
+    assert!(waits(&world).iter().any(|wait| wait.contains("outside address")), "{:?}", waits(&world));
+    world.apply_ms = 4_000;
+    world.scale("demo", "etcd", 5);
+    let commands = |world: &World| ["master-1", "master-2", "master-3"].map(|name| api_command(world, name));
+    let first = commands(&world);
+    let mut before = first.clone();
+    for _ in 0..400 {
+        world.step();
+        let now = commands(&world);
+        let began = (0..3).filter(|n| now[*n] != before[*n]).count();
+        assert!(began <= 1, "{began} masters begin anew together");
+        before = now;
+    }
+    assert!((0..3).all(|n| before[n] != first[n]), "{:?}", waits(&world));
+}
+
+#[test]
+fn what_a_machine_said_before_it_was_cut_off_is_not_believed_when_it_comes_back() {
+    let mut world = ready("ha");
+    world.cut_off.insert(id("master-2"));
+    world.lose_configs.insert(id("master-2"));
+    freeze(&mut world, "master-2");
+    world.run(40);
+    let before = api_command(&world, "master-1");
+    world.scale("demo", "etcd", 5);
+    world.run(60);
+    assert_eq!(api_command(&world, "master-1"), before, "{:?}", waits(&world));
+    world.says.insert(id("master-2"), NodeState::Degraded);
+    world.machines.get_mut(&id("master-2")).unwrap().session = None;
+    thaw(&mut world, "master-2");
+    for _ in 0..20 {
+        world.step();
+        assert_eq!(api_command(&world, "master-1"), before, "{:?}", waits(&world));
+    }
+    world.says.remove(&id("master-2"));
+    world.run(400);
+    assert_ne!(api_command(&world, "master-1"), before, "{:?}", waits(&world));
+}
+
+#[test]
+fn no_master_begins_anew_while_the_power_of_another_one_is_about_to_go() {
+    let mut world = ready("ha");
+    world.answers_late = true;
+    repair(&mut world, "master-2", RepairAction::PowerCycle, Override::None);
+    world.scale("demo", "etcd", 5);
+    for _ in 0..20 {
+        world.step();
+        assert!(!is_current(&world, "master-1") && !is_current(&world, "master-3"), "{:?}", waits(&world));
+    }
+    world.answers_late = false;
+    world.run(600);
+    assert!(
+        ["master-1", "master-2", "master-3"].iter().all(|name| is_current(&world, name)),
+        "{:?}",
+        waits(&world)
+    );
+}
+
+#[test]
+fn nobody_takes_power_in_the_moment_after_another_master_got_its_config() {
+    let mut world = ready("ha");
+    let before = api_command(&world, "master-1");
+    world.scale("demo", "etcd", 5);
+    world.step();
+    // The config comes through, and the heartbeat that tells of it is still to come.
+    for _ in 0..100 {
+        thaw(&mut world, "master-1");
+        world.step();
+        freeze(&mut world, "master-1");
+        world.step();
+        if api_command(&world, "master-1") != before {
+            break;
+        }
+    }
+    assert!(
+        world.machines[&id("master-1")].generation
+            > Some(machine(&world, "master-1").heartbeat.unwrap().generation)
+    );
+    let held = refusal(&world, "master-2", RepairAction::PowerCycle, Override::None);
+    assert!(
+        matches!(&held, CommandError::Held { hold, .. } if matches!(**hold, Hold::Busy { .. })),
+        "{held:?}"
+    );
+}
