@@ -11,7 +11,8 @@ use keelson_protocol::message::{EnrolRequest, Refusal, ToCoordinator};
 use keelson_protocol::wire::{VERSION_MAX, VERSION_MIN};
 use keelson_protocol::{Generation, Incarnation, MachineId};
 use keelson_transport::{
-    CaTrust, ClientConfig, ClientEvent, EnrolConfig, EnrolError, Identity, LinkClient, LinkError, enrol,
+    CaTrust, ClientConfig, ClientEvent, EnrolConfig, EnrolError, Identity, LinkClient, LinkError,
+    PeerIdentity, enrol,
 };
 use tokio::sync::mpsc;
 use tracing::{info, warn};
@@ -152,6 +153,11 @@ impl LinkTask {
             };
             Failure { why: chain(&error), refusal }
         })?;
+        // It would be asked for again at once, and without end.
+        let new = enrolled.chain.first().and_then(|leaf| PeerIdentity::from_certificate(leaf).ok());
+        if new.is_some_and(|new| new.not_after <= clock::wall()) {
+            return Err(Failure { why: CLOCK_AHEAD.to_owned(), refusal: None });
+        }
         let identity = Identity { chain: enrolled.chain, key: pending.key };
         let (new, ca_der) = (identity.clone(), enrolled.ca_der.clone());
         let validity = self
@@ -207,6 +213,10 @@ impl LinkTask {
         self.inputs.send(input).await.map_err(|_| Gone)
     }
 }
+
+/// Why a certificate that was just given is of no use.
+const CLOCK_AHEAD: &str =
+    "the new link certificate is over already by this machine's clock, which must be set (NTP)";
 
 /// Why there is no certificate yet.
 struct Failure {

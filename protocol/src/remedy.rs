@@ -14,6 +14,8 @@ use crate::limits::{
 
 /// Name of the agent's own act, which no remedy may take.
 pub const FENCE: &str = "fence";
+/// Name under which acts say that they reboot a machine whose work does not end otherwise; no remedy may have it.
+pub const FENCE_REBOOT: &str = "fence-reboot";
 
 /// One repair.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -194,7 +196,7 @@ pub(crate) fn check(config: &NodeConfig) -> Result<(), String> {
     at_most("remedies", config.remedies.len(), REMEDIES_MAX)?;
     for (index, remedy) in config.remedies.iter().enumerate() {
         let twice = config.remedies[..index].iter().any(|other| other.name == remedy.name);
-        if !is_plain(&remedy.name) || remedy.name == FENCE || twice {
+        if !is_plain(&remedy.name) || [FENCE, FENCE_REBOOT].contains(&remedy.name.as_str()) || twice {
             return Err(format!("`{}` is no name for a remedy, or not the only one", remedy.name));
         }
         remedy.check(config).map_err(|why| format!("remedy {}: {why}", remedy.name))?;

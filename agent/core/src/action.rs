@@ -155,7 +155,7 @@ pub enum Step {
     AnswerPeers(Option<PeerChannel>),
     /// Do one act of a remedy, or of the fence. Answered with [`crate::StepOutput::Said`].
     Act {
-        /// Name of the remedy, or [`keelson_protocol::remedy::FENCE`].
+        /// Name of the remedy, or [`keelson_protocol::remedy::FENCE`], or [`keelson_protocol::remedy::FENCE_REBOOT`].
         of: String,
         /// What to do.
         act: RemedyAct,

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use keelson_protocol::config::NodeConfig;
 use keelson_protocol::health::EventKind;
-use keelson_protocol::remedy::{FENCE, LeaseSpec, RemedyAct};
+use keelson_protocol::remedy::{FENCE, FENCE_REBOOT, LeaseSpec, RemedyAct};
 use keelson_protocol::{MonoTime, WallTime};
 
 use crate::action::{Step, StepKey};
@@ -106,19 +106,21 @@ impl AgentCore {
         if self.probes.said(&lease.probe) == Said::Good {
             return self.lift_fence(&format!("{} answers again", lease.probe.name));
         }
-        let Some(act) = self.next_fence_act(lease).filter(|_| self.free(&StepKey::Act(FENCE.to_owned())))
-        else {
+        let Some(act) = self.next_fence_act(lease) else { return };
+        // A reboot does not wait until what it is to end may be tried again.
+        let (of, step) = match act {
+            FenceAct::Reboot => (FENCE_REBOOT, RemedyAct::Reboot),
+            FenceAct::End | FenceAct::EndEarly => {
+                (FENCE, RemedyAct::EndProcesses { cgroups: lease.cgroups.clone() })
+            }
+        };
+        if !self.free(&StepKey::Act(of.to_owned())) {
             return;
-        };
-        self.fence.act = Some(act);
-        if act == FenceAct::Reboot {
-            self.fence.reboots_at = Some(self.now.mono.plus(REBOOT_MAX));
         }
-        let act = match act {
-            FenceAct::Reboot => RemedyAct::Reboot,
-            FenceAct::End | FenceAct::EndEarly => RemedyAct::EndProcesses { cgroups: lease.cgroups.clone() },
-        };
-        self.run(Step::Act { of: FENCE.to_owned(), act });
+        if act != FenceAct::Reboot {
+            self.fence.act = Some(act);
+        }
+        self.run(Step::Act { of: of.to_owned(), act: step });
     }
 
     /// What is to be done now so that the work ends. Others may rely on that it has, so nothing is waited for without end.
@@ -145,7 +147,12 @@ impl AgentCore {
     /// Tells that the machine is going to be rebooted. The event has a moment to reach a disk that may be what hangs.
     fn announce_reboot(&mut self) -> MonoTime {
         let cause = "what this machine has given up does not end";
-        self.note(EventKind::RepairFailed, FENCE, cause, "the machine is rebooted, which ends it");
+        self.note(
+            EventKind::RepairFailed,
+            FENCE,
+            cause,
+            "the machine is rebooted, unless it ends until then",
+        );
         self.persist_now();
         *self.fence.reboots_at.insert(self.now.mono.plus(TELLING))
     }
@@ -167,6 +174,13 @@ impl AgentCore {
             );
             let outcome = "its work is stopped, and stays so until one of them answers";
             self.note(EventKind::Fenced, FENCE, &cause, outcome);
+        }
+    }
+
+    /// A reboot that was ordered has its time; one that could not be is ordered again soon.
+    pub(crate) fn fence_reboots(&mut self, result: &Result<StepOutput, String>) {
+        if result.is_ok() {
+            self.fence.reboots_at = Some(self.now.mono.plus(REBOOT_MAX));
         }
     }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use keelson_protocol::config::NodeConfig;
 use keelson_protocol::health::EventKind;
-use keelson_protocol::remedy::{FENCE, RemedyAct, RemedyLimit, RemedySpec};
+use keelson_protocol::remedy::{FENCE, FENCE_REBOOT, RemedyAct, RemedyLimit, RemedySpec};
 use keelson_protocol::{MonoTime, WallTime};
 
 use crate::action::{Step, StepKey};
@@ -365,6 +365,9 @@ impl AgentCore {
     pub(crate) fn act_done(&mut self, name: &str, result: Result<StepOutput, String>) {
         if name == FENCE {
             return self.fence_done(&result);
+        }
+        if name == FENCE_REBOOT {
+            return self.fence_reboots(&result);
         }
         let now = self.now.mono;
         let run = self.remedies.runs.entry(name.to_owned()).or_default();

@@ -244,6 +244,10 @@ impl AgentCore {
         {
             return NodeState::Failed;
         }
+        // What it has to tell does not get through without its ledger, and the next start would know nothing of it.
+        if self.unwritten.is_some() {
+            return NodeState::Degraded;
+        }
         let fell = |run: &UnitRun| run.was_healthy && !run.phase.is_healthy();
         if !self.reporter.is_changing(self.now.mono) && self.units.values().any(fell) {
             return NodeState::Degraded;
@@ -254,6 +258,9 @@ impl AgentCore {
     /// The first thing that is not as the config wants it, in words.
     pub(crate) fn unsettled(&self) -> Option<String> {
         let (config, desired) = (self.ledger.config.as_ref()?, self.desired.as_ref()?);
+        if let Some(why) = &self.unwritten {
+            return Some(format!("the ledger cannot be written: {why}"));
+        }
         if !self.files.all_as_wanted() {
             let why = self.failure(&StepKey::Files);
             return Some(why.map_or_else(|| "files are being written".to_owned(), str::to_owned));

@@ -12,7 +12,7 @@ use support::*;
 
 const ANSWERED: PeerSaid = PeerSaid::Answered { round_trip_us: 200 };
 const ENDED: &str = "fence: ended kubepods";
-const REBOOT: &str = "fence: reboot";
+const REBOOT: &str = "fence-reboot: reboot";
 
 /// Cuts the machine off from everything.
 fn cut(world: &mut World) {
@@ -196,10 +196,11 @@ fn what_does_not_end_ends_with_the_machine() {
     let (mut world, _) = remedied_and_ready();
     world.faults.failing_act = Some(ENDED.to_owned());
     cut(&mut world);
-    // Eighty seconds until the lease is over, ninety in which all has to end, and the wait after the last try.
+    // Eighty seconds until the lease is over, and ninety in which all has to end.
     world.run_for(160_000);
     assert!(!world.acts().contains(&REBOOT), "{:#?}", world.log);
-    world.run_for(80_000);
+    // Without the wait after the last try to end it.
+    world.run_for(25_000);
     assert_eq!(world.acts().iter().filter(|act| **act == REBOOT).count(), 1);
     world.faults.failing_act = None;
     world.run_for(600_000);

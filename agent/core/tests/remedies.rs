@@ -180,6 +180,50 @@ fn who_is_killed_by_others_keeps_its_state() {
     assert_eq!(world.acts(), [] as [&str; 0], "{:#?}", world.log);
 }
 
+/// `systemctl restart`, which nobody sees but by another process.
+#[test]
+fn who_is_restarted_by_a_person_keeps_its_state() {
+    let (mut world, _) = remedied_and_ready();
+    for _ in 0..20 {
+        world.restart_by_hand("containerd.service");
+        world.run_for(4_000);
+    }
+    assert_eq!(world.acts(), [] as [&str; 0], "{:#?}", world.log);
+}
+
+/// One fall from before the disk was full, and the whole budget of starts on the full disk.
+#[test]
+fn what_was_given_up_on_a_full_disk_is_started_with_room_before_anything_is_thrown_away() {
+    for minutes in [6, 7, 8, 9] {
+        let (mut world, _) = remedied_and_ready();
+        world.corrupt("containerd.service", "nothing");
+        world.run_for(4_000);
+        world.faults.disk_percent = 99;
+        world.run_for(minutes * 60_000);
+        world.faults.disk_percent = 50;
+        world.behaviours.get_mut("containerd.service").unwrap().crashes_after_ms = None;
+        world.run_for(400_000);
+        let thrown = world.acts().into_iter().filter(|act| act.starts_with("runtime")).count();
+        assert_eq!(thrown, 0, "after {minutes} minutes: {:#?}", world.acts());
+        assert!(world.units["containerd.service"].running.is_some());
+    }
+}
+
+/// More than an hour without room is no hour in vain.
+#[test]
+fn a_machine_that_had_no_room_for_hours_is_not_rebooted_for_that() {
+    let (mut world, _) = remedied_and_ready();
+    world.corrupt("containerd.service", "nothing");
+    world.run_for(4_000);
+    world.faults.disk_percent = 99;
+    world.run_for(2 * 3_600_000);
+    world.faults.disk_percent = 50;
+    world.run_for(60_000);
+    world.behaviours.get_mut("containerd.service").unwrap().crashes_after_ms = None;
+    world.run_for(600_000);
+    assert_eq!(world.boot, 1, "{:#?}", world.acts());
+}
+
 #[test]
 fn a_machine_that_does_not_reboot_is_told_so_often_and_no_more() {
     let (mut world, _) = remedied_and_ready();

@@ -286,6 +286,17 @@ fn a_program_that_hangs_at_each_start_is_given_up_though_it_is_not_restarted_oft
     world.run_until_ready(700_000);
 }
 
+/// That the machine explains it hides nothing: only the coordinator can help then.
+#[test]
+fn a_program_that_hangs_is_given_up_although_its_machine_is_in_its_way() {
+    let (mut world, _) = ready();
+    world.faults.disk_percent = 99;
+    world.run_for(60_000);
+    world.behaviours.get_mut("kubelet.service").unwrap().hung = true;
+    world.run_for(900_000);
+    assert_eq!(world.core.state(), NodeState::Failed, "{:?}", state_of(&world, "kubelet.service"));
+}
+
 #[test]
 fn a_hung_program_is_restarted() {
     let (mut world, _) = ready();
@@ -506,9 +517,12 @@ fn a_full_disk_stops_no_repair_and_loses_no_event() {
     world.disk_full = true;
     world.stop_by_hand("kubelet.service");
     world.run_for(60_000);
-    world.run_until_ready(10_000);
     let sent = &world.stored_events[stored..];
     assert!(sent.is_empty(), "an event that is not on disk is not sent: {sent:#?}");
+    assert!(world.units["kubelet.service"].running.is_some());
+    // Nothing else tells of it: all that is running runs.
+    assert_eq!(world.core.state(), NodeState::Degraded);
+    assert_eq!(world.core.status().why.as_deref(), Some("the ledger cannot be written: no room"));
     world.disk_full = false;
     world.run_for(20_000);
     world.assert_converged(&config);

@@ -225,11 +225,13 @@ const EXITED: i32 = 1;
 /// The code of waitid(2) for a program that a signal ended.
 const KILLED: i32 = 2;
 
-/// Whether somebody else ended a program: no program sends itself these signals, and systemd does only after a time-out,
-/// which is a result of its own (systemd.exec(5), `$SERVICE_RESULT`).
+/// Whether somebody else ended a program. No program sends itself these signals, and systemd does only after a time-out, which
+/// is a result of its own (systemd.exec(5), `$SERVICE_RESULT`). A service that ends well was asked to: by `systemctl stop`, as a
+/// rule.
 fn was_killed(result: &str, code: i32, status: i32) -> bool {
-    let signals = [nix::libc::SIGKILL, nix::libc::SIGTERM];
-    result == "oom-kill" || result == "signal" && code == KILLED && signals.contains(&status)
+    use nix::libc::{SIGHUP, SIGINT, SIGKILL, SIGTERM};
+    let signalled = code == KILLED && [SIGHUP, SIGINT, SIGKILL, SIGTERM].contains(&status);
+    matches!(result, "oom-kill" | "success") || result == "signal" && signalled
 }
 
 /// How a program ended, in words. `code` and `status` are those of waitid(2).
@@ -276,6 +278,8 @@ mod tests {
             ("signal", 2, 15, true),
             ("oom-kill", 2, 9, true),
             ("oom-kill", 1, 137, true),
+            ("signal", 2, 1, true),
+            ("success", 1, 0, true),
             ("timeout", 2, 9, false),
             ("watchdog", 2, 6, false),
             ("signal", 2, 11, false),

@@ -6,12 +6,11 @@ use std::net::Ipv4Addr;
 use ipnet::Ipv4Net;
 use keelson_model::spec::POD_PREFIX_PER_MACHINE;
 use keelson_model::{
-    Blueprint, BlueprintMachine, ClusterNetwork, EtcdHold, EtcdSeat, PoolName, PoolPlan, Role, SeatBegins,
-    Standing,
+    Blueprint, BlueprintMachine, ClusterNetwork, EtcdHold, EtcdSeat, PoolName, PoolPlan, Role,
+    SPREAD_MEMBERS_MIN, SPREAD_ZONES_MIN, SeatBegins, Standing,
 };
 use keelson_protocol::{Generation, Incarnation, MachineId};
 
-use crate::lint::{SPREAD_MEMBERS_MIN, SPREAD_ZONES_MIN};
 use crate::plan::{PlanError, PlanInput, Planned, RENDERING};
 use crate::quorum::Quorum;
 

@@ -4,15 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::Ipv4Addr;
 
-use keelson_model::{Blueprint, Role};
+use keelson_model::{Blueprint, Role, SPREAD_MEMBERS_MIN, SPREAD_ZONES_MIN};
 use keelson_protocol::{Generation, MachineId};
 
 use crate::plan::{Addresses, Place};
-
-/// Fewer etcd members than this cannot be spread so that the loss of any zone is outlived.
-pub(crate) const SPREAD_MEMBERS_MIN: usize = 3;
-/// Fewer zones than this cannot either.
-pub(crate) const SPREAD_ZONES_MIN: usize = 3;
 
 /// What is wrong with a blueprint.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -133,7 +133,8 @@ fn repairs_fit_the_roles() {
     let state = ["containerd-state", "kubelet-files", "kubelet-directory"];
     let worker = [&["disk", "inodes"], &state[..], &["reboot"]].concat();
     check(&of("demo-worker-1"), &worker, true);
-    check(&of("demo-master-1"), &worker, false);
+    // An API server may be the last one, which only the coordinator knows.
+    check(&of("demo-master-1"), &worker[..worker.len() - 1], false);
     let all = [&["disk", "inodes", "etcd-space"], &state[..]].concat();
     check(&config(&tiny, "demo-node-1", CgroupVersion::V1), &all, false);
 }

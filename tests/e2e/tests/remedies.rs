@@ -64,6 +64,31 @@ fn a_kubelet_with_a_damaged_state_file_decides_anew() -> Result<()> {
     )
 }
 
+/// What a program leaves behind that was killed: its socket, and the lock of its database. Neither stands in anybody's way.
+#[test]
+fn what_killed_programs_leave_behind_keeps_nobody_from_starting() -> Result<()> {
+    let installation = Installation::open()?;
+    installation.wait_ready("demo")?;
+    for (machine, unit, left) in [
+        (WORKER, "containerd.service", "/run/containerd/containerd.sock"),
+        (WORKER, "kubelet.service", "/var/lib/kubelet/pod-resources/kubelet.sock"),
+        (ETCD, "etcd.service", "/var/lib/etcd/member/snap/db"),
+    ] {
+        let shell = |script: &str| installation.on_machine(machine, &["sh", "-c", script]);
+        let pid = format!("systemctl show --property=MainPID --value {unit}");
+        let killed =
+            shell(&format!("{pid}; systemctl kill --kill-whom=main --signal=KILL {unit}; ls {left}"))?;
+        let before = killed.lines().next().context("it has no process")?.to_owned();
+        wait_for(&format!("{unit} to run again"), || {
+            let now = shell(&format!("systemctl is-active --quiet {unit} && {pid}"))?;
+            ensure!(now.trim() != before && now.trim() != "0", "{now}");
+            Ok(())
+        })?;
+        installation.wait_ready("demo")?;
+    }
+    wait_for("the application to answer", || installation.ask_web().map(|_| ()))
+}
+
 #[test]
 fn an_etcd_without_room_makes_some_and_takes_writes_again() -> Result<()> {
     let installation = Installation::open()?;

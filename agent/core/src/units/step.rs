@@ -155,10 +155,10 @@ pub(crate) struct UnitRun {
     fell: String,
     /// Since when it has not been healthy after a fall, with all that it needs.
     failing_since: Option<MonoTime>,
-    /// How often it fell or was restarted since it last worked for a while, whatever was done in between.
-    vain: u32,
-    /// Since when it has not worked for a while, with all that it needs.
-    vain_since: Option<MonoTime>,
+    /// What was in vain, whatever was done in between: that is told, whoever is to blame.
+    vain: Tally,
+    /// The same without the time in which the machine itself explains it: by this the machine may help itself.
+    spent: Tally,
     /// Since when the probe that tells whether it lives has failed.
     dead_since: Option<MonoTime>,
     /// Since when it has been on its way up or down although it was to stay as it is.
@@ -191,8 +191,8 @@ impl UnitRun {
             falls: 0,
             fell: String::new(),
             failing_since: None,
-            vain: 0,
-            vain_since: None,
+            vain: Tally::default(),
+            spent: Tally::default(),
             dead_since: None,
             settling_since: None,
             lives: false,
@@ -201,7 +201,7 @@ impl UnitRun {
 
     /// Nobody has looked for a while: that it did not work all that time is not known.
     pub(crate) fn was_out_of_sight(&mut self) {
-        (self.failing_since, self.vain_since) = (None, None);
+        (self.failing_since, self.vain.since, self.spent.since) = (None, None, None);
     }
 
     /// Whether it came up, and did not fall at once.
@@ -221,18 +221,17 @@ impl UnitRun {
             self.repairs.pop_front();
         }
         self.blocked = facts.ready.is_err() || facts.lacks;
-        self.hindered = facts.hindered;
+        if std::mem::replace(&mut self.hindered, facts.hindered) && !facts.hindered {
+            self.relieved();
+        }
         // Time in which the machine itself kept it from working is no word on its state, also not when that is over.
         if self.falls == 0 || self.blocked || self.hindered || self.phase.is_healthy() {
             self.failing_since = None;
         } else {
             self.failing_since.get_or_insert(facts.now);
         }
-        if self.vain == 0 || self.blocked {
-            self.vain_since = None;
-        } else {
-            self.vain_since.get_or_insert(facts.now);
-        }
+        self.vain.pass(facts.now, !self.blocked);
+        self.spent.pass(facts.now, !self.blocked && !self.hindered);
         if facts.reading != Reading::Settling {
             self.settling_since = None;
         }
@@ -302,8 +301,9 @@ impl UnitRun {
                     self.count_restart = true;
                     if let (Order::Restart(_), Reason::Repair(why)) = (&order, reason) {
                         self.failures.failures += 1;
+                        self.vain.count += 1;
                         self.falls += u32::from(!self.hindered);
-                        self.vain += u32::from(!self.hindered);
+                        self.spent.count += u32::from(!self.hindered);
                         self.fell.clone_from(why);
                     }
                 }
@@ -354,11 +354,21 @@ impl UnitRun {
         self.withheld = false;
         self.needs_failed = false;
         self.falls = 0;
-        self.vain = 0;
+        (self.vain, self.spent) = (Tally::default(), Tally::default());
     }
 
-    /// It is held down until `on`; then it begins anew. What was in vain before is not forgotten.
+    /// The machine itself is in its way no more. What it did not do meanwhile says nothing, and it need not wait any longer.
+    fn relieved(&mut self) {
+        self.falls = 0;
+        self.repairs.clear();
+        self.failures = Backoff::default();
+        self.needs_failed = true;
+    }
+
+    /// It is held down until `on`; then it begins anew. What was in vain before is not forgotten, and the time since counts for
+    /// nothing.
     pub(crate) fn held(&mut self, now: MonoTime, on: &str) {
+        self.spent.since = None;
         let since = match self.phase {
             Phase::Waiting { since, .. } => since,
             _ => now,
@@ -378,7 +388,7 @@ impl UnitRun {
         match self.phase {
             Phase::Unhealthy { .. } => true,
             Phase::Starting { since } => {
-                let vain = self.vain_since.is_some_and(|vain| now.since(vain) >= REPAIRS_WINDOW / 2);
+                let vain = self.vain.since.is_some_and(|vain| now.since(vain) >= REPAIRS_WINDOW / 2);
                 vain || now.since(since) > self.start_max()
             }
             _ => false,
@@ -407,7 +417,7 @@ impl UnitRun {
     /// given so much time for each.
     pub(crate) fn in_vain(&self, now: MonoTime) -> Option<String> {
         let waits = self.lives || self.blocked || matches!(self.phase, Phase::Waiting { .. });
-        let long = now.since(self.vain_since?) >= REPAIRS_WINDOW;
+        let long = now.since(self.vain.since?) >= REPAIRS_WINDOW;
         let minutes = REPAIRS_WINDOW.as_secs() / 60;
         (long && !waits && !self.phase.is_healthy())
             .then(|| format!("nothing has helped for {minutes} minutes: {}", self.fell))
@@ -418,9 +428,9 @@ impl UnitRun {
         if self.lives || self.blocked || self.phase.is_healthy() {
             return None;
         }
-        let seconds = now.since(self.vain_since?);
+        let seconds = now.since(self.spent.since?);
         let spent = u32::try_from(REPAIRS_MAX).map_or(u32::MAX, |max| max * times);
-        let (vain, fell) = (self.vain, &self.fell);
+        let (vain, fell) = (self.spent.count, &self.fell);
         (vain >= spent || seconds >= stuck)
             .then(|| format!("was started again {vain} times within {} s in vain: {fell}", seconds.as_secs()))
     }
@@ -496,8 +506,8 @@ impl UnitRun {
                 }
                 if healthy_for >= STABLE_AFTER {
                     self.failures = Backoff::default();
-                    self.vain = 0;
-                } else if self.wake.is_none() && (self.failures.failures > 0 || self.vain > 0) {
+                    (self.vain, self.spent) = (Tally::default(), Tally::default());
+                } else if self.wake.is_none() && (self.failures.failures > 0 || self.vain.count > 0) {
                     self.wake = Some(since.plus(STABLE_AFTER));
                 }
             }
@@ -549,7 +559,8 @@ impl UnitRun {
             | Phase::Unhealthy { .. } => {
                 let why = "its process was replaced by another";
                 self.failures.failures += 1;
-                self.count_fall(facts, why);
+                // How the run before ended was not seen.
+                self.count_fall(facts, why, true);
                 self.note(EventKind::UnitFailed, why, "systemd or a person started it again");
                 Some(why.to_owned())
             }
@@ -648,7 +659,7 @@ impl UnitRun {
             | Phase::Healthy { .. }
             | Phase::Unhealthy { .. } => {
                 self.failures.failures += 1;
-                self.count_fall(facts, why);
+                self.count_fall(facts, why, facts.reading.was_killed());
                 let mut delay = self.failures.delay();
                 if below == Below::Restarts && self.failures.failures <= SYSTEMD_TRIES_MAX {
                     delay += SYSTEMD_GRACE;
@@ -674,11 +685,13 @@ impl UnitRun {
     }
 
     /// A fall counts against the unit's own state only while nothing else explains it.
-    fn count_fall(&mut self, facts: &Facts, why: &str) {
-        if facts.ready.is_ok() && !facts.lacks && !facts.hindered {
-            // Nothing is thrown away because somebody else ended it; that it does not stay up counts all the same.
-            self.falls += u32::from(!facts.reading.was_killed());
-            self.vain += 1;
+    fn count_fall(&mut self, facts: &Facts, why: &str, by_others: bool) {
+        if facts.ready.is_ok() && !facts.lacks {
+            // That it does not stay up is told in any case. Nothing is thrown away, and no machine rebooted, because somebody
+            // else ended it.
+            self.vain.count += 1;
+            let own = u32::from(!facts.hindered && !by_others);
+            (self.falls, self.spent.count) = (self.falls + own, self.spent.count + own);
         }
         why.clone_into(&mut self.fell);
     }
@@ -741,6 +754,20 @@ impl UnitRun {
 impl Reading {
     fn was_killed(&self) -> bool {
         matches!(self, Self::Stopped { killed: true, .. } | Self::AutoRestart { killed: true, .. })
+    }
+}
+
+/// How often a unit fell or was restarted since it last worked for a while, and since when it has not.
+#[derive(Debug, Clone, Copy, Default)]
+struct Tally {
+    count: u32,
+    since: Option<MonoTime>,
+}
+
+impl Tally {
+    /// Time passes, which counts only while it `tells` something.
+    fn pass(&mut self, now: MonoTime, tells: bool) {
+        self.since = (self.count > 0 && tells).then(|| self.since.unwrap_or(now));
     }
 }
 

@@ -619,6 +619,17 @@ impl World {
         }
     }
 
+    /// What `systemctl restart` does, between two looks.
+    pub fn restart_by_hand(&mut self, name: &str) {
+        let next = self.next_invocation;
+        self.next_invocation += 1;
+        let now = self.now;
+        if let Some(unit) = self.units.get_mut(name).filter(|unit| unit.running.is_some()) {
+            unit.running = Some(Invocation(next));
+            self.started_at.insert(name.to_owned(), now);
+        }
+    }
+
     /// Stops a unit and lets systemd read its files again.
     pub fn forget_unit(&mut self, name: &str) {
         self.stop_by_hand(name);

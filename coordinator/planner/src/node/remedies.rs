@@ -79,9 +79,9 @@ pub(crate) fn add(node: &mut Node) {
     if pods {
         remedies.push(containerd(node));
         remedies.extend(kubelet());
-        // A reboot takes an etcd member away, and a machine cannot know whether its quorum can spare one: on those, this
-        // last rung is the coordinator's, which asks all members first.
-        if !roles.contains(&Role::Etcd) {
+        // A reboot takes an etcd member or an API server away, and a machine cannot know whether the others can spare it: on
+        // those, this last rung is the coordinator's, which asks all of them first.
+        if !roles.contains(&Role::Etcd) && !roles.contains(&Role::Master) {
             remedies.push(reboot());
         }
     }
