@@ -338,7 +338,10 @@ pub fn repair_held(machine: &MachineId, cluster: &ClusterName, wish: &RepairWish
     if override_is_enough(hold) {
         let again = format!("keelson machine repair {machine} --action {action} --override");
         return problem
-            .because(format!("going on all the same ends its pods at once, {}", others(hold)))
+            .because(format!(
+                "going on all the same takes its power away at once, and with it any pods, {}",
+                others(hold)
+            ))
             .remedy(format!("wait for that, or go on all the same: {again}"));
     }
     let lost = match hold {

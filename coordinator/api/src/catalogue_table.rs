@@ -88,8 +88,8 @@ catalogue! {
         "Do what the reason says, then attach again with `keelson operation watch ID`.",
         "keelson cluster show NAME --explain";
     OperationCancelled, "KEEL-1013", 0, Failed, "the operation was cancelled",
-        "Somebody cancelled it. What becomes of what it had made so far stands in the operation.",
-        "Run the command again to finish the work, or delete what is left.",
+        "Somebody cancelled it, or asked for something else since, such as another size of the same pool. What becomes of what it had made so far stands in the operation.",
+        "Read why it ended. Where another size was asked for, that one counts: speak with who asked for it before you ask again. Otherwise run the command again, or delete what is left.",
         "keelson operation show op-1";
     CodeUnknown, "KEEL-1014", 0, NotFound, "no such code",
         "The text is not in the catalogue of this version.",
@@ -261,8 +261,8 @@ catalogue! {
         "Wait until that is done; `keelson why` shows how far it is.",
         "keelson why MACHINE";
     RepairHeld, "KEEL-2305", 409, Refused, "a guard holds the repair back",
-        "The repair could make things worse: too much is broken at once, another machine of the cluster is being worked on, or the etcd quorum would be lost.",
-        "Wait for the end of the hold, or use --override when you know better. It does not lift the guards of the quorum and of a coordinator that has just started.",
+        "The repair could make things worse: too much is broken at once, another machine of the cluster is being worked on, the etcd quorum or the last API server would go, the record of the machine is old, its disk is the only copy, or the coordinator has just started.",
+        "Wait for the end of the hold. When you know better, --override goes against meltdown, busy and apiServer, and with --confirm-loss-of CLUSTER also against quorum, oldRecord and impossible; nothing goes against starting, which ends by itself.",
         "keelson why MACHINE";
 
     RepairUseless, "KEEL-2306", 409, Refused, "the repair would change nothing",
@@ -299,7 +299,7 @@ catalogue! {
         "keelson cluster list";
     PlanChangeRefused, "KEEL-2505", 409, Refused, "the change of the plan would harm clusters",
         "Clusters follow their plan. One that is named would lose data or its API by the change, or could not follow it.",
-        "Leave the pools that are named as they are and add others, or apply the plan under another name.",
+        "Where data or the API would be lost, leave the pools that are named as they are and add others; where a cluster cannot follow, do what is said beside its name. Or apply the plan under another name.",
         "keelson plan apply -f plan.yaml --dry-run";
     PlansTooMany, "KEEL-2506", 409, Refused, "there are too many plans",
         "The installation keeps a limited number of plans, because all of them are read with every list.",
@@ -347,7 +347,7 @@ catalogue! {
         "keelson cluster show NAME --explain";
     WaitBoot, "KEEL-4004", 0, Done, "a machine boots",
         "The machine has power and its agent has not asked for a certificate yet.",
-        "Nothing: it ends by itself. When it takes minutes, look at the machine's console.",
+        "Nothing: it ends by itself. When it takes minutes, look at the machine where the infrastructure shows it; of the local provider, its console is console.log in the machine's folder below the state directory.",
         "keelson machine show ID";
     WaitConnect, "KEEL-4005", 0, Done, "an agent has not connected yet",
         "The agent has its certificate and has no session with the coordinator.",
@@ -391,11 +391,11 @@ catalogue! {
         "keelson cluster show NAME --explain";
     WaitLeave, "KEEL-4015", 0, Done, "a machine leaves the cluster",
         "Its pods are moved within their disruption budgets, its volumes detached, its node and its etcd member removed; then the machine is removed.",
-        "Nothing, unless it names a disruption budget that never allows a pod to go: run more replicas or change the budget, or wait for the end of the drain's time.",
+        "Nothing, unless it names a disruption budget that never allows a pod to go: run more replicas or change the budget, or give the drain another end: `keelson cluster update NAME --drain-timeout 10m --drain-then force`.",
         "keelson cluster show NAME --explain";
     WaitRepair, "KEEL-4016", 0, Done, "a machine is being repaired, or its repair is held back",
         "Something is wrong with the machine. It is being mended, or a guard holds the repair back until it is safe; the text says which.",
-        "Read why with `keelson why MACHINE`. A hold ends by itself unless it says that a person must act.",
+        "Read why with `keelson why MACHINE`: what ends a hold stands beside it, and meltdown, quorum and retries have a cause that somebody should look for.",
         "keelson why MACHINE";
     WaitPlan, "KEEL-4017", 0, Blocked, "not all that was asked for can be planned",
         "Something ran out since it was asked for, for example the addresses of the network. What can be planned is done all the same.",

@@ -396,8 +396,9 @@ pub(crate) enum MachineCommand {
     Show(MachineTarget),
     /// Repair it now, also while repair is paused
     ///
-    /// What holds it back: too much that is broken at once, another machine that is worked on, etcd's quorum, a disk that is
-    /// the only copy. What does not, other than for the coordinator's own repairs: a pause, the cool-down after the last
+    /// What holds it back: a coordinator that has just started, too much that is broken at once, another machine that is worked
+    /// on, etcd's quorum, the last API server, a record that is older than the machine, a disk that is the only copy. What does
+    /// not, other than for the coordinator's own repairs: a pause, the cool-down after the last
     /// repair, the number of repairs in an hour.
     Repair(MachineRepairArgs),
     /// Its journal

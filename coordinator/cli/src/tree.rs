@@ -247,7 +247,7 @@ pub(crate) fn explain(cluster: &ClusterView, now: WallTime, paint: Paint) -> Str
     if status.waiting.iter().any(|wait| wait.needs_person) {
         let _ = writeln!(text, "It does not go on by itself: a person must act.");
     } else {
-        let _ = writeln!(text, "It goes on by itself; nobody has to act.");
+        let _ = writeln!(text, "It goes on by itself when that has come.");
     }
     text
 }

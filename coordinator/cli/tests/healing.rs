@@ -242,7 +242,9 @@ async fn what_an_override_costs_is_said_before_it_is_offered() {
     let check = async |id: &str, others: &str| {
         let line = format!("machine repair {id} --action rebuild --yes --no-wait");
         let held = world.keelson(&line).run().await.ends(ExitCode::Refused);
-        let cost = format!("going on all the same ends its pods at once, while {others}");
+        let cost = format!(
+            "going on all the same takes its power away at once, and with it any pods, while {others}"
+        );
         assert!(held.stderr.contains(&cost) && held.stderr.contains("--override"), "{}", held.stderr);
     };
     check("demo-worker-2", "other machines of the cluster are broken").await;

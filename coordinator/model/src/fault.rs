@@ -465,18 +465,28 @@ impl Hold {
             }
             Self::Paused { .. } => "somebody runs `keelson repair resume`",
             Self::Starting { .. } => "the machines that come back have come back",
-            Self::Evidence { .. } => "more is known of the machine; if nothing comes, look at it",
+            Self::Evidence { .. } => {
+                return format!(
+                    "more is known of the machine; if nothing comes, look at it, and have it repaired when it is dead: \
+                     `keelson machine repair {machine} --action power-cycle`"
+                )
+                .into();
+            }
             Self::Meltdown { .. } => {
                 "fewer machines are broken; look for the common cause: network, host, storage, a bad change"
             }
             Self::Quorum { voters: 1, .. } => {
-                let scale = format!("keelson cluster scale {cluster} --pool etcd --count 3");
+                let pool = pool_of(cluster, machine).unwrap_or("POOL");
+                let scale = format!("keelson cluster scale {cluster} --pool {pool} --count 3");
                 return format!("another etcd member votes; while it is the only one, add some: `{scale}`")
                     .into();
             }
-            Self::Quorum { .. } => "other etcd members work again",
+            Self::Quorum { .. } => {
+                "other etcd members work again; where most of their disks are lost, see the runbook \
+                 docs/runbooks/quorum-lost.md"
+            }
             Self::ApiServer => "another master works",
-            Self::Busy { .. } => "the other machine is ready",
+            Self::Busy { .. } => "the other machine is ready, or gone",
             Self::CoolDown { .. } => "the time is over",
             Self::Retries { .. } => "the time is over; look for the cause meanwhile",
             Self::Fence { .. } => "the infrastructure confirms that the machine has no power",
@@ -489,6 +499,12 @@ impl Hold {
         };
         words.into()
     }
+}
+
+/// The pool of a machine, by its name: `<cluster>-<pool>-<number>`.
+fn pool_of<'a>(cluster: &ClusterName, machine: &'a MachineId) -> Option<&'a str> {
+    let rest = machine.as_str().strip_prefix(cluster.as_str())?.strip_prefix('-')?;
+    rest.rsplit_once('-').map(|(pool, _)| pool)
 }
 
 impl fmt::Display for Hold {
@@ -510,7 +526,9 @@ impl fmt::Display for Hold {
             Self::ApiServer => {
                 f.write_str("no other master works, and the cluster would have no API server meanwhile")
             }
-            Self::Busy { machine } => write!(f, "{machine} is being worked on, one machine at a time"),
+            Self::Busy { machine } => {
+                write!(f, "{machine} is being worked on, or begins anew: no more at a time")
+            }
             Self::CoolDown { .. } => f.write_str("what the last repair brought is waited for"),
             Self::Retries { acts, .. } => write!(f, "it was repaired {acts} times in an hour, to no avail"),
             Self::Fence { why } => write!(f, "its power could not be taken away for certain: {why}"),

@@ -37,7 +37,7 @@ pub use observed::{Care, LinkState, MachinePhase, Observed, ObservedMachine, See
 pub use operation::{Operation, OperationId, OperationKind, OperationState};
 pub use plan::{Plan, PlanName, PoolName, PoolPlan, Role, Size, Taint, TaintEffect};
 pub use plan_change::{Loss, PoolLoss};
-pub use plan_check::PlanSpecError;
+pub use plan_check::{PlanSpecError, SPREAD_MEMBERS_MIN, SPREAD_ZONES_MIN};
 pub use progress::{Progress, Standing};
 pub use quantity::QuantityError;
 pub use release::{Release, ReleaseCatalog};

@@ -20,6 +20,10 @@ pub const DESCRIPTION_BYTES_MAX: usize = 256;
 pub const TAINTS_MAX: usize = 16;
 /// Smallest state disk, in bytes: logs and the pod sandbox image have room.
 pub const DISK_BYTES_MIN: u64 = 1 << 30;
+/// Fewer etcd members than this cannot be spread so that the loss of any zone is outlived.
+pub const SPREAD_MEMBERS_MIN: usize = 3;
+/// Fewer zones than this cannot either.
+pub const SPREAD_ZONES_MIN: usize = 3;
 /// Namespaces of labels that kubelet refuses to start with unless it knows the label (kubelet `--node-labels`).
 const GUARDED_NAMESPACES: [&str; 2] = ["kubernetes.io", "k8s.io"];
 /// Those below them that are for everybody (kubelet `--node-labels`).
@@ -81,6 +85,23 @@ pub enum PlanSpecError {
         zone: String,
         /// Zones that there are.
         known: String,
+    },
+    /// All machines with a role stand in so few zones that the loss of one costs the cluster its data or its API, though there are
+    /// zones enough.
+    #[error(
+        "machines with the role {role} stand in {named} of {} zones, and the loss of one would be that of the cluster: name {needed} \
+         at least, or none",
+        zones
+    )]
+    Spread {
+        /// The role.
+        role: Role,
+        /// Zones that pools with that role name.
+        named: usize,
+        /// How many they must.
+        needed: usize,
+        /// Zones that there are.
+        zones: usize,
     },
     /// A label is not valid.
     #[error("pool {pool}: label `{key}`: {why}")]
@@ -155,7 +176,7 @@ impl PlanSpecError {
             Self::PoolTwice { .. } | Self::PoolName { .. } => "pools.name",
             Self::NoRole { .. } | Self::RoleMissing { .. } => "pools.roles",
             Self::Count(_) => "pools.count",
-            Self::Zone { .. } => "pools.zones",
+            Self::Zone { .. } | Self::Spread { .. } => "pools.zones",
             Self::Label { .. } | Self::LabelGuarded { .. } => "pools.labels",
             Self::Taint { .. } | Self::TaintTwice { .. } => "pools.taints",
             Self::Disk { .. } => "pools.disk",
@@ -195,6 +216,22 @@ impl Plan {
             }
         }
         check_plan_counts(self, |pool| pool.count)?;
+        self.check_spread(zones)
+    }
+
+    /// One zone may be lost. What only runs pods stands where its users want it.
+    fn check_spread(&self, zones: &[String]) -> Result<(), PlanSpecError> {
+        for (role, machines, needed) in
+            [(Role::Etcd, SPREAD_MEMBERS_MIN, SPREAD_ZONES_MIN), (Role::Master, 2, 2)]
+        {
+            let pools = || self.pools.iter().filter(|pool| pool.roles.contains(&role));
+            let count: usize = pools().map(|pool| usize::from(pool.count)).sum();
+            let named: BTreeSet<&String> =
+                pools().flat_map(|pool| if pool.zones.is_empty() { zones } else { &pool.zones }).collect();
+            if count >= machines && zones.len() >= needed && named.len() < needed {
+                return Err(PlanSpecError::Spread { role, named: named.len(), needed, zones: zones.len() });
+            }
+        }
         Ok(())
     }
 }
@@ -365,5 +402,27 @@ mod tests {
         check(|plan| plan.pools[2].taints = taints.to_vec(), Err(("pools.taints", twice)));
         let taints = [taint("gpu", TaintEffect::NoSchedule), taint("gpu", TaintEffect::NoExecute)];
         check(|plan| plan.pools[2].taints = taints.to_vec(), Ok(()));
+    }
+    #[test]
+    fn what_a_cluster_lives_by_outlives_the_loss_of_a_zone() {
+        let zones: Vec<String> = ["zone-a", "zone-b", "zone-c"].map(str::to_owned).into();
+        let ha = Plan::built_in().into_iter().find(|plan| plan.name.0 == "ha").unwrap();
+        let named = |pool: usize, count: usize, zones: &[String]| {
+            let mut plan = Plan { name: PlanName("mine".to_owned()), ..ha.clone() };
+            plan.pools[pool].zones = zones[..count].to_vec();
+            plan.check(zones).map_err(|error| error.to_string())
+        };
+        let words = |role: &str, named: usize, needed: usize| {
+            Err(format!(
+                "machines with the role {role} stand in {named} of 3 zones, and the loss of one would be that of the \
+                 cluster: name {needed} at least, or none"
+            ))
+        };
+        assert_eq!(named(0, 2, &zones), words("etcd", 2, 3));
+        assert_eq!(named(0, 3, &zones), Ok(()));
+        assert_eq!(named(1, 1, &zones), words("master", 1, 2));
+        assert_eq!(named(1, 2, &zones), Ok(()));
+        assert_eq!(named(2, 1, &zones), Ok(()), "workers stand where their users want them");
+        assert_eq!(named(0, 2, &zones[..2]), Ok(()), "there are no more");
     }
 }

@@ -18,8 +18,9 @@ use time::OffsetDateTime;
 
 /// Life of a cluster's authorities. Rotation in three stages comes long before its end.
 const AUTHORITY_LIFE: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
-/// How much earlier than `now` a certificate begins, so that a machine whose clock is behind can use it at once.
-const CLOCK_SKEW: Duration = Duration::from_secs(5 * 60);
+/// How much earlier than `now` a certificate begins, at most by its life: a machine whose clock is an hour behind can use it at
+/// once.
+const CLOCK_SKEW: Duration = Duration::from_secs(2 * 3600);
 
 /// Why a key or certificate could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -195,7 +196,7 @@ fn blank_params(now: WallTime, life: Duration) -> Result<CertificateParams, PkiE
     let moment = |at: i64| {
         OffsetDateTime::from_unix_timestamp(at.div_euclid(1_000)).unwrap_or(OffsetDateTime::UNIX_EPOCH)
     };
-    let skew = i64::try_from(CLOCK_SKEW.as_millis()).unwrap_or(0);
+    let skew = i64::try_from(CLOCK_SKEW.min(life).as_millis()).unwrap_or(0);
     let mut serial = [0_u8; 16];
     fill_random(&mut serial)?;
     // A serial number is positive (RFC 5280, section 4.1.2.2) and not zero.

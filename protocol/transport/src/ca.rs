@@ -26,8 +26,9 @@ pub const SERVER_NAME: &str = "coordinator.keelson.internal";
 /// Life of a machine's and of the coordinator's link certificate.
 pub const LEAF_LIFE: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// How much earlier than `now` a certificate begins, so that a machine whose clock is behind can use it at once.
-pub const CLOCK_SKEW: Duration = Duration::from_secs(5 * 60);
+/// How much earlier than `now` a certificate begins, at most by its life: a machine whose clock is an hour behind can use it at
+/// once.
+pub const CLOCK_SKEW: Duration = Duration::from_secs(2 * 3600);
 
 /// Largest signing request, in bytes. One for a P-256 key without attributes has about 200.
 pub const SIGNING_REQUEST_BYTES_MAX: usize = 4 * 1024;
@@ -271,8 +272,8 @@ pub fn requested_key_fingerprint(der: &[u8]) -> Result<String, CaError> {
 }
 
 fn blank_params(now: WallTime, not_after: WallTime) -> Result<CertificateParams, CaError> {
-    let not_before =
-        WallTime(now.0.saturating_sub(i64::try_from(CLOCK_SKEW.as_millis()).unwrap_or(i64::MAX)));
+    let skew = CLOCK_SKEW.min(not_after.since(now));
+    let not_before = WallTime(now.0.saturating_sub(i64::try_from(skew.as_millis()).unwrap_or(i64::MAX)));
     let refuse = |why| CaError::Life { not_before, not_after, why };
     if not_after <= now {
         return Err(refuse("it would be over already; renew the link CA when its own end is near"));

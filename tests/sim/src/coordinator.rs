@@ -27,9 +27,9 @@ use crate::world::{Ix, SimEvent, World};
 
 /// How often time passes for the core, in milliseconds, as in the real shell.
 pub(crate) const TICK_MS: u64 = 250;
-/// Life of a link certificate, and how much earlier than now certificates begin, in milliseconds, as in the real ones.
+/// Life of a link certificate, and how much earlier than now certificates begin at most, in milliseconds, as in the real ones.
 const LINK_LIFE_MS: u64 = 24 * 3_600_000;
-const BACKDATED_MS: i64 = 5 * 60_000;
+const BACKDATED_MS: u64 = 2 * 3_600_000;
 /// How long a call to etcd is waited for, in milliseconds, as in the real coordinator.
 const ETCD_PATIENCE_MS: u64 = 10_000;
 
@@ -255,7 +255,7 @@ impl World {
 
     fn validity(&self, life_ms: u64) -> Validity {
         let now = self.coordinator_now().wall;
-        let not_before = WallTime(now.0 - BACKDATED_MS);
+        let not_before = WallTime(now.0 - i64::try_from(BACKDATED_MS.min(life_ms)).expect("an hour or two"));
         Validity { not_before, not_after: now.plus(std::time::Duration::from_millis(life_ms)) }
     }
 

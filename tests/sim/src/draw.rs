@@ -14,9 +14,11 @@ const FAULTS_MAX: usize = 2_000;
 const PAUSE_MS: (u64, u64) = (60_000, 20 * 60_000);
 /// Shortest and longest time that a fault lasts, in milliseconds.
 const LASTS_MS: (u64, u64) = (1_000, 5 * 60_000);
-/// Largest jump of a wall clock, in milliseconds: certificates begin five minutes early, and the real link refuses those
-/// that have not begun.
-const JUMP_MS: u64 = 4 * 60_000;
+/// Largest jump of a wall clock, in milliseconds: certificates begin two hours early, and the real link refuses those that have
+/// not begun.
+const JUMP_MS: u64 = 3_600_000;
+/// The same of the coordinator's: what it counts in hours would last longer than a run otherwise.
+const COORDINATOR_JUMP_MS: u64 = 4 * 60_000;
 /// People who ask for repairs side by side do so within this time, in milliseconds: a fence takes no longer.
 const TOGETHER_MS: u64 = 500;
 /// Most workers of a drawn cluster.
@@ -133,10 +135,10 @@ fn fault(kind: FaultKind, random: &mut Stream) -> Fault {
         FaultKind::BadBoots => Fault::BadBoots { target, for_ms: 8 * for_ms, hangs: random.chance(500) },
         FaultKind::RepairPaused => Fault::RepairPaused { for_ms: 2 * for_ms },
         FaultKind::AgentOut => Fault::AgentOut { target, for_ms: 3 * for_ms },
-        FaultKind::CoordinatorClock => Fault::CoordinatorClock { off_ms: jump(random) },
+        FaultKind::CoordinatorClock => Fault::CoordinatorClock { off_ms: jump(random, COORDINATOR_JUMP_MS) },
         FaultKind::UnitCrash => Fault::UnitCrash { target, unit: random.number() },
         FaultKind::UnitHang => Fault::UnitHang { target, unit: random.number() },
-        FaultKind::ClockJump => Fault::ClockJump { target, by_ms: jump(random) },
+        FaultKind::ClockJump => Fault::ClockJump { target, by_ms: jump(random, JUMP_MS) },
         FaultKind::Partition => {
             let zones = settings().place.zones;
             let zone = random.pick(&zones).cloned().unwrap_or_default();
@@ -173,9 +175,9 @@ fn fault(kind: FaultKind, random: &mut Stream) -> Fault {
 }
 
 /// How far a clock is set, in milliseconds.
-fn jump(random: &mut Stream) -> i64 {
-    let by_ms = i64::try_from(random.below(2 * JUMP_MS)).unwrap_or(0);
-    by_ms - i64::try_from(JUMP_MS).unwrap_or(0)
+fn jump(random: &mut Stream, most_ms: u64) -> i64 {
+    let by_ms = i64::try_from(random.below(2 * most_ms)).unwrap_or(0);
+    by_ms - i64::try_from(most_ms).unwrap_or(0)
 }
 
 /// Clusters until there are about as many machines as asked for, each with a life of its own.

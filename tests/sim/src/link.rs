@@ -225,6 +225,10 @@ impl World {
         match reply {
             EnrolReply::Accepted { chain } => {
                 let Some(validity) = validity_in(&chain) else { return };
+                if validity.not_after <= machine.clock.wall(self.now) {
+                    return self.enrol_failed(ix, None, "it is over already by the machine's clock");
+                }
+                let machine = &mut self.machines[ix];
                 machine.host.disk.identity = Some(validity);
                 machine.link.attempts = 0;
                 self.link_wait(ix, Stand::Down, 1);
