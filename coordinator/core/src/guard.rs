@@ -275,10 +275,14 @@ impl CoordinatorCore {
 
     /// Whether a quorum may count on a member. One that is only silent may serve its clients all the same.
     fn may_count(&self, cluster: &Cluster, id: &MachineId) -> bool {
+        // One that was off and that power was asked for since may have it, though the answer was lost.
+        let dead = |machine: &Machine| match machine.verdict {
+            Verdict::Hung | Verdict::Missing => true,
+            Verdict::Off => machine.call.is_none() && machine.attempts == 0,
+            _ => false,
+        };
         let silent = |machine: &&Machine| {
-            !machine.is_heard()
-                && !matches!(machine.verdict, Verdict::Hung | Verdict::Off | Verdict::Missing)
-                && self.forgot_itself(machine).is_none()
+            !machine.is_heard() && !dead(machine) && self.forgot_itself(machine).is_none()
         };
         let mut perhaps = self.working(&cluster.row.blueprint);
         // Of the only one nothing is saved by leaving it as it is.

@@ -6,7 +6,7 @@ mod common;
 
 use common::demo::*;
 use common::{World, named};
-use keelson_coordinator_core::{CommandError, Override};
+use keelson_coordinator_core::{CommandError, Override, ProviderFailure, Remedy};
 use keelson_model::{Hold, RepairAction, Verdict};
 use keelson_protocol::health::{NodeState, UnitState};
 use keelson_protocol::message::ToAgent;
@@ -237,6 +237,33 @@ fn nobody_takes_power_in_the_moment_after_another_master_got_its_config() {
     let held = refusal(&world, "master-2", RepairAction::PowerCycle, Override::None);
     assert!(
         matches!(&held, CommandError::Held { hold, .. } if matches!(**hold, Hold::Busy { .. })),
+        "{held:?}"
+    );
+}
+
+/// The coordinator hears nobody, one member is gone, and another one was given its power a moment ago by a call whose answer was
+/// lost: it may be what the third one has a quorum with (seed 202).
+#[test]
+fn a_member_that_may_have_its_power_back_counts_for_the_quorum() {
+    let mut world = ready("ha-stacked");
+    world.mute.extend(world.machines.keys().cloned().collect::<Vec<_>>());
+    world.restart();
+    world.run(400);
+    world.machines.remove(&id("master-2"));
+    world.machines.get_mut(&id("master-1")).unwrap().power_off();
+    world.lose_power_answers = true;
+    let mut steps = 0;
+    while !powered(&world, "master-1") {
+        world.step();
+        steps += 1;
+        assert!(steps < 200, "{:?}", waits(&world));
+    }
+    world.refuse_list = Some(ProviderFailure { remedy: Remedy::Retry, text: "busy".to_owned() });
+    world.run(4);
+    assert_eq!(verdict(&world, "master-1"), Verdict::Off);
+    let held = refusal(&world, "master-3", RepairAction::Rebuild, Override::Guards);
+    assert!(
+        matches!(&held, CommandError::Held { hold, .. } if matches!(**hold, Hold::Quorum { .. })),
         "{held:?}"
     );
 }
