@@ -230,6 +230,8 @@ pub enum EventKind {
     FenceLifted,
     /// The machine's clock is wrong, or is right again.
     ClockWrong,
+    /// A repair is due and has been given a time of its own, so that not all machines make it in one moment.
+    RepairDue,
 }
 
 /// Something that happened on a machine: what was seen, what was done, what came of it.

@@ -133,10 +133,15 @@ impl AgentCore {
         let down = self.first_up(&lease.units).is_none();
         if now >= since.plus(END_MAX) {
             let at = self.fence.reboots_at.unwrap_or_else(|| self.announce_reboot());
-            self.wake_at(at);
-            return (now >= at).then_some(FenceAct::Reboot);
+            if at <= now && self.free(&StepKey::Act(FENCE_REBOOT.to_owned())) {
+                return Some(FenceAct::Reboot);
+            }
+            if at > now {
+                self.wake_at(at);
+            }
+        } else {
+            self.wake_at(since.plus(if now < since.plus(STOP_MAX) { STOP_MAX } else { END_MAX }));
         }
-        self.wake_at(since.plus(if now < since.plus(STOP_MAX) { STOP_MAX } else { END_MAX }));
         match down {
             true => Some(FenceAct::End),
             false if now >= since.plus(STOP_MAX) && !self.fence.ended_early => Some(FenceAct::EndEarly),
@@ -177,10 +182,12 @@ impl AgentCore {
         }
     }
 
-    /// A reboot that was ordered has its time; one that could not be is ordered again soon.
+    /// A reboot that was ordered has its time; one that could not be is ordered again soon. What ran on by then is ended once
+    /// more: without whoever could stop the units, systemd has begun it again.
     pub(crate) fn fence_reboots(&mut self, result: &Result<StepOutput, String>) {
-        if result.is_ok() {
-            self.fence.reboots_at = Some(self.now.mono.plus(REBOOT_MAX));
+        match result {
+            Ok(_) => self.fence.reboots_at = Some(self.now.mono.plus(REBOOT_MAX)),
+            Err(_) => self.fence.ended_early = false,
         }
     }
 

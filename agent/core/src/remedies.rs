@@ -142,10 +142,23 @@ impl AgentCore {
             Some((spec, progress)) => {
                 Some(format!("{}: {} of {} acts are done", spec.name, progress.done, spec.acts.len()))
             }
-            None => {
-                self.remedy_under_way().map(|name| format!("{name}: done; waits to see whether it helped"))
-            }
+            None => match self.remedy_under_way() {
+                Some(name) => Some(format!("{name}: done; waits to see whether it helped")),
+                None => self.next_remedy(),
+            },
         }
+    }
+
+    /// The remedy that begins next, in words.
+    fn next_remedy(&self) -> Option<String> {
+        let waits =
+            |run: &RemedyRun| run.begins_at.filter(|at| *at > self.now.mono && run.calm_since.is_none());
+        let runs = self.remedies.runs.iter();
+        let (at, name) = runs.filter_map(|(name, run)| Some((waits(run)?, name))).min()?;
+        Some(format!(
+            "{name}: begins in {} s, because not all machines may do it at once",
+            at.since(self.now.mono).as_secs()
+        ))
     }
 
     /// These units begin anew when they are next started, oneshots included.
@@ -174,7 +187,8 @@ impl AgentCore {
                 self.calms(&spec.name);
                 continue;
             };
-            let begins_at = self.begins_at(spec);
+            let budget = self.budget(&spec.name, spec.limit);
+            let begins_at = self.begins_at(spec, budget.is_ok().then_some(&cause.words));
             if begins_at > self.now.mono {
                 self.wake_at(begins_at);
                 pending = true;
@@ -184,7 +198,7 @@ impl AgentCore {
             if self.unwritten.is_some() && spec.acts.iter().any(RemedyAct::destroys) {
                 continue;
             }
-            match self.budget(&spec.name, spec.limit) {
+            match budget {
                 Ok(()) => return self.begin(spec, cause.words),
                 Err(Held::Cooling) => {}
                 Err(Held::Spent(outcome)) if cause.grave => {
@@ -214,17 +228,25 @@ impl AgentCore {
         }
     }
 
-    fn begins_at(&mut self, spec: &RemedySpec) -> MonoTime {
+    /// When it may begin: drawn once, and told where there is a `cause` to tell.
+    fn begins_at(&mut self, spec: &RemedySpec, cause: Option<&String>) -> MonoTime {
         let run = self.remedies.runs.entry(spec.name.clone()).or_default();
         run.calm_since = None;
-        match run.begins_at {
-            Some(at) => at,
-            None => {
-                let spread = Duration::from_secs(spec.limit.spread_s.into());
-                let wait = if spread.is_zero() { spread } else { self.seed.jitter(spread) };
-                *run.begins_at.insert(self.now.mono.plus(wait))
-            }
+        if let Some(at) = run.begins_at {
+            return at;
         }
+        let spread = Duration::from_secs(spec.limit.spread_s.into());
+        if spread.is_zero() {
+            return *run.begins_at.insert(self.now.mono);
+        }
+        let wait = self.seed.jitter(spread);
+        let at = *run.begins_at.insert(self.now.mono.plus(wait));
+        if let Some(cause) = cause {
+            let (seconds, why) = (wait.as_secs(), "because not all machines may do it at once");
+            let outcome = format!("begins in {seconds} s if it is still so, {why}");
+            self.note(EventKind::RepairDue, &spec.name, cause, &outcome);
+        }
+        at
     }
 
     /// Whether the limit allows one more, by the wall clock, because it must hold over reboots.

@@ -36,7 +36,7 @@ pub struct AgentStatus {
     pub isolation: IsolationStatus,
     /// Since when the machine has given up its work because it is cut off, in milliseconds since 1970.
     pub fenced_since_ms: Option<i64>,
-    /// The remedy under way, and how far it is.
+    /// The remedy under way and how far it is, or else the one that comes next.
     pub remedy: Option<String>,
     /// Units, in the config's order.
     pub units: Vec<UnitStatus>,

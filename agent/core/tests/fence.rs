@@ -228,6 +228,20 @@ fn containers_end_although_a_unit_does_not_stop() {
     assert!(!runs(&world, "kubelet.service"));
 }
 
+/// Without the message bus no unit can be stopped and no reboot ordered, and systemd begins anew what was ended.
+#[test]
+fn what_cannot_be_stopped_is_ended_again_when_no_reboot_can_be_ordered() {
+    let (mut world, _) = remedied_and_ready();
+    world.faults.unstoppable = Some("kubelet.service".to_owned());
+    world.faults.failing_act = Some("reboot".to_owned());
+    cut(&mut world);
+    world.run_for(600_000);
+    let count = |act: &str| world.acts().iter().filter(|done| **done == act).count();
+    assert!(count(REBOOT) > 4 && count(ENDED) > 4, "{:#?}", world.acts());
+    assert!(world.acts().windows(3).all(|acts| acts.contains(&ENDED)), "{:#?}", world.acts());
+    assert!(world.ticks < 20_000, "{} steps", world.ticks);
+}
+
 #[test]
 fn nothing_is_mended_while_the_machine_has_given_up_its_work() {
     let (mut world, _) = fenced();

@@ -87,6 +87,24 @@ fn a_program_that_is_healthy_for_a_moment_of_each_start_is_mended_too() {
     assert!(world.events_of(EventKind::Repaired).iter().any(|told| told.starts_with("kubelet-files")));
 }
 
+/// A program that is too big for its machine makes the trouble itself that it is excused for, again and again.
+#[test]
+fn a_hindrance_that_comes_and_goes_gives_no_budget_back() {
+    let (mut world, _) = remedied_and_ready();
+    world.behaviours.get_mut("kubelet.service").unwrap().crashes_after_ms = Some(15_000);
+    world.fall("kubelet.service");
+    world.log.clear();
+    for _ in 0..90 {
+        world.faults.disk_percent = 98;
+        world.run_for(20_000);
+        world.faults.disk_percent = 50;
+        world.run_for(20_000);
+    }
+    let started = world.log.iter().filter(|line| line.ends_with("start kubelet.service")).count();
+    assert!(started <= 65, "{started} starts in an hour");
+    assert!(!world.events_of(EventKind::RepairWithheld).is_empty(), "{:#?}", world.log);
+}
+
 #[test]
 fn a_config_whose_program_is_healthy_for_a_moment_costs_no_state() {
     let (mut world, config) = remedied_and_ready();
@@ -504,6 +522,9 @@ fn what_a_probe_says_no_more_is_mended() {
     assert_eq!(world.acts(), ["space: ran /compact", "space: ran /defragment", "space: ran /disarm"]);
     let told = world.events_of(EventKind::Repaired);
     assert!(told[0].starts_with("space: space: status 503: ALARM NOSPACE -> it helped after "), "{told:#?}");
+    let due = world.events_of(EventKind::RepairDue);
+    assert_eq!(due.len(), 1, "{due:#?}");
+    assert!(due[0].starts_with("space: space: status 503: ALARM NOSPACE -> begins in "), "{due:#?}");
 }
 
 #[test]

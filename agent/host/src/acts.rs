@@ -11,6 +11,9 @@ mod command;
 mod sweep;
 mod trees;
 
+/// How long systemctl may take to order a reboot, in seconds.
+const REBOOT_TIMEOUT_S: u16 = 20;
+
 /// Held by the one act that works on a tree.
 static TREES: Queue = Queue::const_new(());
 
@@ -49,6 +52,16 @@ pub(crate) async fn run(act: RemedyAct, systemd: &Systemd) -> Result<String, Hos
             let tables = sweep::Tables { list, used, source, source_says, remove };
             sweep::sweep(tables, timeout_s).await
         }
-        RemedyAct::Reboot => systemd.reboot().await.map(|()| String::new()),
+        RemedyAct::Reboot => reboot(systemd).await,
+    }
+}
+
+/// Orders a reboot. Where the message bus is what does not work, systemctl speaks to systemd past it.
+async fn reboot(systemd: &Systemd) -> Result<String, HostError> {
+    let Err(error) = systemd.reboot().await else { return Ok(String::new()) };
+    let past_the_bus = ["/usr/bin/systemctl", "--force", "reboot"].map(str::to_owned);
+    match command::run(past_the_bus.to_vec(), None, None, REBOOT_TIMEOUT_S).await {
+        Ok(_) => Ok(String::new()),
+        Err(_) => Err(error),
     }
 }

@@ -231,9 +231,12 @@ impl CoordinatorCore {
     pub(crate) fn is_only_api_of(&self, now: Now, cluster: &Cluster, planned: &BlueprintMachine) -> bool {
         let serves =
             |one: &BlueprintMachine| self.works(one) || self.serves(one, Role::Master) == Serves::Yes;
+        // One whose disk has lost who it is serves nobody, whoever answers.
         let says_no = || {
-            let heard = self.made(planned).is_some_and(Machine::is_heard);
-            heard && self.serves(planned, Role::Master) == Serves::No
+            self.made(planned).is_some_and(|machine| {
+                machine.is_heard() && self.serves(planned, Role::Master) == Serves::No
+                    || self.forgot_itself(machine).is_some()
+            })
         };
         let answers = || cluster.kube.answers(now) && self.may_serve(planned) && !says_no();
         let mut others = cluster.row.blueprint.with_role(Role::Master).filter(|other| other.id != planned.id);
@@ -275,16 +278,25 @@ impl CoordinatorCore {
 
     /// Whether a quorum may count on a member. One that is only silent may serve its clients all the same.
     fn may_count(&self, cluster: &Cluster, id: &MachineId) -> bool {
-        // One that was off and that power was asked for since may have it, though the answer was lost.
+        let mut perhaps = self.working(&cluster.row.blueprint);
+        let known = self.quorum_with(cluster, &perhaps);
+        // No member works without a quorum: where those that say so make none, one that is taken for dead serves with them.
+        let one_serves = known.has_any() && !known.holds();
         let dead = |machine: &Machine| match machine.verdict {
-            Verdict::Hung | Verdict::Missing => true,
-            Verdict::Off => machine.call.is_none() && machine.attempts == 0,
+            Verdict::Hung => !one_serves,
+            Verdict::Missing => true,
+            // One that was off and that power was asked for since may have it, though the answer was lost: until a list that
+            // was begun later has it as off.
+            Verdict::Off => {
+                let asked = machine.power_asked.or_else(|| machine.row.powering.then_some(self.started));
+                let seen_since = |asked: MonoTime| machine.seen_off >= Some(asked.plus(LIST_LAG_MAX));
+                machine.call.is_none() && asked.is_none_or(seen_since)
+            }
             _ => false,
         };
         let silent = |machine: &&Machine| {
             !machine.is_heard() && !dead(machine) && self.forgot_itself(machine).is_none()
         };
-        let mut perhaps = self.working(&cluster.row.blueprint);
         // Of the only one nothing is saved by leaving it as it is.
         if cluster.row.blueprint.with_role(Role::Etcd).count() > 1 {
             let silent = self.machines_of(&cluster.row.spec.name).filter(silent);

@@ -151,17 +151,22 @@ impl CoordinatorCore {
                     self.save_machine(&id);
                 }
             }
-            Some(PowerStep::AskAgain) => self.call_power_on(&id, cluster, incarnation),
+            Some(PowerStep::AskAgain) => _ = self.call_power_on(now, &id, cluster, incarnation),
+            // As long as there is no room for the call it stays as it is, fenced.
             Some(PowerStep::PowerOn) => {
-                self.count_power_on(now, &id);
-                self.begin_power(&id);
-                self.call_power_on(&id, cluster, incarnation);
-                self.save_machine(&id);
+                let has_room = self.call_power_on(now, &id, cluster, incarnation);
+                if has_room {
+                    self.count_power_on(now, &id);
+                    self.begin_power(&id);
+                    self.save_machine(&id);
+                }
             }
             Some(PowerStep::Rebuild) => {
-                self.begin_power(&id);
-                self.call_rebuild(planned, cluster);
-                self.save_machine(&id);
+                let has_room = self.call_rebuild(now, planned, cluster);
+                if has_room {
+                    self.begin_power(&id);
+                    self.save_machine(&id);
+                }
             }
         }
     }
@@ -220,18 +225,28 @@ impl CoordinatorCore {
         (machine.parting, machine.row.leaving_since) = (Parting::default(), None);
     }
 
-    fn call_rebuild(&mut self, planned: BlueprintMachine, cluster: ClusterName) {
+    fn call_rebuild(&mut self, now: Now, planned: BlueprintMachine, cluster: ClusterName) -> bool {
         let id = planned.id.clone();
         let token = self.token(&id, planned.incarnation);
-        let call = ProviderCall::Rebuild { machine: Box::new(planned), cluster, token };
-        let call = self.call(CallFor::PowerOn(id.clone()), call);
-        self.machines.get_mut(&id).into_iter().for_each(|machine| machine.call = call);
+        self.call_for_power(now, &id, ProviderCall::Rebuild { machine: Box::new(planned), cluster, token })
     }
 
-    fn call_power_on(&mut self, id: &MachineId, cluster: ClusterName, incarnation: Incarnation) {
-        let call = ProviderCall::PowerOn { machine: id.clone(), cluster, incarnation };
-        let call = self.call(CallFor::PowerOn(id.clone()), call);
-        self.machines.get_mut(id).into_iter().for_each(|machine| machine.call = call);
+    fn call_power_on(
+        &mut self,
+        now: Now,
+        id: &MachineId,
+        cluster: ClusterName,
+        incarnation: Incarnation,
+    ) -> bool {
+        self.call_for_power(now, id, ProviderCall::PowerOn { machine: id.clone(), cluster, incarnation })
+    }
+
+    /// Whether there was room for the call.
+    fn call_for_power(&mut self, now: Now, id: &MachineId, call: ProviderCall) -> bool {
+        let Some(call) = self.call(CallFor::PowerOn(id.clone()), call) else { return false };
+        let Some(machine) = self.machines.get_mut(id) else { return false };
+        (machine.call, machine.power_asked) = (Some(call), Some(now.mono));
+        true
     }
 
     /// Whether pods of a machine without power have still to be given up, so that they run elsewhere at once.

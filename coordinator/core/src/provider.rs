@@ -80,6 +80,7 @@ impl CoordinatorCore {
             }
             // That it is not there is for the list to say.
             (CallFor::PowerOn(machine), Err(failure)) => {
+                self.machines.get_mut(&machine).into_iter().for_each(|one| one.power_asked = Some(now.mono));
                 self.create_failed(now, &machine, ProviderFailure { remedy: Remedy::Retry, ..failure });
                 self.give_act_up(now, &machine);
             }
@@ -221,10 +222,9 @@ impl CoordinatorCore {
         self.notice_newer(&unowned);
         self.sweep_orphans(now, unowned);
         let begun = self.list_begun;
-        for seen in by_id.values().filter(|seen| seen.on) {
-            if let Some(machine) = self.machines.get_mut(&seen.machine) {
-                machine.seen_on = Some(begun);
-            }
+        for seen in by_id.values() {
+            let Some(machine) = self.machines.get_mut(&seen.machine) else { continue };
+            *(if seen.on { &mut machine.seen_on } else { &mut machine.seen_off }) = Some(begun);
         }
         let settled = self.machines.values().filter(|machine| {
             machine.call.is_none() && machine.on_since.is_none_or(|on| begun >= on.plus(LIST_LAG_MAX))

@@ -101,11 +101,17 @@ impl CoordinatorCore {
             return self.call_off_when_alive(now, id);
         }
         if self.repairs_for_long(now, machine) {
-            let cause = "its agent has been mending it for a while";
+            let (cause, what) = match notes_nothing(machine) {
+                true => (
+                    "its agent cannot note what it does: its disk is full, read-only, or hangs",
+                    "a person must look at its disk".to_owned(),
+                ),
+                false => ("its agent has been mending it for a while", Verdict::Repairing.to_string()),
+            };
             let began = self.began(id, Verdict::Repairing).unwrap_or(now.mono);
             self.open_incident(now, id, Verdict::Repairing);
             self.metrics.detected(FaultClass::Process, now.mono.since(began));
-            let outcome = format!("process fault: {}", Verdict::Repairing);
+            let outcome = format!("process fault: {what}");
             return self.note_repair(now, id, Severity::Warning, "FaultFound", cause, &outcome);
         }
         let hold = match self.next_action(now, machine) {
@@ -581,7 +587,7 @@ impl CoordinatorCore {
         if !matches!(machine.row.phase, MachinePhase::Missing { .. }) {
             machine.row.phase = MachinePhase::Off { since: now.wall };
         }
-        machine.off_since = Some(now.mono);
+        (machine.off_since, machine.power_asked) = (Some(now.mono), None);
         machine.evacuated = false;
         machine.after = None;
         let session = machine.session;
@@ -782,4 +788,12 @@ fn tried(machine: &Machine, action: RepairAction) -> bool {
 
 fn lease(machine: &Machine) -> LeaseSeen {
     machine.evidence.as_ref().map_or(LeaseSeen::Unknown, |evidence| evidence.lease)
+}
+
+/// Whether all that a machine runs is well, and its agent is not: its ledger cannot be written.
+fn notes_nothing(machine: &Machine) -> bool {
+    machine.health.as_ref().is_some_and(|health| {
+        health.state == NodeState::Degraded
+            && health.units.iter().all(|unit| unit.state == UnitState::Healthy)
+    })
 }

@@ -243,17 +243,25 @@ impl CoordinatorCore {
         let machine = self.made(planned).filter(|machine| machine.is_heard());
         let (Some(machine), true) = (machine, planned.roles.contains(&role)) else { return Serves::No };
         let beat = machine.session.and_then(|session| self.sessions.get(&session)?.heartbeat);
-        let stands = matches!(machine.link, LinkState::Connected { since, .. }
-            if self.last_look.wall.since(since) >= SESSION_SETTLES);
+        // A report may overtake the heartbeat that names it.
         let report =
-            machine.health.as_ref().zip(beat).filter(|(report, beat)| report.sequence == beat.report);
-        let Some((report, _)) = report.filter(|_| stands) else { return Serves::Unknown };
+            machine.health.as_ref().zip(beat).filter(|(report, beat)| report.sequence >= beat.report);
+        let Some((report, _)) = report.filter(|_| self.stands(planned)) else { return Serves::Unknown };
         let name = if role == Role::Etcd { ETCD_UNIT } else { API_UNIT };
         match report.units.iter().find(|unit| unit.name == name).map(|unit| &unit.state) {
             Some(UnitState::Healthy) => Serves::Yes,
             Some(UnitState::Starting) => Serves::Unknown,
             _ => Serves::No,
         }
+    }
+
+    /// Whether a machine is heard, and its session has stood for so long that its agent has seen what there is to see.
+    pub(crate) fn stands(&self, planned: &BlueprintMachine) -> bool {
+        let old = |machine: &Machine| {
+            matches!(machine.link, LinkState::Connected { since, .. }
+                if self.last_look.wall.since(since) >= SESSION_SETTLES)
+        };
+        self.made(planned).is_some_and(|machine| machine.is_heard() && old(machine))
     }
 
     /// Whether a machine is heard and says that its etcd member serves.

@@ -54,8 +54,12 @@ impl CoordinatorCore {
         let sent = SentConfig { generation: config.generation, services, etcd: self.etcd_of(name) };
         let Some(machine) = self.machines.get_mut(id) else { return };
         let Some(session) = machine.session else { return };
+        let has = |before: &SentConfig| machine.told >= Some(before.generation);
+        let same =
+            machine.row.sent.as_ref().is_some_and(|before| before.services == sent.services && has(before));
+        // What restarts nothing takes nothing away.
+        machine.sent_at = if same { machine.sent_at } else { Some(self.last_tick) };
         machine.told = Some(config.generation);
-        machine.sent_at = Some(self.last_tick);
         if machine.row.sent.as_ref() != Some(&sent) {
             machine.row.sent = Some(sent);
             self.save_machine(id);
@@ -167,13 +171,20 @@ impl CoordinatorCore {
         }
         let alone = || self.no_other_master(cluster, planned).filter(|_| cluster.row.first_ready.is_none());
         alone().or_else(|| self.unsettled(cluster, planned)).or_else(|| {
-            let quorum = Quorum::of(&self.standings(name), &self.lasting(&cluster.row.blueprint));
-            let risky = planned.roles.contains(&Role::Etcd)
-                && cluster.etcd.members.is_some()
-                && self.may_serve_others(planned);
-            let lacks = risky && quorum.outlives_loss(id).is_err() && quorum.needed() > 1;
+            let lacks = self.quorum_lacks(cluster, planned);
             lacks.then(|| self.member_that_lacks(cluster, id).unwrap_or_else(|| id.clone()))
         })
+    }
+
+    /// Whether etcd would lose its quorum while this member begins anew.
+    fn quorum_lacks(&self, cluster: &Cluster, planned: &BlueprintMachine) -> bool {
+        let risky = planned.roles.contains(&Role::Etcd)
+            && cluster.etcd.members.is_some()
+            && self.may_serve_others(planned);
+        let quorum =
+            || Quorum::of(&self.standings(&cluster.row.spec.name), &self.lasting(&cluster.row.blueprint));
+        let lacks = |quorum: Quorum| quorum.outlives_loss(&planned.id).is_err() && quorum.needed() > 1;
+        risky && lacks(quorum())
     }
 
     /// A member of etcd but `id` that votes and does not work, or is about to lose its power.
@@ -186,13 +197,15 @@ impl CoordinatorCore {
         standings.into_iter().find(lacks).map(|(other, _)| other)
     }
 
-    /// A master that shall work before this one, which works, begins anew; `None` when another one works.
+    /// A master that shall serve before this one, which does or has not had the time to say, begins anew; `None` when another
+    /// one serves.
     fn no_other_master(&self, cluster: &Cluster, planned: &BlueprintMachine) -> Option<MachineId> {
-        let serves = || self.works(planned) || self.serves(planned, Role::Master) == Serves::Yes;
-        let alone = planned.roles.contains(&Role::Master) && serves();
+        let serves =
+            |one: &BlueprintMachine| self.works(one) || self.serves(one, Role::Master) == Serves::Yes;
+        let alone = planned.roles.contains(&Role::Master) && (serves(planned) || !self.stands(planned));
         let mut others = cluster.row.blueprint.staying(Role::Master).filter(|other| other.id != planned.id);
         let first = others.next().filter(|_| alone)?;
-        let works = self.works(first) || others.any(|other| self.works(other));
+        let works = serves(first) || others.any(serves);
         (!works).then(|| first.id.clone())
     }
 
@@ -215,8 +228,12 @@ impl CoordinatorCore {
             let goes = planned.roles.contains(&Role::Master) && self.made(planned).is_some_and(fenced_soon);
             let lately = || self.was_sent_lately(planned);
             // Of two that are not settled themselves, the one that does not serve comes first: the other one may be all that is
-            // left. Whoever comes first waits for the other for no longer than that.
-            let first = || next_is_settled || self.order(planned) < self.order(next);
+            // left. Whoever comes first waits for the other for no longer than that. One that is not heard, or has just
+            // come back, does not say, and one that the quorum holds up is nobody to wait for.
+            let first = || {
+                let comes_first = || !self.stands(next) || self.order(planned) < self.order(next);
+                next_is_settled || comes_first() && !self.quorum_lacks(cluster, planned)
+            };
             let begins =
                 || !self.is_settled(planned) && ((serves && !planned.leaving && first()) || lately());
             // One that leaves holds up others only while it begins anew itself, and when it is about to go.

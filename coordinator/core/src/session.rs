@@ -497,7 +497,8 @@ fn severity(kind: EventKind) -> Severity {
         | EventKind::ActionFailed
         | EventKind::EventsDropped
         | EventKind::PeersLost
-        | EventKind::ClockWrong => Severity::Warning,
+        | EventKind::ClockWrong
+        | EventKind::RepairDue => Severity::Warning,
         EventKind::RepairWithheld | EventKind::RepairFailed | EventKind::Fenced => Severity::Alarm,
     }
 }

@@ -180,6 +180,10 @@ pub struct Machine {
     pub(crate) peers_asked: Option<MonoTime>,
     /// When the provider last listed it with power.
     pub(crate) seen_on: Option<MonoTime>,
+    /// When the provider last listed it without power.
+    pub(crate) seen_off: Option<MonoTime>,
+    /// When this process last asked for its power, or was told that it does not get it; `None` once it was fenced.
+    pub(crate) power_asked: Option<MonoTime>,
     /// When the infrastructure last failed to take its power away.
     pub(crate) fence_failed: Option<MonoTime>,
     /// Since when it is known to be without power.
@@ -251,6 +255,8 @@ impl Machine {
             silent_together: None,
             peers_asked: None,
             seen_on: None,
+            seen_off: None,
+            power_asked: None,
             fence_failed: None,
             off_since: None,
             evacuated: false,

@@ -179,8 +179,15 @@ fn of_the_control_plane_one_machine_is_repaired_at_a_time_and_never_at_the_cost_
     freeze(&mut world, "etcd-1");
     freeze(&mut world, "etcd-2");
     // The quorum is gone already and their disks stay: one after the other.
+    loses_quorum(&mut world, "etcd-3");
+    let mut steps = 0;
     while fenced(&world).len() < 2 {
         world.step();
+        steps += 1;
+        assert!(steps < 1_000, "{:?}", waits(&world));
+        if !world.fences.is_empty() && verdict(&world, "etcd-1") == Verdict::Well {
+            has_quorum(&mut world, "etcd-3");
+        }
     }
     assert!(powered(&world, "etcd-1") && verdict(&world, "etcd-1") == Verdict::Well);
     world.run(200);

@@ -267,3 +267,73 @@ fn a_member_that_may_have_its_power_back_counts_for_the_quorum() {
         "{held:?}"
     );
 }
+
+/// No etcd member works alone: one of the two that nobody reaches serves with it, whatever they are taken for (seed 2003).
+#[test]
+fn what_a_member_has_its_quorum_with_keeps_its_power() {
+    let mut world = ready("ha");
+    freeze(&mut world, "etcd-2");
+    freeze(&mut world, "etcd-3");
+    world.run(200);
+    assert_eq!(verdict(&world, "etcd-2"), Verdict::Hung);
+    assert!(world.fences.is_empty(), "{:?}", world.fences);
+    loses_quorum(&mut world, "etcd-1");
+    world.run(20);
+    assert_eq!(world.fences.len(), 1, "{:?}", waits(&world));
+}
+
+/// Two hosts are broken for good. Both disks may be elsewhere, and there is nothing left to lose.
+#[test]
+fn members_that_get_no_power_are_rebuilt_though_the_quorum_is_lost() {
+    let mut world = ready("ha");
+    world.refuse_power =
+        Some(ProviderFailure { remedy: Remedy::Retry, text: "its host is broken".to_owned() });
+    for name in ["etcd-1", "etcd-2"] {
+        world.machines.get_mut(&id(name)).unwrap().power_off();
+    }
+    loses_quorum(&mut world, "etcd-3");
+    let begun = |world: &World| {
+        let rebuilds = |event: &&keelson_model::FleetEvent| event.outcome == "rebuild";
+        world.events.iter().filter(|event| event.reason == "RepairBegun").filter(rebuilds).count()
+    };
+    world.run(1_000);
+    assert!(begun(&world) >= 1, "{:?}", waits(&world));
+}
+
+/// Its session stands and its heartbeats are lost: what it serves is not known (seeds 142 and 2118).
+#[test]
+fn the_last_api_server_is_not_begun_anew_while_nobody_hears_it() {
+    let mut world = ready("ha");
+    for master in ["master-2", "master-3"] {
+        fell(&mut world, master, down());
+    }
+    world.run(400);
+    world.scale("demo", "etcd", 5);
+    world.mute.insert(id("master-1"));
+    for _ in 0..1_000 {
+        world.step();
+        assert!(!is_current(&world, "master-1"), "{:?}", waits(&world));
+    }
+}
+
+/// All sessions are new, and nobody has said yet what it serves.
+#[test]
+fn the_last_api_server_is_not_begun_anew_as_soon_as_it_is_back() {
+    let mut world = ready("ha");
+    for master in ["master-2", "master-3"] {
+        fell(&mut world, master, down());
+    }
+    world.run(400);
+    world.lose_configs.insert(id("master-1"));
+    world.scale("demo", "etcd", 5);
+    world.run(1_000);
+    world.lose_configs.clear();
+    world.restart();
+    for _ in 0..1_000 {
+        world.step();
+        for master in ["master-2", "master-3"] {
+            world.tell_unit(&id(master), API, down());
+        }
+        assert!(!is_current(&world, "master-1"), "{:?}", waits(&world));
+    }
+}

@@ -59,6 +59,12 @@ impl Quorum {
         self.working.len() >= self.needed()
     }
 
+    /// Whether any member works.
+    #[must_use]
+    pub fn has_any(&self) -> bool {
+        !self.working.is_empty()
+    }
+
     /// Whether there would be a quorum with one more member that votes and does not work yet. etcd adds none before, learners
     /// included, but for a member that is alone (`isConnectedToQuorumAfterAddingNewMemberSince` of etcd 3.7.3).
     #[must_use]

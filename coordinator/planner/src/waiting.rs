@@ -134,7 +134,7 @@ fn link_waits(
     // All that it runs is well, and the agent says that it is not: it cannot note what it does.
     let degraded = machine.health.as_ref().is_some_and(|health| health.state == NodeState::Degraded);
     if waits.is_empty() && degraded {
-        let state = "cannot write its ledger: is the disk full, or read-only?".to_owned();
+        let state = "cannot write its ledger: is the disk full, or read-only, or does it hang?".to_owned();
         return vec![WaitingOn::Unit { machine: id.clone(), unit: AGENT_UNIT.to_owned(), state }];
     }
     if waits.is_empty() { wait_for_config() } else { waits }

@@ -311,6 +311,7 @@ fn events() -> Vec<AgentEvent> {
         EventKind::Fenced,
         EventKind::FenceLifted,
         EventKind::ClockWrong,
+        EventKind::RepairDue,
     ];
     let event = |(sequence, kind)| AgentEvent {
         sequence,
@@ -565,7 +566,8 @@ const _: fn(&EventKind) = |kind| match kind {
     | EventKind::RepairFailed
     | EventKind::Fenced
     | EventKind::FenceLifted
-    | EventKind::ClockWrong => {}
+    | EventKind::ClockWrong
+    | EventKind::RepairDue => {}
 };
 const _: fn(&UnitKind) = |kind| match kind {
     UnitKind::Exec | UnitKind::Notify | UnitKind::Oneshot | UnitKind::Check => {}

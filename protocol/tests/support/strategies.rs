@@ -203,6 +203,7 @@ fn event() -> impl Strategy<Value = AgentEvent> {
         EventKind::Fenced,
         EventKind::FenceLifted,
         EventKind::ClockWrong,
+        EventKind::RepairDue,
     ];
     (any::<u64>(), wall(), select(kinds), text(), text(), text()).prop_map(
         |(sequence, at, kind, subject, cause, outcome)| AgentEvent {

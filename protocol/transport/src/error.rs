@@ -115,6 +115,9 @@ pub(crate) fn is_certificate_failure(error: &ConnectionError) -> bool {
 impl From<ConnectionError> for LinkError {
     fn from(error: ConnectionError) -> Self {
         match error {
+            ConnectionError::TransportError(error) if alert_of(error.code) == Some(ALERT_EXPIRED) => {
+                Self::NotTrusted { why: format!("{}; is this machine's clock right (NTP)?", error.reason) }
+            }
             ConnectionError::TransportError(error) if alert_of(error.code).is_some() => {
                 Self::NotTrusted { why: error.reason }
             }

@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use keelson_e2e::{Installation, wait_for};
+use rcgen::{CertificateParams, KeyPair, date_time_ymd};
 use serde_json::Value;
 
 const WORKER: &str = "demo-worker-2";
@@ -62,6 +63,37 @@ fn a_kubelet_with_a_damaged_state_file_decides_anew() -> Result<()> {
         &format!("! grep -q damaged {file} && systemctl is-active kubelet"),
         "kubelet-files",
     )
+}
+
+/// As after a long time without power: what the kubelet shows the API server is over, and its key is the right one.
+#[test]
+fn a_certificate_that_has_expired_is_replaced() -> Result<()> {
+    let installation = Installation::open()?;
+    installation.wait_ready("demo")?;
+    let shell = |script: &str| installation.on_machine(WORKER, &["sh", "-c", script]);
+    let file = format!("{PKI}/kubelet-server");
+    let key = KeyPair::from_pem(&shell(&format!("cat {file}.key"))?)?;
+    let mut expired = CertificateParams::default();
+    (expired.not_before, expired.not_after) = (date_time_ymd(2020, 1, 1), date_time_ymd(2021, 1, 1));
+    let expired = expired.self_signed(&key)?.pem();
+    shell(&format!("printf '%s' '{expired}' > {file}.crt"))?;
+    wait_for("another certificate", || {
+        ensure!(shell(&format!("cat {file}.crt"))? != expired, "it is still the one that expired");
+        Ok(())
+    })?;
+    wait_for("the event", || {
+        let events = installation.keelson_json(&["events", "--machine", WORKER])?;
+        let items = events["items"].as_array().context("the list of events has no items")?;
+        let cause = "kubelet-server: two thirds of its life are over";
+        let told = |event: &Value| event["reason"] == "CertificateIssued" && event["cause"] == cause;
+        ensure!(items.iter().any(told), "{events}");
+        Ok(())
+    })?;
+    let through_api = format!("/api/v1/nodes/{WORKER}/proxy/healthz");
+    wait_for("the API server to trust the kubelet", || {
+        installation.kubectl(&["get", "--raw", &through_api]).map(|_| ())
+    })?;
+    installation.wait_ready("demo")
 }
 
 /// What a program leaves behind that was killed: its socket, and the lock of its database. Neither stands in anybody's way.

@@ -148,7 +148,9 @@ impl World {
             .map_or(0, |row| row.blueprint.machines.values().filter(|machine| machine.is_node()).count());
         let most = (planned * DRAINED_PERCENT_MAX / 100).max(1);
         let Some(mut out) = self.kubes.get_mut(name).and_then(|kube| kube.drain_asked(node)) else { return };
-        let taken = self.taken_of(name).filter(|other| other.is_node() && other.id != *node);
+        // One that has left, with all its pods, keeps nobody waiting.
+        let left = |other: &BlueprintMachine| self.by_id.get(&other.id).is_some_and(|ix| self.has_left(*ix));
+        let taken = self.taken_of(name).filter(|other| other.is_node() && other.id != *node && !left(other));
         out.extend(taken.map(|other| other.id.clone()));
         if out.len() + 1 > most {
             let out: Vec<&str> = out.iter().map(MachineId::as_str).collect();

@@ -216,21 +216,25 @@ impl World {
         }
     }
 
-    /// Who could tell of a machine that is not heard that it works.
+    /// Who could tell of a machine that is not heard that it works. That some of its zone are not heard either says nothing as
+    /// long as others are.
     fn voucher(&self, ix: Ix) -> Option<Voucher> {
         let machine = &self.machines[ix];
-        let knows = |other: &Ix| {
-            let Machine { cluster, zone, .. } = &self.machines[*other];
+        let (mut silent, mut heard) = (false, false);
+        for other in self.by_id.values().copied().filter(|other| *other != ix && self.works(ix)) {
+            let Machine { cluster, zone, .. } = &self.machines[other];
             let (peer, neighbour) = (*cluster == machine.cluster, *zone == machine.zone);
-            let able = *other != ix && (peer || neighbour) && self.works(*other) && self.connects(ix, *other);
-            match able.then(|| self.is_well(*other)) {
-                Some(true) if peer => Some(Voucher::Peer),
-                Some(false) if neighbour => Some(Voucher::Zone),
-                _ => None,
+            if !(peer || neighbour) || !self.works(other) {
+                continue;
             }
-        };
-        let known = self.works(ix).then(|| self.by_id.values().filter_map(knows)).into_iter().flatten();
-        known.min_by_key(|voucher| *voucher == Voucher::Zone)
+            let (is_heard, connects) = (self.is_well(other), self.connects(ix, other));
+            if peer && is_heard && connects {
+                return Some(Voucher::Peer);
+            }
+            heard |= neighbour && is_heard;
+            silent |= neighbour && !is_heard && connects;
+        }
+        (silent && !heard).then_some(Voucher::Zone)
     }
 
     /// The repair of a machine begins: nobody may have known that it works.
@@ -265,7 +269,7 @@ impl World {
 
     /// Whether a machine leaves its cluster and has no pod any more, or the whole cluster goes: the next thing is that its
     /// power does.
-    fn has_left(&self, ix: Ix) -> bool {
+    pub(crate) fn has_left(&self, ix: Ix) -> bool {
         let machine = &self.machines[ix];
         if self.store.clusters.get(&machine.cluster).is_none_or(|row| !row.wanted) {
             return true;

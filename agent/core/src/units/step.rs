@@ -357,12 +357,14 @@ impl UnitRun {
         (self.vain, self.spent) = (Tally::default(), Tally::default());
     }
 
-    /// The machine itself is in its way no more. What it did not do meanwhile says nothing, and it need not wait any longer.
+    /// The machine itself is in its way no more. What it did not do meanwhile says nothing, and one that was given up need not
+    /// wait any longer. What was spent stays so: it may have been in its own way, by its appetite for memory.
     fn relieved(&mut self) {
         self.falls = 0;
-        self.repairs.clear();
-        self.failures = Backoff::default();
         self.needs_failed = true;
+        if self.withheld {
+            self.repairs.clear();
+        }
     }
 
     /// It is held down until `on`; then it begins anew. What was in vain before is not forgotten, and the time since counts for

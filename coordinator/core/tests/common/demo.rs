@@ -4,6 +4,7 @@ use keelson_coordinator_core::{
     ClusterState, CommandError, Machine, Override, ProviderFailure, Remedy, RepairRequest,
 };
 use keelson_model::{RepairAction, Verdict};
+use keelson_protocol::health::{NodeState, UnitState};
 use keelson_protocol::{Incarnation, MachineId};
 
 use super::{World, named};
@@ -91,4 +92,19 @@ pub(crate) fn pool(world: &World, pool: &str) -> Vec<String> {
 /// What the cluster waits for.
 pub(crate) fn waits(world: &World) -> Vec<String> {
     world.core.waiting(&"demo".parse().unwrap(), world.now()).iter().map(ToString::to_string).collect()
+}
+
+/// Says of a machine with etcd that its member has no quorum.
+pub(crate) fn loses_quorum(world: &mut World, name: &str) {
+    world.says.insert(id(name), NodeState::Degraded);
+    world.step();
+    let why = "connection refused".to_owned();
+    world.tell_unit(&id(name), "etcd.service", UnitState::Unhealthy { why });
+}
+
+/// Says of a machine with etcd that its member serves.
+pub(crate) fn has_quorum(world: &mut World, name: &str) {
+    if world.says.remove(&id(name)).is_some() {
+        world.tell_unit(&id(name), "etcd.service", UnitState::Healthy);
+    }
 }

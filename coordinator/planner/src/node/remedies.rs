@@ -54,8 +54,9 @@ const SETTLE_S: u16 = 180;
 const FULL_PERCENT: u8 = 85;
 /// A person must make room from here on.
 const FULL_ALARM_PERCENT: u8 = 90;
-/// A fleet whose kubelets all fall begins to end pods over this time.
-const HARSHER_SPREAD_S: u16 = 600;
+/// A fleet whose kubelets all fall begins to end pods over this time. It is over before ten starts were in vain, which takes
+/// five minutes and brings the coordinator to take the machine's power.
+const HARSHER_SPREAD_S: u16 = 240;
 /// Logs that programs have set aside are of use for a day.
 const LOG_AGE_S: u32 = 24 * 3600;
 /// The journal keeps so much when room runs short; its own limit is 256 MB.
