@@ -37,6 +37,8 @@ pub(crate) struct Heard {
     pub(crate) may_follow: bool,
     /// Whether the cluster has no other machine that could be asked, and its API server does not answer either.
     pub(crate) alone_and_dark: bool,
+    /// How long ago a peer last reached it since it fell silent.
+    pub(crate) reached_for: Option<Duration>,
     /// Whether it was switched on long ago and never asked for its certificate.
     pub(crate) unborn: bool,
 }
@@ -86,7 +88,9 @@ pub(crate) fn judge(evidence: &Evidence, heard: Heard) -> Verdict {
     // Without another machine in its zone nothing tells a broken zone from a broken machine, so that takes longer.
     let patience =
         if evidence.zone_heard > 0 && !heard.alone_and_dark { HUNG_AFTER } else { HUNG_ALONE_AFTER };
-    if evidence.power == PowerSeen::On && nobody && silent_for >= patience && !heard.may_follow {
+    // Silent to its peers as well, and for as long: where a whole zone falls silent, they are the first to notice.
+    let silent = silent_for >= patience && heard.reached_for.is_none_or(|ago| ago >= patience);
+    if evidence.power == PowerSeen::On && nobody && silent && !heard.may_follow {
         return Verdict::Hung;
     }
     Verdict::Undecided
@@ -165,9 +169,15 @@ impl CoordinatorCore {
             forgot_for: self.forgot_itself(machine).map(|since| now.mono.since(since)),
             may_follow: self.may_follow(now, machine),
             alone_and_dark: self.is_alone_and_dark(machine),
+            reached_for: machine.reached_at.map(|at| now.mono.since(at)),
             unborn: is_unborn(now, machine),
         };
         let verdict = judge(&evidence, heard);
+        if evidence.peers.reached > 0
+            && let Some(machine) = self.machines.get_mut(id)
+        {
+            machine.reached_at = Some(now.mono);
+        }
         self.gather(now, id, verdict);
         self.judged(now, id, verdict, evidence);
         self.reconcile_repair(now, id, census);
@@ -399,6 +409,7 @@ mod tests {
             forgot_for: None,
             may_follow: false,
             alone_and_dark: false,
+            reached_for: None,
             unborn: false,
         };
         change(&mut evidence, &mut heard);
@@ -451,6 +462,20 @@ mod tests {
             evidence.lease = LeaseSeen::Fresh;
         };
         check(60, |evidence, _| lease(evidence), Verdict::CutOff);
+    }
+
+    /// A zone that is cut off falls silent for peers a moment before it does for the coordinator (seed 3656).
+    #[test]
+    fn who_was_reached_a_moment_ago_is_not_hung_yet() {
+        let reached = |seconds, expected| {
+            let with = |evidence: &mut Evidence, heard: &mut Heard| {
+                evidence.peers.silent = 3;
+                heard.reached_for = Some(Duration::from_secs(seconds));
+            };
+            check(60, with, expected);
+        };
+        reached(2, Verdict::Undecided);
+        reached(11, Verdict::Hung);
     }
 
     #[test]

@@ -168,10 +168,13 @@ impl CoordinatorCore {
                 .any(|other| self.works(other) && (self.is_settled(other) || !self.was_sent_lately(other)))
     }
 
-    /// Whether a machine may serve its users: it is not known to be without power, hung or gone.
+    /// Whether a machine may serve its users: it is not known to be without power, hung or gone. The verdict on one that is heard
+    /// again may be of before.
     pub(crate) fn may_serve(&self, planned: &BlueprintMachine) -> bool {
         let dead = |verdict| matches!(verdict, Verdict::Hung | Verdict::Off | Verdict::Missing);
-        self.made(planned).is_some_and(|machine| machine.row.fenced.is_none() && !dead(machine.verdict))
+        self.made(planned).is_some_and(|machine| {
+            machine.row.fenced.is_none() && (machine.is_heard() || !dead(machine.verdict))
+        })
     }
 
     /// Whether the pods of a worker that leaves would have nowhere to go: most of the workers that stay do not work, or

@@ -178,6 +178,8 @@ pub struct Machine {
     pub(crate) silent_together: Option<MonoTime>,
     /// When peers were last asked about it.
     pub(crate) peers_asked: Option<MonoTime>,
+    /// When peers last reached it while it was not heard.
+    pub(crate) reached_at: Option<MonoTime>,
     /// When the provider last listed it with power.
     pub(crate) seen_on: Option<MonoTime>,
     /// When the provider last listed it without power.
@@ -254,6 +256,7 @@ impl Machine {
             suspected: None,
             silent_together: None,
             peers_asked: None,
+            reached_at: None,
             seen_on: None,
             seen_off: None,
             power_asked: None,

@@ -112,6 +112,11 @@ impl World {
         }
         machine.taken_by_us.member &= name != ETCD;
         machine.taken_by_us.api &= name != API_SERVER;
+        if name == API_SERVER {
+            // It may not live long enough to be seen by the next sample.
+            self.sample_api(ix);
+        }
+        let machine = &mut self.machines[ix];
         if machine.random.chance(permille) {
             let wait = machine.random.between(CRASH_MS.0, CRASH_MS.1);
             self.unit_due(ix, name, wait);
