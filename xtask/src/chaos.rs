@@ -50,11 +50,11 @@ pub(crate) struct ChaosArgs {
     fixed: bool,
     /// Only faults of these kinds, with commas between them: kill, power-off, freeze, hang, cut-coordinator, cut-one-way,
     /// cut-all, cut-zone, kill-unit, stop-unit, corrupt-file, delete-file, kill-coordinator, kill-forwarder, vanish, fill-disk,
-    /// old-logs, kill-shim.
+    /// old-logs, many-logs, kill-shim.
     #[arg(long)]
     kinds: Option<String>,
-    /// Give machines disks in memory of so many bytes, so that `fill-disk` and `old-logs` come too. Filled ones take that much of the host's
-    /// memory. Two gigabytes in an installation that is made for the run; one that is there keeps what it was made with.
+    /// Give machines disks in memory of so many bytes, so that `fill-disk`, `old-logs` and `many-logs` come too. Filled ones take that
+    /// much of the host's memory. Two gigabytes in an installation that is made for the run; one that is there keeps what it was made with.
     #[arg(long, value_name = "BYTES")]
     fault_disk_bytes: Option<u64>,
     /// Form of the result on standard output; progress goes to standard error.

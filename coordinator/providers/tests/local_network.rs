@@ -298,6 +298,8 @@ async fn disks_are_filled_only_where_the_host_is_safe() {
     assert!(safe.var(id, "boots").is_some(), "this disk too survives a reboot");
     bench.free_disk(id).unwrap();
     std::fs::write(&file, [0; 4096]).unwrap();
+    let disk = nix::sys::statvfs::statvfs(&safe.machine_dir(id).join("var")).unwrap();
+    assert_eq!(disk.files(), DISK_BYTES / 16_384, "inodes run out as on a disk");
     safe.destroy();
 
     let host = Host::new().await;

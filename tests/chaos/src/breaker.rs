@@ -28,10 +28,16 @@ const BOOT: [&str; 4] = ["systemctl", "show", "--value", "--property=UserspaceTi
 const PID_FILE: &str = "coordinator.pid";
 /// What a filled disk has left, in bytes.
 const LEFT_BYTES: u64 = 0;
-/// Logs that were set aside, and how to make them: two days old, and so many that nine tenths of the disk are used.
-const OLD_LOGS: &str = "/var/log/keelson-chaos.log.1";
-const MAKE_OLD_LOGS: &str = "set -e; read -r size used <<END\n$(df -B1 --output=size,used /var | tail -1)\nEND\n\
-    fallocate -l $((size * 9 / 10 - used)) \"$1\"; touch -d '2 days ago' \"$1\"";
+/// Where logs are that were set aside two days ago.
+const OLD_LOGS: &str = "/var/log/keelson-chaos";
+/// Makes one so large that nine tenths of the disk are used.
+const MAKE_LARGE_LOG: &str = "set -e; read -r all used <<END\n$(df -B1 --output=size,used /var | tail -1)\nEND\n\
+    mkdir -p \"$1\"; cd \"$1\"; fallocate -l $((all * 9 / 10 - used)) x.log.1; touch -d '2 days ago' x.log.1";
+/// Makes so many empty ones that nine tenths of the inodes are used.
+const MAKE_MANY_LOGS: &str = "set -e; read -r all used <<END\n$(df --output=itotal,iused /var | tail -1)\nEND\n\
+    mkdir -p \"$1\"; cd \"$1\"; seq -f x.log.%.0f $((all * 9 / 10 - used)) | xargs touch -d '2 days ago'";
+/// A disk has room when less than this is used, in percent, of its blocks and of its inodes.
+const FULL_PERCENT: u8 = 85;
 /// The processes that stand between containerd and pods, one in a line. The kernel keeps 15 letters of a name.
 const SHIMS: &str = "for of in /proc/[0-9]*; do read -r name <$of/comm && [ \"$name\" = containerd-shim ] && \
     echo ${of#/proc/}; done 2>/dev/null; true";
@@ -88,9 +94,8 @@ impl<'a> Breaker<'a> {
             (Target::Machine(id), Kind::Freeze | Kind::Hang) => self.bench.freeze(&machine(id)?)?,
             (Target::Machine(id), Kind::Vanish) => self.bench.vanish(&machine(id)?)?,
             (Target::Machine(id), Kind::FillDisk) => self.bench.fill_disk(&machine(id)?, LEFT_BYTES)?,
-            (Target::Machine(id), Kind::OldLogs) => {
-                drop(self.installation.on(id, &["sh", "-c", MAKE_OLD_LOGS, "sh", OLD_LOGS])?);
-            }
+            (Target::Machine(id), Kind::OldLogs) => self.make_old_logs(id, MAKE_LARGE_LOG)?,
+            (Target::Machine(id), Kind::ManyLogs) => self.make_old_logs(id, MAKE_MANY_LOGS)?,
             (Target::Machine(id), Kind::KillShim) => {
                 let shims = self.shims(id)?;
                 let shim = shims.lines().next().with_context(|| format!("no pod runs on {id}"))?;
@@ -120,7 +125,9 @@ impl<'a> Breaker<'a> {
                 let _ = self.bench.thaw(&machine(id)?);
             }
             Target::Machine(id) if fault.kind == Kind::FillDisk => self.free_disk(&machine(id)?)?,
-            Target::Machine(id) if fault.kind == Kind::OldLogs => self.remove_old_logs(id)?,
+            Target::Machine(id) if matches!(fault.kind, Kind::OldLogs | Kind::ManyLogs) => {
+                self.remove_old_logs(id)?;
+            }
             Target::Machine(_) | Target::Zone(_) => {
                 if let Some(cut) = cut(fault)? {
                     self.bench.mend(&cut)?;
@@ -164,8 +171,12 @@ impl<'a> Breaker<'a> {
         }
     }
 
+    fn make_old_logs(&self, id: &str, script: &str) -> Result<()> {
+        self.installation.on(id, &["sh", "-c", script, "sh", OLD_LOGS]).map(drop)
+    }
+
     fn remove_old_logs(&self, id: &str) -> Result<()> {
-        self.installation.on(id, &["rm", "--force", OLD_LOGS]).map(drop)
+        self.installation.on(id, &["rm", "--recursive", "--force", OLD_LOGS]).map(drop)
     }
 
     /// Why a fault cannot be called mended as far as it itself is concerned. `has_ended`: its cause was taken away.
@@ -183,8 +194,8 @@ impl<'a> Breaker<'a> {
             (Target::Machine(id), Kind::Freeze) => has_ended || is_booted(id)?,
             (Target::Machine(id), Kind::Kill | Kind::PowerOff | Kind::Hang) => is_booted(id)?,
             (Target::Machine(id), Kind::Vanish) => self.incarnation(id)? > before.incarnation,
-            (Target::Machine(id), Kind::OldLogs) => {
-                self.installation.on(id, &["find", "/var/log", "-path", OLD_LOGS])?.is_empty()
+            (Target::Machine(id), Kind::OldLogs | Kind::ManyLogs) => {
+                has_room(&self.installation.on(id, &["df", "--output=pcent,ipcent", "/var"])?)
             }
             (Target::Machine(id), Kind::KillShim) => {
                 let shims = self.shims(id)?;
@@ -371,9 +382,24 @@ fn carried(text: &str, inside: &[String]) -> u64 {
     text.lines().filter_map(one).sum()
 }
 
+/// Whether less is used than what calls for room, by what `df --output=pcent,ipcent` says.
+fn has_room(text: &str) -> bool {
+    let used = |word: &str| word.strip_suffix('%').and_then(|word| word.parse::<u8>().ok());
+    let words = text.lines().last().unwrap_or_default().split_whitespace();
+    words.map(used).all(|used| used.is_some_and(|used| used < FULL_PERCENT))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn room_is_that_of_blocks_and_of_inodes() {
+        let said = |blocks: &str, inodes: &str| format!("Use% IUse%\n {blocks}   {inodes}\n");
+        assert!(has_room(&said("84%", "3%")));
+        assert!(!has_room(&said("85%", "3%")) && !has_room(&said("12%", "91%")));
+        assert!(!has_room(&said("12%", "-")));
+    }
 
     #[test]
     fn only_connections_from_outside_are_counted() {

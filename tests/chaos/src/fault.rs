@@ -59,6 +59,8 @@ pub(crate) enum Kind {
     FillDisk,
     /// Logs that were set aside fill the disk of an etcd machine or a master to nine tenths, until its agent makes room.
     OldLogs,
+    /// Empty logs that were set aside use nine tenths of such a disk's inodes, until its agent makes room.
+    ManyLogs,
     /// The process is killed that stands between containerd and a pod of a worker.
     KillShim,
 }
@@ -84,6 +86,7 @@ impl Kind {
             | Self::DeleteFile
             | Self::FillDisk
             | Self::OldLogs
+            | Self::ManyLogs
             | Self::KillShim
             | Self::KillForwarder
             | Self::KillCoordinator => Allowed::Nothing,
@@ -93,6 +96,11 @@ impl Kind {
             }
             Self::Vanish => Allowed::Everything,
         }
+    }
+
+    /// Whether it uses up a disk, which must not be the host's.
+    pub(crate) fn needs_a_limited_disk(self) -> bool {
+        matches!(self, Self::FillDisk | Self::OldLogs | Self::ManyLogs)
     }
 
     /// Whether a machine stands still, cannot be reached or is gone, so that a repair costs it one of its few acts in an hour.
@@ -227,8 +235,7 @@ impl Draw {
     /// A draw of these kinds; of all when none is named. The host's own disk is never filled.
     pub(crate) fn new(seed: u64, kinds: &[Kind], disks: Disks) -> Self {
         let kinds = if kinds.is_empty() { Kind::value_variants() } else { kinds };
-        let is_possible =
-            |kind: &Kind| !matches!(kind, Kind::FillDisk | Kind::OldLogs) || disks == Disks::Limited;
+        let is_possible = |kind: &Kind| !kind.needs_a_limited_disk() || disks == Disks::Limited;
         let kinds = kinds.iter().copied().filter(is_possible).collect();
         Self {
             random: ChaCha8Rng::seed_from_u64(seed),
@@ -279,7 +286,7 @@ impl Draw {
         let is_possible = |kind: &Kind| match kind {
             Kind::Vanish => !may_vanish.is_empty(),
             Kind::FillDisk => !others.is_empty(),
-            Kind::OldLogs => !never_filled.is_empty(),
+            Kind::OldLogs | Kind::ManyLogs => !never_filled.is_empty(),
             Kind::KillShim => !runs_pods.is_empty(),
             _ => true,
         };
@@ -296,7 +303,7 @@ impl Draw {
                 Target::Machine(id)
             }
             Kind::KillForwarder => Target::Forwarder,
-            Kind::FillDisk | Kind::OldLogs => {
+            Kind::FillDisk | Kind::OldLogs | Kind::ManyLogs => {
                 let possible = if kind == Kind::FillDisk { &others } else { &never_filled };
                 let id = self.victim(possible, kind).id;
                 self.filled.insert(id.clone());
@@ -427,13 +434,13 @@ mod tests {
 
     #[test]
     fn an_agent_is_asked_to_make_room_once() {
-        let steps = steps(5, &[Kind::OldLogs, Kind::FillDisk, Kind::KillUnit], 200);
+        let steps = steps(5, &[Kind::OldLogs, Kind::ManyLogs, Kind::FillDisk, Kind::KillUnit], 200);
         let mut filled = BTreeSet::new();
         let mut logs = 0;
         for fault in steps.iter().flatten().filter(|fault| fault.kind != Kind::KillUnit) {
             let fresh = filled.insert(fault.machine().unwrap());
             assert!(fresh || fault.kind == Kind::FillDisk, "{fault:?}");
-            logs += usize::from(fault.kind == Kind::OldLogs);
+            logs += usize::from(fault.kind != Kind::FillDisk);
         }
         assert!(logs > 0 && filled.len() == 6, "{logs} of {filled:?}");
     }
@@ -451,8 +458,8 @@ mod tests {
 
     #[test]
     fn the_disk_of_the_host_is_never_filled() {
-        let mut draw = Draw::new(1, &[Kind::FillDisk, Kind::OldLogs], Disks::OfTheHost);
+        let mut draw = Draw::new(1, &[Kind::FillDisk, Kind::OldLogs, Kind::ManyLogs], Disks::OfTheHost);
         let steps: Vec<_> = (0..50).flat_map(|_| draw.step(&machines())).collect();
-        assert!(steps.iter().all(|fault| !matches!(fault.kind, Kind::FillDisk | Kind::OldLogs)));
+        assert!(steps.iter().all(|fault| !fault.kind.needs_a_limited_disk()));
     }
 }

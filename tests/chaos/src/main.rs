@@ -100,7 +100,7 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> Result<()> {
-    let fills = arguments.kinds.iter().any(|kind| matches!(kind, Kind::FillDisk | Kind::OldLogs));
+    let fills = arguments.kinds.iter().any(|kind| kind.needs_a_limited_disk());
     ensure!(
         !fills || arguments.fault_disk_bytes.is_some(),
         "disks of this installation are the host's, which must not be filled; add --fault-disk-bytes"

@@ -19,6 +19,9 @@ pub(crate) const LAYERS_MAX: usize = 400;
 /// Most mounts stacked on one of our mount points before we call it a defect.
 const STACKED_MAX: usize = 16;
 
+/// A disk has one inode for so many bytes, as ext4 gives it without being asked (`inode_ratio` of mke2fs.conf(5)).
+const BYTES_PER_INODE: u64 = 16_384;
+
 /// One line of mountinfo, as far as it matters here (proc_pid_mountinfo(5)).
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Mount {
@@ -112,7 +115,7 @@ pub(crate) fn mount_tmpfs(point: &Path, bytes_max: u64) -> Result<(), LocalError
     if is_own_mount(point)? {
         return Ok(());
     }
-    let options = format!("size={bytes_max},mode=755");
+    let options = format!("size={bytes_max},nr_inodes={},mode=755", bytes_max.div_ceil(BYTES_PER_INODE));
     mount(Some("keelson"), point, Some("tmpfs"), MsFlags::empty(), Some(options.as_str()))
         .map_err(LocalError::kernel(format!("mount a disk of {bytes_max} bytes on {}", point.display())))?;
     make_private(point)
