@@ -22,12 +22,14 @@ pub(crate) async fn serve(request: BulkRequest, stream: BulkStream, status: Agen
             send_journal(JournalRequest { unit, lines, follow }, stream).await
         }
         BulkRequest::Status => send_status(&status, stream).await,
-        BulkRequest::Shell { command, terminal, .. } if terminal.is_empty() => match start_piped(&command) {
-            Ok(child) => run_piped(child, stream).await,
-            Err(error) => stream.refuse(&chain(&error)).await,
-        },
+        BulkRequest::Shell { command, terminal, .. } if terminal.is_empty() => {
+            match start_piped(&command).await {
+                Ok(child) => run_piped(child, stream).await,
+                Err(error) => stream.refuse(&chain(&error)).await,
+            }
+        }
         BulkRequest::Shell { command, terminal, rows, columns } => {
-            match Terminal::start(&command, &terminal, rows, columns) {
+            match Terminal::start(&command, &terminal, rows, columns).await {
                 Ok(terminal) => run_shell(terminal, stream).await,
                 Err(error) => stream.refuse(&chain(&error)).await,
             }
@@ -57,7 +59,7 @@ async fn send_status(status: &AgentStatus, mut stream: BulkStream) -> Result<(),
 }
 
 async fn send_journal(request: JournalRequest, mut stream: BulkStream) -> Result<(), BulkError> {
-    let mut child = match journal(&request) {
+    let mut child = match journal(&request).await {
         Ok(child) => child,
         Err(error) => return stream.refuse(&error.chain()).await,
     };

@@ -44,11 +44,11 @@ const GOODBYE: Duration = Duration::from_millis(500);
 const FILES_SETTLE: Duration = Duration::from_millis(200);
 /// The least time between two looks that changes of files lead to.
 const FILES_PAUSE: Duration = Duration::from_secs(1);
-/// Threads for work that waits for disks: those of the host, one for the ledger, one for the link's identity, and one that
-/// looks at a shell's or a probe's files.
+/// Threads for work that waits for disks: those of the host, one for the ledger, one for the link's identity, and one to spare.
 const BLOCKING_THREADS_MAX: usize = keelson_host::BLOCKING_THREADS_MAX + 3;
-/// They go when they have nothing to do, and their memory with them.
-const BLOCKING_THREADS_KEPT: Duration = Duration::from_secs(5);
+/// They go when they have nothing to do, and their memory with them. One is always there, because disks are looked at more
+/// often than this: a system that has no threads left has none for the agent either.
+const BLOCKING_THREADS_KEPT: Duration = Duration::from_secs(30);
 
 /// What wakes the loop.
 pub(crate) enum Input {

@@ -11,8 +11,8 @@ mod command;
 mod sweep;
 mod trees;
 
-/// How long systemctl may take to order a reboot, in seconds.
-const REBOOT_TIMEOUT_S: u16 = 20;
+/// How long systemctl may take to order the end of the machine, in seconds.
+const END_TIMEOUT_S: u16 = 20;
 
 /// Held by the one act that works on a tree.
 static TREES: Queue = Queue::const_new(());
@@ -52,16 +52,24 @@ pub(crate) async fn run(act: RemedyAct, systemd: &Systemd) -> Result<String, Hos
             let tables = sweep::Tables { list, used, source, source_says, remove };
             sweep::sweep(tables, timeout_s).await
         }
-        RemedyAct::Reboot => reboot(systemd).await,
+        RemedyAct::Reboot => end_machine(Ending::Reboot, systemd).await.map(|()| String::new()),
     }
 }
 
-/// Orders a reboot. Where the message bus is what does not work, systemctl speaks to systemd past it.
-async fn reboot(systemd: &Systemd) -> Result<String, HostError> {
-    let Err(error) = systemd.reboot().await else { return Ok(String::new()) };
-    let past_the_bus = ["/usr/bin/systemctl", "--force", "reboot"].map(str::to_owned);
-    match command::run(past_the_bus.to_vec(), None, None, REBOOT_TIMEOUT_S).await {
-        Ok(_) => Ok(String::new()),
-        Err(_) => Err(error),
-    }
+/// How a machine ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ending {
+    Reboot,
+    PowerOff,
+}
+
+/// Orders the end of the machine. Where the message bus is what does not work, or hangs, systemctl speaks to systemd past it.
+pub(crate) async fn end_machine(ending: Ending, systemd: &Systemd) -> Result<(), HostError> {
+    let (method, verb) = match ending {
+        Ending::Reboot => ("Reboot", "reboot"),
+        Ending::PowerOff => ("PowerOff", "poweroff"),
+    };
+    let Err(error) = systemd.end_machine(method, verb).await else { return Ok(()) };
+    let past_the_bus = ["/usr/bin/systemctl", "--force", verb].map(str::to_owned);
+    command::run(past_the_bus.to_vec(), None, None, END_TIMEOUT_S).await.map(drop).map_err(|_| error)
 }

@@ -25,10 +25,11 @@ pub struct JournalRequest {
 ///
 /// # Errors
 /// [`HostError::File`] when there is no journalctl.
-pub fn journal(request: &JournalRequest) -> Result<Child, HostError> {
+pub async fn journal(request: &JournalRequest) -> Result<Child, HostError> {
     let mut command = Command::new("journalctl");
     command.args(arguments(request)).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
-    command.kill_on_drop(true).spawn().map_err(HostError::file("start", "journalctl"))
+    command.kill_on_drop(true);
+    crate::start(command, "journalctl").await
 }
 
 fn arguments(request: &JournalRequest) -> Vec<String> {
@@ -58,11 +59,10 @@ pub(crate) async fn last_words(unit: &str) -> String {
     command.args(["--no-pager", "--quiet", "--boot", "--output=cat", LAST_WORDS_LINES]);
     // What programs print, without what systemd says about them.
     command.arg(format!("--unit={unit}")).arg("_TRANSPORT=stdout");
-    let output = command.stdin(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true).output();
-    match tokio::time::timeout(LAST_WORDS_WAIT, output).await {
-        Ok(Ok(output)) => last_line(&String::from_utf8_lossy(&output.stdout)),
-        Ok(Err(_)) | Err(_) => String::new(),
-    }
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).kill_on_drop(true);
+    let output = async { crate::start(command, "journalctl").await.ok()?.wait_with_output().await.ok() };
+    let output = tokio::time::timeout(LAST_WORDS_WAIT, output).await.ok().flatten();
+    output.map(|output| last_line(&String::from_utf8_lossy(&output.stdout))).unwrap_or_default()
 }
 
 fn last_line(text: &str) -> String {

@@ -27,6 +27,9 @@ use std::sync::{Arc, Mutex};
 
 use keelson_agent_core::{Observation, Query, Step, StepOutput};
 use keelson_protocol::config::ProbeSpec;
+use tokio::process::{Child, Command};
+
+use acts::Ending;
 
 pub use certificates::{
     PemError, chain_from_pem, chain_to_pem, key_from_pem, key_to_pem, matches_key, validity,
@@ -137,7 +140,9 @@ impl Host {
                 self.routes.change(&add, &remove).await.map(|()| StepOutput::Done)
             }
             Step::Act { act, .. } => acts::run(act, &self.systemd).await.map(StepOutput::Said),
-            Step::PowerOff => self.systemd.power_off().await.map(|()| StepOutput::Done),
+            Step::PowerOff => {
+                acts::end_machine(Ending::PowerOff, &self.systemd).await.map(|()| StepOutput::Done)
+            }
             Step::MakeLinkKey | Step::InstallLink { .. } | Step::Balance(_) | Step::AnswerPeers(_) => {
                 Err(HostError::NotMine)
             }
@@ -165,9 +170,13 @@ static WRITES: Queue = Queue::const_new(());
 static FOLDERS: Queue = Queue::const_new(());
 /// Mounts that remedies take away.
 static MOUNTS: Queue = Queue::const_new(());
+/// Programs that are started: whoever starts one waits until the kernel has read it from the disk.
+static STARTS: Queue = Queue::const_new(());
+/// Certificates that probes show and believe.
+static PROBE_FILES: Queue = Queue::const_new(());
 
 /// Most threads that these queues and that for trees take; the ledger and the link's identity need one each besides.
-pub const BLOCKING_THREADS_MAX: usize = 7;
+pub const BLOCKING_THREADS_MAX: usize = 9;
 
 /// Runs what may wait for a disk beside the loop, so that a slow disk never delays a heartbeat.
 async fn blocking<T: Send + 'static>(
@@ -180,6 +189,12 @@ async fn blocking<T: Send + 'static>(
         work()
     };
     tokio::task::spawn_blocking(work).await.map_err(|_| HostError::Aborted)?
+}
+
+/// Starts a program beside the loop.
+async fn start(mut command: Command, program: &str) -> Result<Child, HostError> {
+    let started = blocking(&STARTS, move || Ok(command.spawn())).await?;
+    started.map_err(HostError::file("start", program))
 }
 
 #[cfg(test)]

@@ -20,7 +20,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsConnector;
 
-use crate::tls;
+use crate::{PROBE_FILES, blocking, tls};
 
 /// Largest answer that is read, in bytes. A `Node` object with many images has some ten kilobytes.
 const BODY_BYTES_MAX: usize = 1024 * 1024;
@@ -115,7 +115,9 @@ async fn connect(question: &Question<'_>) -> Result<Sender, String> {
     let stream = TcpStream::connect(question.address).await.map_err(|error| io_text(&error))?;
     stream.set_nodelay(true).map_err(|error| io_text(&error))?;
     let Some(tls) = &question.tls else { return handshake(stream).await };
-    let config = tls::client_config(tls.ca_path, tls.client)?;
+    let (ca_path, client) = (tls.ca_path.to_owned(), tls.client.cloned());
+    let config = blocking(&PROBE_FILES, move || Ok(tls::client_config(&ca_path, client.as_ref()))).await;
+    let config = config.map_err(|error| error.chain())??;
     let name = ServerName::try_from(tls.server_name.to_owned())
         .map_err(|_| format!("`{}` is no server name", tls.server_name))?;
     let stream = TlsConnector::from(config).connect(name, stream).await.map_err(|error| io_text(&error))?;

@@ -19,6 +19,8 @@ const SERVICE: &str = "org.freedesktop.systemd1.Service";
 const INVOCATIONS: &str = "/run/systemd/units/invocation:";
 /// A call that takes longer has lost its answer. A reload of a large machine takes seconds.
 const CALL_TIMEOUT: Duration = Duration::from_secs(25);
+/// A connection to the bus that takes longer will not come.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Error of systemd for a unit that it does not know.
 const NO_SUCH_UNIT: &str = "org.freedesktop.systemd1.NoSuchUnit";
 
@@ -135,14 +137,11 @@ impl Systemd {
         known(self.call("ResetFailedUnit", &(unit,), &format!("reset {unit}")).await)
     }
 
-    /// Asks for a reboot. systemd ends all programs at once, with SIGTERM first, and unmounts what it can.
-    pub(crate) async fn reboot(&self) -> Result<(), HostError> {
-        self.call("Reboot", &(), "reboot").await.map(drop)
-    }
-
-    /// Asks for the machine to be switched off, in the same way.
-    pub(crate) async fn power_off(&self) -> Result<(), HostError> {
-        self.call("PowerOff", &(), "switch the machine off").await.map(drop)
+    /// Asks for a reboot, or for the machine to be switched off. systemd ends all programs at once, with SIGTERM first, and
+    /// unmounts what it can. Nobody else's call is waited for: there is another way when this one takes long.
+    pub(crate) async fn end_machine(&self, method: &str, what: &str) -> Result<(), HostError> {
+        let called = tokio::time::timeout(CALL_TIMEOUT, self.call(method, &(), what)).await;
+        called.unwrap_or_else(|_| Err(lost(what, late()))).map(drop)
     }
 
     async fn call<B>(&self, method: &str, body: &B, what: &str) -> Result<zbus::Message, HostError>
@@ -176,14 +175,17 @@ impl Systemd {
         if let Some(connection) = held.as_ref() {
             return Ok(connection.clone());
         }
-        let connection = connection::Builder::system()
-            .method_timeout(CALL_TIMEOUT)
-            .build()
-            .await
-            .map_err(|source| HostError::NoSystemd { source })?;
+        // A bus that hangs takes connections, and says nothing.
+        let made = connection::Builder::system().method_timeout(CALL_TIMEOUT).build();
+        let made = tokio::time::timeout(CONNECT_TIMEOUT, made).await.unwrap_or_else(|_| Err(late()));
+        let connection = made.map_err(|source| HostError::NoSystemd { source })?;
         *held = Some(connection.clone());
         Ok(connection)
     }
+}
+
+fn late() -> zbus::Error {
+    std::io::Error::from(std::io::ErrorKind::TimedOut).into()
 }
 
 fn lost(what: &str, source: zbus::Error) -> HostError {

@@ -9,6 +9,8 @@ use nix::pty::{Winsize, openpty};
 use tokio::io::unix::AsyncFd;
 use tokio::process::{Child, Command};
 
+use crate::{STARTS, blocking};
+
 /// Gives the command the terminal as its controlling one; util-linux's, so that no unsafe code is needed here.
 const SETSID: &str = "/usr/bin/setsid";
 /// What a person gets who names no command.
@@ -43,22 +45,16 @@ impl Terminal {
     ///
     /// # Errors
     /// [`TerminalError`].
-    pub fn start(command: &[String], terminal: &str, rows: u16, columns: u16) -> Result<Self, TerminalError> {
+    pub async fn start(
+        command: &[String],
+        terminal: &str,
+        rows: u16,
+        columns: u16,
+    ) -> Result<Self, TerminalError> {
         let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
-        let pair = openpty(Some(&size), None).map_err(|error| TerminalError::Open(error.into()))?;
-        let words: Vec<&str> =
-            if command.is_empty() { SHELL.to_vec() } else { command.iter().map(String::as_str).collect() };
-        let set = |end: &OwnedFd, what| {
-            nix::fcntl::fcntl(end, what).map_err(|error| TerminalError::Open(error.into()))
-        };
-        // No command may hold an end that was not given to it: the terminal would never close.
-        let closes = || nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC);
-        set(&pair.master, closes())?;
-        set(&pair.slave, closes())?;
-        let child = start(&words, terminal, pair.slave)?;
-        let flags = nix::fcntl::OFlag::O_RDWR | nix::fcntl::OFlag::O_NONBLOCK;
-        set(&pair.master, nix::fcntl::FcntlArg::F_SETFL(flags))?;
-        let master = watched(File::from(pair.master)).map_err(TerminalError::Open)?;
+        let (words, terminal) = (words_of(command), terminal.to_owned());
+        let (master, child) = beside_the_loop(move || start(&size, &words, &terminal)).await?;
+        let master = watched(File::from(master)).map_err(TerminalError::Open)?;
         Ok(Self { master, child })
     }
 
@@ -121,14 +117,29 @@ impl Terminal {
 ///
 /// # Errors
 /// [`TerminalError::Start`].
-pub fn start_piped(command: &[String]) -> Result<Child, TerminalError> {
-    let words: Vec<&str> =
-        if command.is_empty() { SHELL.to_vec() } else { command.iter().map(String::as_str).collect() };
-    let mut child = Command::new(words[0]);
+pub async fn start_piped(command: &[String]) -> Result<Child, TerminalError> {
+    let words = words_of(command);
+    let mut child = Command::new(&words[0]);
     child.args(&words[1..]).env("HOME", "/root").current_dir("/").kill_on_drop(true);
     child.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     child.process_group(0);
-    child.spawn().map_err(|source| TerminalError::Start { program: words.join(" "), source })
+    beside_the_loop(move || spawn(child, &words)).await
+}
+
+fn words_of(command: &[String]) -> Vec<String> {
+    if command.is_empty() { SHELL.map(str::to_owned).to_vec() } else { command.to_vec() }
+}
+
+/// Starts what is to be started: one after the other, as all programs of the agent, beside the loop.
+async fn beside_the_loop<T: Send + 'static>(
+    start: impl FnOnce() -> Result<T, TerminalError> + Send + 'static,
+) -> Result<T, TerminalError> {
+    let started = blocking(&STARTS, move || Ok(start())).await;
+    started.map_err(|error| TerminalError::Open(io::Error::other(error)))?
+}
+
+fn spawn(mut command: Command, words: &[String]) -> Result<Child, TerminalError> {
+    command.spawn().map_err(|source| TerminalError::Start { program: words.join(" "), source })
 }
 
 /// Kills a command of [`start_piped`] that has not ended, with everything that it started.
@@ -148,8 +159,18 @@ fn watched(master: File) -> io::Result<AsyncFd<File>> {
     unsafe { AsyncFd::register(master) }.map_err(io::Error::from)
 }
 
-fn start(words: &[&str], terminal: &str, slave: OwnedFd) -> Result<Child, TerminalError> {
-    let copy = || slave.try_clone().map(Stdio::from).map_err(TerminalError::Open);
+/// Opens a terminal and starts a command on it. Nothing else may be started meanwhile: no command may hold an end that was
+/// not given to it, or the terminal would never close.
+fn start(size: &Winsize, words: &[String], terminal: &str) -> Result<(OwnedFd, Child), TerminalError> {
+    let pair = openpty(Some(size), None).map_err(|error| TerminalError::Open(error.into()))?;
+    let set =
+        |end: &OwnedFd, what| nix::fcntl::fcntl(end, what).map_err(|error| TerminalError::Open(error.into()));
+    let closes = || nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC);
+    set(&pair.master, closes())?;
+    set(&pair.slave, closes())?;
+    let flags = nix::fcntl::OFlag::O_RDWR | nix::fcntl::OFlag::O_NONBLOCK;
+    set(&pair.master, nix::fcntl::FcntlArg::F_SETFL(flags))?;
+    let copy = || pair.slave.try_clone().map(Stdio::from).map_err(TerminalError::Open);
     let mut command = Command::new(SETSID);
     command
         .args(["--ctty", "--wait"])
@@ -158,7 +179,7 @@ fn start(words: &[&str], terminal: &str, slave: OwnedFd) -> Result<Child, Termin
         .env("HOME", "/root")
         .current_dir("/");
     command.stdin(copy()?).stdout(copy()?).stderr(copy()?).kill_on_drop(true);
-    command.spawn().map_err(|source| TerminalError::Start { program: words.join(" "), source })
+    Ok((pair.master, spawn(command, words)?))
 }
 
 #[cfg(test)]
@@ -179,7 +200,7 @@ mod tests {
     async fn a_command_has_a_controlling_terminal_of_the_right_size() {
         let script = "read line; echo got $line; stty size; echo $TERM; test -e /dev/tty && exit 7";
         let command = ["/bin/sh", "-c", script].map(str::to_owned);
-        let mut terminal = Terminal::start(&command, "vt100", 20, 70).unwrap();
+        let mut terminal = Terminal::start(&command, "vt100", 20, 70).await.unwrap();
         terminal.resize(21, 71).unwrap();
         terminal.write_all(b"keys\n").await.unwrap();
         assert_eq!(output(&terminal).await, "keys\r\ngot keys\r\n21 71\r\nvt100\r\n");
@@ -187,9 +208,9 @@ mod tests {
     }
     #[tokio::test]
     async fn a_command_holds_no_terminal_of_another_one() {
-        let first = Terminal::start(&["/bin/cat".to_owned()], "vt100", 20, 70).unwrap();
+        let first = Terminal::start(&["/bin/cat".to_owned()], "vt100", 20, 70).await.unwrap();
         let list = ["/bin/sh", "-c", "exec ls -l /proc/self/fd"].map(str::to_owned);
-        let second = Terminal::start(&list, "vt100", 20, 200).unwrap();
+        let second = Terminal::start(&list, "vt100", 20, 200).await.unwrap();
         let text = output(&second).await;
         let held: Vec<&str> = text.lines().filter(|line| line.contains("ptmx")).collect();
         assert!(text.contains(" 2 -> /dev/pts/") && held.is_empty(), "{text}");

@@ -227,20 +227,27 @@ impl CoordinatorCore {
     }
 
     /// Whether a machine's API server is the only one of its cluster that works, whatever else on the machine does not. Where it
-    /// does not say so itself, and none of the others does, it is the one that answers at the endpoint.
+    /// does not say so itself, and none of the others does, it is the one that answers at the endpoint; and where the coordinator
+    /// does not reach that one, it may serve until it says otherwise.
     pub(crate) fn is_only_api_of(&self, now: Now, cluster: &Cluster, planned: &BlueprintMachine) -> bool {
         let serves =
             |one: &BlueprintMachine| self.works(one) || self.serves(one, Role::Master) == Serves::Yes;
-        // One whose disk has lost who it is serves nobody, whoever answers.
-        let says_no = || {
-            self.made(planned).is_some_and(|machine| {
-                machine.is_heard() && self.serves(planned, Role::Master) == Serves::No
-                    || self.forgot_itself(machine).is_some()
+        // Whatever is not heard may serve, as long as it has power and knows who it is: with its agent stopped too.
+        let perhaps = || {
+            self.made(planned).is_some_and(|machine| match machine.is_heard() {
+                true => {
+                    self.says(planned).is_none()
+                        || cluster.kube.answers(now) && self.serves(planned, Role::Master) != Serves::No
+                }
+                false => {
+                    let powerless = matches!(machine.verdict, Verdict::Off | Verdict::Missing);
+                    let serves = machine.row.fenced.is_none() && !powerless;
+                    cluster.kube.answers(now) && serves && self.forgot_itself(machine).is_none()
+                }
             })
         };
-        let answers = || cluster.kube.answers(now) && self.may_serve(planned) && !says_no();
         let mut others = cluster.row.blueprint.with_role(Role::Master).filter(|other| other.id != planned.id);
-        planned.roles.contains(&Role::Master) && (serves(planned) || answers()) && !others.any(serves)
+        planned.roles.contains(&Role::Master) && (serves(planned) || perhaps()) && !others.any(serves)
     }
 
     fn no_member_moves(&self, cluster: &Cluster, planned: &BlueprintMachine) -> Result<(), Hold> {
@@ -278,10 +285,17 @@ impl CoordinatorCore {
 
     /// Whether a quorum may count on a member. One that is only silent may serve its clients all the same.
     fn may_count(&self, cluster: &Cluster, id: &MachineId) -> bool {
-        let mut perhaps = self.working(&cluster.row.blueprint);
+        let members = || cluster.row.blueprint.with_role(Role::Etcd);
+        let heard = members().filter(|planned| self.made(planned).is_some_and(Machine::is_heard));
+        let (fail, work): (Vec<_>, Vec<_>) = heard.partition(|planned| self.member_fails(planned));
+        let mut perhaps: BTreeSet<MachineId> = work.into_iter().map(|planned| planned.id.clone()).collect();
         let known = self.quorum_with(cluster, &perhaps);
-        // No member works without a quorum: where those that say so make none, one that is taken for dead serves with them.
+        // No member works without a quorum: where those that say so, or have not had the time to say anything, make none, one
+        // that is taken for dead serves with them, or one that has just been seen to fail.
         let one_serves = known.has_any() && !known.holds();
+        if one_serves {
+            perhaps.extend(fail.into_iter().map(|planned| planned.id.clone()));
+        }
         let dead = |machine: &Machine| match machine.verdict {
             Verdict::Hung => !one_serves,
             Verdict::Missing => true,
@@ -289,7 +303,9 @@ impl CoordinatorCore {
             // was begun later has it as off.
             Verdict::Off => {
                 let asked = machine.power_asked.or_else(|| machine.row.powering.then_some(self.started));
-                let seen_since = |asked: MonoTime| machine.seen_off >= Some(asked.plus(LIST_LAG_MAX));
+                let seen_since = |asked: MonoTime| {
+                    machine.seen_off >= Some(asked.plus(LIST_LAG_MAX)) && machine.seen_off > machine.seen_on
+                };
                 machine.call.is_none() && asked.is_none_or(seen_since)
             }
             _ => false,
@@ -298,7 +314,7 @@ impl CoordinatorCore {
             !machine.is_heard() && !dead(machine) && self.forgot_itself(machine).is_none()
         };
         // Of the only one nothing is saved by leaving it as it is.
-        if cluster.row.blueprint.with_role(Role::Etcd).count() > 1 {
+        if members().count() > 1 {
             let silent = self.machines_of(&cluster.row.spec.name).filter(silent);
             perhaps.extend(silent.map(|machine| machine.row.id.clone()));
         }

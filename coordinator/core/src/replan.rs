@@ -8,7 +8,7 @@ use keelson_model::{
     Severity,
 };
 use keelson_planner::{Finding, PlanInput, Planned, Wanted, lint, plan};
-use keelson_protocol::health::UnitState;
+use keelson_protocol::health::{HealthReport, UnitState};
 use keelson_protocol::{ClusterName, Generation, Incarnation, MachineId};
 
 use crate::limits::{RENEW_REFUSED_MAX, RENEW_UNKNOWN_MAX, SESSION_SETTLES};
@@ -240,19 +240,28 @@ impl CoordinatorCore {
     /// Whether a machine serves others in a role. One that is not heard is not counted on. Only the newest report of a session
     /// that has stood for a while says anything: an agent that has just started has seen nothing yet.
     pub(crate) fn serves(&self, planned: &BlueprintMachine, role: Role) -> Serves {
-        let machine = self.made(planned).filter(|machine| machine.is_heard());
-        let (Some(machine), true) = (machine, planned.roles.contains(&role)) else { return Serves::No };
-        let beat = machine.session.and_then(|session| self.sessions.get(&session)?.heartbeat);
-        // A report may overtake the heartbeat that names it.
-        let report =
-            machine.health.as_ref().zip(beat).filter(|(report, beat)| report.sequence >= beat.report);
-        let Some((report, _)) = report.filter(|_| self.stands(planned)) else { return Serves::Unknown };
+        let is_heard = self.made(planned).is_some_and(Machine::is_heard);
+        if !is_heard || !planned.roles.contains(&role) {
+            return Serves::No;
+        }
+        let Some(report) = self.says(planned) else { return Serves::Unknown };
         let name = if role == Role::Etcd { ETCD_UNIT } else { API_UNIT };
-        match report.units.iter().find(|unit| unit.name == name).map(|unit| &unit.state) {
+        match state_of(report, name) {
             Some(UnitState::Healthy) => Serves::Yes,
             Some(UnitState::Starting) => Serves::Unknown,
             _ => Serves::No,
         }
+    }
+
+    /// What a machine that is heard says of its units now; `None` while it has not had the time.
+    pub(crate) fn says(&self, planned: &BlueprintMachine) -> Option<&HealthReport> {
+        self.newest_report(self.made(planned).filter(|_| self.stands(planned))?)
+    }
+
+    /// A machine's report, when it is no older than its newest heartbeat. A report may overtake the heartbeat that names it.
+    fn newest_report<'a>(&self, machine: &'a Machine) -> Option<&'a HealthReport> {
+        let beat = machine.session.and_then(|session| self.sessions.get(&session)?.heartbeat);
+        machine.health.as_deref().filter(|report| beat.is_some_and(|beat| report.sequence >= beat.report))
     }
 
     /// Whether a machine is heard, and its session has stood for so long that its agent has seen what there is to see.
@@ -266,7 +275,18 @@ impl CoordinatorCore {
 
     /// Whether a machine is heard and says that its etcd member serves.
     pub(crate) fn member_works(&self, planned: &BlueprintMachine) -> bool {
-        self.made(planned).is_some_and(|machine| machine.speaks() && unit_works(machine, ETCD_UNIT))
+        self.made(planned).filter(|machine| machine.speaks()).is_some_and(|machine| {
+            match self.newest_report(machine) {
+                Some(report) => state_of(report, ETCD_UNIT) == Some(&UnitState::Healthy),
+                // Nothing has come since its heartbeat, which says whether all is well.
+                None => machine.is_ready_with(Generation(0)),
+            }
+        })
+    }
+
+    /// Whether a machine that is heard says that its etcd member does not serve.
+    pub(crate) fn member_fails(&self, planned: &BlueprintMachine) -> bool {
+        self.says(planned).is_some_and(|report| state_of(report, ETCD_UNIT) != Some(&UnitState::Healthy))
     }
 
     /// Machines of a blueprint that do what they are for; of those with an etcd member, the member alone counts.
@@ -334,13 +354,6 @@ fn is_powerless(machine: &Machine) -> bool {
     never_there || machine.row.fenced.is_some()
 }
 
-/// Whether a machine's agent says that a unit serves; or, before its first report, that all is well.
-fn unit_works(machine: &Machine, name: &str) -> bool {
-    match &machine.health {
-        Some(health) => {
-            let mut units = health.units.iter().filter(|unit| unit.name == name);
-            units.any(|unit| unit.state == UnitState::Healthy)
-        }
-        None => machine.is_ready_with(Generation(0)),
-    }
+fn state_of<'a>(report: &'a HealthReport, name: &str) -> Option<&'a UnitState> {
+    report.units.iter().find(|unit| unit.name == name).map(|unit| &unit.state)
 }

@@ -229,10 +229,11 @@ impl CoordinatorCore {
             let lately = || self.was_sent_lately(planned);
             // Of two that are not settled themselves, the one that does not serve comes first: the other one may be all that is
             // left. Whoever comes first waits for the other for no longer than that. One that is not heard, or has just
-            // come back, does not say, and one that the quorum holds up is nobody to wait for.
+            // come back, does not say; for one that does, one that the quorum holds up is nobody to wait for.
             let first = || {
                 let comes_first = || !self.stands(next) || self.order(planned) < self.order(next);
-                next_is_settled || comes_first() && !self.quorum_lacks(cluster, planned)
+                let excused = || self.stands(next) && self.quorum_lacks(cluster, planned);
+                next_is_settled || comes_first() && !excused()
             };
             let begins =
                 || !self.is_settled(planned) && ((serves && !planned.leaving && first()) || lately());

@@ -157,8 +157,7 @@ impl CoordinatorCore {
         machine.other_key = None;
         if machine.boot.replace(boot) != Some(boot) {
             // What it said before it booted is no longer true.
-            machine.heartbeat = None;
-            machine.health = None;
+            (machine.heartbeat, machine.health, machine.applies_since) = (None, None, None);
         }
         machine.spoke = heard_before && machine.heartbeat.is_some();
         let heartbeat = machine.heartbeat;

@@ -6,9 +6,9 @@ mod common;
 
 use common::demo::*;
 use common::{World, named};
-use keelson_coordinator_core::{CommandError, Override, ProviderFailure, Remedy};
+use keelson_coordinator_core::{CommandError, Input, Override, ProviderFailure, Remedy};
 use keelson_model::{Hold, RepairAction, Verdict};
-use keelson_protocol::health::{NodeState, UnitState};
+use keelson_protocol::health::{Heartbeat, NodeState, UnitState};
 use keelson_protocol::message::ToAgent;
 
 const API: &str = "kube-apiserver.service";
@@ -338,4 +338,112 @@ fn the_last_api_server_is_not_begun_anew_as_soon_as_it_is_back() {
         }
         assert!(!is_current(&world, "master-1"), "{:?}", waits(&world));
     }
+}
+
+/// A newer coordinator runs the machines differently, and the first one's API server did not come up with that.
+#[test]
+fn a_config_that_broke_a_master_goes_no_further_because_another_one_comes_back() {
+    let mut world = ready("ha-stacked");
+    world.says.insert(id("master-1"), NodeState::Degraded);
+    world.disk.saved.clusters[0].blueprint.rendering = 0;
+    for machine in &mut world.disk.saved.machines {
+        machine.sent.as_mut().unwrap().services = "as before".to_owned();
+    }
+    world.restart();
+    world.run(4);
+    world.tell_units(&id("master-1"), [(ETCD, UnitState::Healthy), (API, down())]);
+    world.run(400);
+    assert!(is_current(&world, "master-1") && !is_current(&world, "master-2"), "{:?}", waits(&world));
+    for master in ["master-2", "master-3"] {
+        flap(&mut world, master);
+        for _ in 0..100 {
+            world.step();
+            assert!(!is_current(&world, master), "{:?}", waits(&world));
+        }
+    }
+}
+
+/// One member's host is broken for good, and the agent of another one hangs: the third one has its quorum with that.
+fn two_members_left() -> World {
+    let mut world = ready("ha");
+    world.refuse_power = Some(ProviderFailure { remedy: Remedy::Retry, text: "broken".to_owned() });
+    world.refuse_rebuild.clone_from(&world.refuse_power);
+    world.machines.get_mut(&id("etcd-3")).unwrap().power_off();
+    world.run(10);
+    world
+}
+
+fn is_held_for_the_quorum(world: &World, name: &str) {
+    let held = refusal(world, name, RepairAction::PowerCycle, Override::Guards);
+    assert!(
+        matches!(&held, CommandError::Held { hold, .. } if matches!(**hold, Hold::Quorum { .. })),
+        "{held:?}"
+    );
+}
+
+#[test]
+fn a_member_that_has_just_come_back_may_have_a_quorum_with_one_that_hangs() {
+    let mut world = two_members_left();
+    freeze(&mut world, "etcd-1");
+    world.run(60);
+    assert_eq!(verdict(&world, "etcd-1"), Verdict::Hung);
+    is_held_for_the_quorum(&world, "etcd-1");
+    flap(&mut world, "etcd-2");
+    is_held_for_the_quorum(&world, "etcd-1");
+}
+
+/// Their probes are not asked in the same moment.
+#[test]
+fn a_member_that_has_just_been_seen_to_fail_may_be_what_another_one_serves_with() {
+    let mut world = two_members_left();
+    loses_quorum(&mut world, "etcd-2");
+    world.run(40);
+    is_held_for_the_quorum(&world, "etcd-2");
+}
+
+#[test]
+fn a_member_works_by_what_it_says_since_it_is_back() {
+    let mut world = ready("ha");
+    world.tell_unit(&id("etcd-2"), ETCD, UnitState::Healthy);
+    let asked = request("etcd-3", RepairAction::PowerCycle, Override::Guards);
+    world.core.check_repair(world.now(), &asked).unwrap();
+    let machine = &world.machines[&id("etcd-2")];
+    let heartbeat = Heartbeat {
+        sequence: machine.sequence + 1,
+        boot: machine.boot,
+        generation: machine.generation.unwrap(),
+        state: NodeState::Degraded,
+        report: 1,
+    };
+    let session = machine.session.unwrap();
+    world.input(Input::Heartbeat { session, heartbeat });
+    is_held_for_the_quorum(&world, "etcd-3");
+}
+
+/// Its agent hangs, and somebody answers at the endpoint.
+#[test]
+fn a_master_that_is_taken_for_hung_may_have_the_last_api_server() {
+    let mut world = one_api_left();
+    freeze(&mut world, "master-1");
+    for _ in 0..200 {
+        world.step();
+        assert_eq!(acts(&world, "master-1"), []);
+    }
+    assert_eq!(verdict(&world, "master-1"), Verdict::Hung);
+    world.endpoint_silent = true;
+    world.run(200);
+    assert_eq!(acts(&world, "master-1").first(), Some(&RepairAction::PowerCycle), "{:?}", waits(&world));
+}
+
+/// The coordinator is the only one that does not reach the endpoint.
+#[test]
+fn a_master_that_has_just_come_back_may_have_the_last_api_server() {
+    let mut world = one_api_left();
+    fell(&mut world, "master-1", UnitState::Healthy);
+    world.endpoint_silent = true;
+    world.run(100);
+    assert_eq!(refusal_or_none(&world, "master-1"), Some(Hold::ApiServer));
+    flap(&mut world, "master-1");
+    world.step();
+    assert_eq!(refusal_or_none(&world, "master-1"), Some(Hold::ApiServer));
 }

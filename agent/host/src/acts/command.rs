@@ -80,9 +80,9 @@ pub(super) async fn print(command: &[String], timeout_s: u16) -> Result<Printed,
     process.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     // Tools read settings from there, and a unit of systemd has none.
     process.env("HOME", "/").kill_on_drop(true);
-    let mut child = process.spawn().map_err(HostError::file("start", program))?;
-    let (output, errors) = (child.stdout.take(), child.stderr.take());
     let work = async {
+        let mut child = crate::start(process, program).await?;
+        let (output, errors) = (child.stdout.take(), child.stderr.take());
         let (text, errors) = tokio::join!(read(output), read(errors));
         let status = child.wait().await.map_err(HostError::file("wait for", program))?;
         Ok(Printed { text, errors, succeeded: status.success(), code: status.to_string() })

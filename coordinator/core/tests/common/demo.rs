@@ -1,7 +1,7 @@
 //! A cluster named `demo`, what happens to its machines, and what people ask for.
 
 use keelson_coordinator_core::{
-    ClusterState, CommandError, Machine, Override, ProviderFailure, Remedy, RepairRequest,
+    ClusterState, CommandError, Input, Machine, Override, ProviderFailure, Remedy, RepairRequest,
 };
 use keelson_model::{RepairAction, Verdict};
 use keelson_protocol::health::{NodeState, UnitState};
@@ -33,6 +33,13 @@ pub(crate) fn freeze(world: &mut World, name: &str) {
 
 pub(crate) fn thaw(world: &mut World, name: &str) {
     world.machines.get_mut(&id(name)).unwrap().linked = true;
+}
+
+/// A machine's session ends, and it opens another one at once.
+pub(crate) fn flap(world: &mut World, name: &str) {
+    let session = world.machines[&id(name)].session.unwrap();
+    world.input(Input::Closed { session, why: "the link broke".to_owned() });
+    world.connect(&id(name));
 }
 
 /// The infrastructure sets no fence for now.
