@@ -222,6 +222,9 @@ pub struct UnitSpec {
     pub open_files_max: Option<u32>,
     /// How long it may take to stop before it is killed, in seconds.
     pub stop_timeout_s: u32,
+    /// How long it may be silent before systemd ends it, in seconds, for a program that tells systemd that it works by
+    /// `WATCHDOG=1` (sd_notify(3)); `None` for others.
+    pub watchdog_s: Option<u32>,
     /// What must hold before it is started.
     pub needs: Vec<Need>,
     /// How the agent sees that it works. Without one, running is enough.

@@ -6,6 +6,7 @@
 //! the work is taken up again: whoever gives it out says then what is still to be done. A machine without neighbours
 //! cannot tell its own isolation from a coordinator that is away, and never gives up anything.
 
+use std::slice;
 use std::time::Duration;
 
 use keelson_protocol::config::NodeConfig;
@@ -130,7 +131,8 @@ impl AgentCore {
         }
         let now = self.now.mono;
         let since = *self.fence.since.get_or_insert(now);
-        let down = self.first_up(&lease.units).is_none();
+        let runs = |name: &String| !self.never_ran(name) && self.first_up(slice::from_ref(name)).is_some();
+        let down = !lease.units.iter().any(runs);
         if now >= since.plus(END_MAX) {
             let at = self.fence.reboots_at.unwrap_or_else(|| self.announce_reboot());
             if at <= now && self.free(&StepKey::Act(FENCE_REBOOT.to_owned())) {
@@ -147,6 +149,16 @@ impl AgentCore {
             false if now >= since.plus(STOP_MAX) && !self.fence.ended_early => Some(FenceAct::EndEarly),
             false => None,
         }
+    }
+
+    /// Whether a unit cannot run, although systemd says nothing about it: its unit file went with the boot before, and nobody
+    /// else starts it. Without this, a machine whose message bus does not come up would reboot again and again.
+    fn never_ran(&self, unit: &str) -> bool {
+        let start = self.ledger.units.get(unit).and_then(|record| record.start);
+        let in_flight = self.is_in_flight(&StepKey::Unit(unit.to_owned()));
+        !in_flight
+            && self.units_seen.get(unit).is_none()
+            && start.is_none_or(|start| start.boot != self.me.boot)
     }
 
     /// Tells that the machine is going to be rebooted. The event has a moment to reach a disk that may be what hangs.

@@ -39,6 +39,8 @@ const DAY: Duration = Duration::from_secs(86_400);
 #[derive(Debug, Default)]
 pub(crate) struct Remedies {
     runs: BTreeMap<String, RemedyRun>,
+    /// How much was used after the last try to make room that made none, in percent.
+    in_vain_at: BTreeMap<String, u8>,
     /// How often progress was noted in the ledger, and how much of it is on the disk.
     pub(crate) noted: u64,
     pub(crate) written: u64,
@@ -187,6 +189,9 @@ impl AgentCore {
                 self.calms(&spec.name);
                 continue;
             };
+            if !cause.grave && self.is_in_vain(spec) {
+                continue;
+            }
             let budget = self.budget(&spec.name, spec.limit);
             let begins_at = self.begins_at(spec, budget.is_ok().then_some(&cause.words));
             if begins_at > self.now.mono {
@@ -219,6 +224,7 @@ impl AgentCore {
     /// later: a unit may be healthy for a second of each start.
     fn calms(&mut self, name: &str) {
         let now = self.now.mono;
+        self.remedies.in_vain_at.remove(name);
         let Some(run) = self.remedies.runs.get_mut(name) else { return };
         let over = run.calm_since.get_or_insert(now).plus(SETTLED_AFTER);
         if over > now {
@@ -447,7 +453,12 @@ impl AgentCore {
                 let words = format!("it did not help: {}", cause.words);
                 self.finish(&spec.name, EventKind::RepairFailed, &words);
             }
-            Some(cause) => self.finish(&spec.name, EventKind::Repaired, &format!("still {}", cause.words)),
+            Some(cause) => {
+                if let Some(used) = spec.when.iter().find_map(|trigger| self.used_percent(trigger)) {
+                    self.remedies.in_vain_at.insert(spec.name.clone(), used);
+                }
+                self.finish(&spec.name, EventKind::Repaired, &format!("still {}", cause.words));
+            }
             None => self.finish(&spec.name, EventKind::Repaired, "whether it helped is not known yet"),
         }
     }

@@ -62,6 +62,9 @@ fn section_service(text: &mut String, unit: &UnitSpec) {
     // The agent sees by probes whether a start takes too long; systemd must not decide it a second time.
     line(text, "TimeoutStartSec", "infinity");
     line(text, "TimeoutStopSec", unit.stop_timeout_s);
+    if let Some(watchdog_s) = unit.watchdog_s {
+        line(text, "WatchdogSec", watchdog_s);
+    }
     if unit.kind != UnitKind::Oneshot {
         // The net below the agent: a program that ends is back after a second even when the agent is not.
         line(text, "Restart", "always");
@@ -158,6 +161,7 @@ mod tests {
             children_survive: hardening == Hardening::Host,
             open_files_max: Some(20_000),
             stop_timeout_s: 30,
+            watchdog_s: (kind == UnitKind::Notify).then_some(180),
             needs: Vec::new(),
             health: None,
             alive: None,

@@ -242,6 +242,21 @@ fn what_cannot_be_stopped_is_ended_again_when_no_reboot_can_be_ordered() {
     assert!(world.ticks < 20_000, "{} steps", world.ticks);
 }
 
+/// The message bus does not come up, and systemd is told to reboot past it: nothing has been started since the last time.
+#[test]
+fn a_boot_that_began_nothing_is_the_last_one_although_nothing_can_be_seen() {
+    let (mut world, _) = fenced();
+    let before = world.acts().len();
+    world.faults.blind = true;
+    world.reboot();
+    world.run_for(600_000);
+    assert_eq!(world.acts()[before..], [ENDED]);
+    // Another agent in the same boot knows as much.
+    world.kill_agent();
+    world.run_for(600_000);
+    assert_eq!(world.acts()[before..], [ENDED, ENDED]);
+}
+
 #[test]
 fn nothing_is_mended_while_the_machine_has_given_up_its_work() {
     let (mut world, _) = fenced();

@@ -407,6 +407,20 @@ fn room_is_made_and_an_alarm_is_raised_only_when_that_is_not_enough() {
 }
 
 #[test]
+fn room_is_not_made_again_where_everything_is_of_use_until_more_is_used() {
+    let (mut world, _) = remedied_and_ready();
+    world.faults.cured_by.insert("disk".to_owned(), "nothing".to_owned());
+    for (percent, hours, runs) in
+        [(88, 3, 1), (87, 3, 1), (88, 3, 1), (89, 3, 2), (50, 24, 2), (88, 3, 3), (92, 3, 4)]
+    {
+        world.faults.disk_percent = percent;
+        world.run_for(hours * 3_600_000);
+        let made = world.acts().iter().filter(|act| act.contains("removed old files")).count();
+        assert_eq!(made, runs, "at {percent} %: {:#?}", world.acts());
+    }
+}
+
+#[test]
 fn a_disk_without_inodes_is_one_without_room() {
     let (mut world, mut config) = remedied_and_ready();
     config.generation = Generation(2);

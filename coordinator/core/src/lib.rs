@@ -15,6 +15,7 @@ mod detect;
 mod effect;
 mod enrol;
 mod etcd;
+mod findings;
 mod guard;
 mod leave;
 mod limits;

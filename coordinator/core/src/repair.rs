@@ -8,11 +8,12 @@ use keelson_model::{
     Due, FaultClass, FleetEvent, Hold, LeaseSeen, MachinePhase, RepairAction, Role, SeatBegins, Severity,
     Verdict,
 };
-use keelson_protocol::health::{NodeState, UnitHealth, UnitState};
+use keelson_protocol::health::NodeState;
 use keelson_protocol::{ClusterName, MachineId, MonoTime, WallTime};
 
 use crate::detect::{Census, is_unborn};
 use crate::effect::ProviderCall;
+use crate::findings::{ails, found};
 use crate::guard::{Asker, last_repair, prune, retries};
 use crate::limits::{
     ACTS_KEPT_MAX, AGENT_DOWN_AFTER, BEGIN_MAX, DISRUPTED_MAX, GIVEN_UP_AFTER, HOLD_TOLD_EVERY, IN_VAIN,
@@ -101,18 +102,12 @@ impl CoordinatorCore {
             return self.call_off_when_alive(now, id);
         }
         if self.repairs_for_long(now, machine) {
-            let (cause, what) = match notes_nothing(machine) {
-                true => (
-                    "its agent cannot note what it does: its disk is full, read-only, or hangs",
-                    "a person must look at its disk".to_owned(),
-                ),
-                false => ("its agent has been mending it for a while", Verdict::Repairing.to_string()),
-            };
+            let (cause, what) = ails(machine);
             let began = self.began(id, Verdict::Repairing).unwrap_or(now.mono);
             self.open_incident(now, id, Verdict::Repairing);
             self.metrics.detected(FaultClass::Process, now.mono.since(began));
             let outcome = format!("process fault: {what}");
-            return self.note_repair(now, id, Severity::Warning, "FaultFound", cause, &outcome);
+            return self.note_repair(now, id, Severity::Warning, "FaultFound", &cause, &outcome);
         }
         let hold = match self.next_action(now, machine) {
             Ok(None) => None,
@@ -691,20 +686,6 @@ impl CoordinatorCore {
     }
 }
 
-/// What a fault was found by: what an agent has given up, or the evidence.
-fn found(machine: &Machine) -> String {
-    let given_up = |unit: &UnitHealth| match &unit.state {
-        UnitState::GivenUp { why } => Some(format!("{}: {why}", unit.name)),
-        _ => None,
-    };
-    let units = machine.health.iter().flat_map(|health| &health.units);
-    let units: Vec<String> = units.filter_map(given_up).collect();
-    if machine.verdict == Verdict::GivenUp && !units.is_empty() {
-        return units.join("; ");
-    }
-    machine.evidence.as_ref().map(ToString::to_string).unwrap_or_default()
-}
-
 fn only_copy() -> Hold {
     let why = "it holds the only copy of the cluster's state: making it anew would lose the cluster";
     Hold::Impossible { why: why.to_owned() }
@@ -788,12 +769,4 @@ fn tried(machine: &Machine, action: RepairAction) -> bool {
 
 fn lease(machine: &Machine) -> LeaseSeen {
     machine.evidence.as_ref().map_or(LeaseSeen::Unknown, |evidence| evidence.lease)
-}
-
-/// Whether all that a machine runs is well, and its agent is not: its ledger cannot be written.
-fn notes_nothing(machine: &Machine) -> bool {
-    machine.health.as_ref().is_some_and(|health| {
-        health.state == NodeState::Degraded
-            && health.units.iter().all(|unit| unit.state == UnitState::Healthy)
-    })
 }

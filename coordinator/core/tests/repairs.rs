@@ -10,7 +10,7 @@ use keelson_coordinator_core::{
     ClusterState, Input, Override, PauseRequest, PauseScope, ProviderFailure, Remedy, SessionId,
 };
 use keelson_model::{FaultClass, MachinePhase, RepairAction, Verdict};
-use keelson_protocol::health::NodeState;
+use keelson_protocol::health::{NodeState, UnitState};
 use keelson_protocol::message::{RefusalCode, ToAgent};
 use keelson_protocol::{BootId, Generation};
 
@@ -551,4 +551,28 @@ fn a_machine_is_made_anew_twice_an_hour_and_then_only_by_a_person() {
     // Until the first one is an hour old.
     world.run(7_000);
     assert_eq!(world.state("demo"), Some(ClusterState::Ready), "{:?}", waits(&world));
+}
+
+#[test]
+fn who_mends_a_machine_that_is_degraded_is_told_as_it_is() {
+    let kubelet = ("kubelet.service", UnitState::Healthy);
+    let fails = UnitState::Unhealthy { why: "PLEG is not healthy".to_owned() };
+    let waits = UnitState::Waiting { on: "node-ready".to_owned() };
+    let starts = ("kubelet.service", UnitState::Starting);
+    for (units, expected) in [
+        (
+            [kubelet.clone(), ("node-ready", fails.clone()), ("dns-answers", waits)],
+            "node-ready fails: PLEG is not healthy",
+        ),
+        ([starts, ("node-ready", fails), kubelet.clone()], "its agent has been mending it"),
+        ([kubelet.clone(), kubelet.clone(), kubelet], "its agent cannot note what it does"),
+    ] {
+        let mut world = ready("ha");
+        world.says.insert(id("worker-1"), NodeState::Degraded);
+        world.step();
+        world.tell_units(&id("worker-1"), units);
+        world.run(200);
+        let found = world.events.iter().find(|event| event.reason == "FaultFound").unwrap();
+        assert!(found.cause.contains(expected), "{found:?}");
+    }
 }

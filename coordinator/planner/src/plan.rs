@@ -11,7 +11,7 @@ use crate::draft::Draft;
 
 /// Version of [`crate::node`]'s output. Grows with every change of it, so that machines made by an older coordinator get
 /// the new config under a new generation.
-pub const RENDERING: u32 = 7;
+pub const RENDERING: u32 = 8;
 
 /// Where machines can be placed: what the planner knows of the infrastructure.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -486,6 +486,7 @@ fn units() -> Vec<UnitSpec> {
         children_survive: true,
         open_files_max: Some(20_000),
         stop_timeout_s: 30,
+        watchdog_s: None,
         needs: vec![],
         health: Some(probe("socket", ProbeTarget::Unix("/run/containerd.sock".into()), Expect::Answer)),
         alive: None,
@@ -502,6 +503,7 @@ fn units() -> Vec<UnitSpec> {
         health: Some(probe("node", https, Expect::NodeReady)),
         alive: Some(probe("lives", ProbeTarget::Tcp(address), Expect::Answer)),
         open_files_max: None,
+        watchdog_s: Some(180),
         ..base.clone()
     };
     let once = UnitSpec {

@@ -310,14 +310,15 @@ fn unit() -> impl Strategy<Value = UnitSpec> {
     let hardening = select(vec![Hardening::Host, Hardening::Server]);
     let need = prop_oneof![probe().prop_map(Need::Probe), vec(probe(), 0..3).prop_map(Need::AnyProbe)];
     let needs = vec(need, 0..2);
-    let limits = (any::<bool>(), any::<bool>(), option::of(any::<u32>()), any::<u32>());
+    let limits =
+        (any::<bool>(), any::<bool>(), option::of(any::<u32>()), any::<u32>(), option::of(any::<u32>()));
     let head = ("[a-zA-Z0-9_.@-]{1,16}\\.service", text(), kind, command(), hardening);
     let environment = vec((text(), text()), 0..3);
     let probes = (option::of(probe()), option::of(probe()));
     (head, environment, vec(path(), 0..3), limits, needs, probes).prop_map(
         |(head, environment, state_directories, limits, needs, (health, alive))| {
             let (name, description, kind, command, hardening) = head;
-            let (delegate, children_survive, open_files_max, stop_timeout_s) = limits;
+            let (delegate, children_survive, open_files_max, stop_timeout_s, watchdog_s) = limits;
             let (command, health) = match kind {
                 UnitKind::Check => (Vec::new(), health.or_else(|| Some(tcp_probe()))),
                 UnitKind::Exec | UnitKind::Notify | UnitKind::Oneshot => (command, health),
@@ -334,6 +335,7 @@ fn unit() -> impl Strategy<Value = UnitSpec> {
                 children_survive,
                 open_files_max,
                 stop_timeout_s,
+                watchdog_s,
                 needs,
                 health,
                 alive,

@@ -56,6 +56,22 @@ impl AgentCore {
         spec.when.iter().find_map(|trigger| self.holds(trigger, desired))
     }
 
+    /// Whether a remedy has made no room, and no more is used since: it would only use up what it may be needed for.
+    pub(super) fn is_in_vain(&self, spec: &RemedySpec) -> bool {
+        let in_vain = |at: &u8| spec.when.iter().all(|trigger| self.used_percent(trigger) <= Some(*at));
+        self.remedies.in_vain_at.get(&spec.name).is_some_and(in_vain)
+    }
+
+    /// What is used of what a trigger is about, in percent, when it is about room.
+    pub(super) fn used_percent(&self, trigger: &Trigger) -> Option<u8> {
+        let pressure = self.reporter.pressure?;
+        match trigger {
+            Trigger::DiskFull { .. } => Some(pressure.disk_used_percent),
+            Trigger::InodesFull { .. } => Some(pressure.inodes_used_percent),
+            Trigger::Failing { .. } | Trigger::GivenUp { .. } | Trigger::Says { .. } => None,
+        }
+    }
+
     fn holds(&self, trigger: &Trigger, desired: &Desired) -> Option<Cause> {
         match trigger {
             Trigger::Failing { unit, falls, stuck_s } => {
@@ -69,12 +85,12 @@ impl AgentCore {
                 Some(Cause::grave(format!("{unit} {words}")))
             }
             Trigger::DiskFull { percent, alarm_percent } => {
-                let used = self.reporter.pressure?.disk_used_percent;
+                let used = self.used_percent(trigger)?;
                 let words = format!("{used} % of the disk is used");
                 (used >= *percent).then_some(Cause { words, grave: used >= *alarm_percent })
             }
             Trigger::InodesFull { percent, alarm_percent } => {
-                let used = self.reporter.pressure?.inodes_used_percent;
+                let used = self.used_percent(trigger)?;
                 let words = format!("{used} % of the inodes are used");
                 (used >= *percent).then_some(Cause { words, grave: used >= *alarm_percent })
             }

@@ -24,6 +24,7 @@ pub fn unit(name: &str, kind: UnitKind) -> UnitSpec {
         children_survive: false,
         open_files_max: None,
         stop_timeout_s: 10,
+        watchdog_s: None,
         needs: Vec::new(),
         health: (kind != UnitKind::Oneshot).then(|| probe(name)),
         alive: None,

@@ -129,6 +129,7 @@ pub(crate) fn base_unit(name: &str, description: &str, command: Vec<String>) -> 
         children_survive: false,
         open_files_max: Some(OPEN_FILES_MAX),
         stop_timeout_s: STOP_TIMEOUT_S,
+        watchdog_s: None,
         needs: Vec::new(),
         health: None,
         alive: None,

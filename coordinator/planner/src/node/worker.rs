@@ -20,6 +20,11 @@ const KUBE_PROXY: &str = "kube-proxy";
 /// What is kept from pods is a multiple of this, in bytes: the memory that a kernel has to give differs by some hundred
 /// kilobytes from one to the next, and each change restarts the kubelet.
 const RESERVED_STEP_BYTES: u64 = 64 << 20;
+/// A kubelet whose loop has stood still for five minutes says no more that it works, and is ended after so long at most
+/// (pkg/kubelet/watchdog of Kubernetes 1.37): it does so every 90 seconds, and a machine may stand still for a while.
+const KUBELET_WATCHDOG_S: u32 = 180;
+/// Most processes and threads of one pod, so that none takes those of the whole machine; OpenShift's limit.
+const POD_PIDS_MAX: u32 = 4_096;
 /// Where the cluster's DNS takes connections (RFC 7766).
 const DNS_PORT: u16 = 53;
 
@@ -173,6 +178,7 @@ fn kubelet(node: &mut Node, images: &[String]) {
         children_survive: true,
         needs,
         health: Some(http_probe(KUBELET, paths::KUBELET_HEALTH_PORT, "/healthz")),
+        watchdog_s: Some(KUBELET_WATCHDOG_S),
         restart_on: [
             &config,
             &kubeconfig_path,
@@ -224,7 +230,9 @@ fn kubelet_config(node: &Node) -> serde_json::Value {
             "nodefs.available": "1Gi",
             "imagefs.available": "1Gi",
             "nodefs.inodesFree": "1%",
+            "pid.available": "10%",
         },
+        "podPidsLimit": POD_PIDS_MAX,
     });
     let reserved = beyond_the_machine(node);
     if !reserved.is_empty() {
