@@ -17,7 +17,7 @@ use crate::event::Invocation;
 
 const MAGIC: &[u8; 8] = b"KEELSONL";
 /// 2: configs name peers. 3: configs have remedies and leases, and what was done of them is remembered. 4: a machine
-/// remembers that it was dismissed. Nothing older was ever released, so nothing reads it.
+/// remembers that it was dismissed. 5: units may have a watchdog. Nothing older was ever released, so nothing reads it.
 const VERSION: u16 = 5;
 const HEAD_BYTES: usize = 8 + 2 + 32;
 /// Largest ledger, in bytes: the largest config and a full buffer of long events, twice.
