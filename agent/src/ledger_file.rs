@@ -89,12 +89,15 @@ mod tests {
         let fresh = Ledger::empty(MachineId::new("m").unwrap(), Incarnation(1)).encode();
         let mut old = fresh.expose_secret().to_vec();
         // The version, after eight bytes of magic.
+        let known = u16::from_be_bytes([old[8], old[9]]);
         old[8..10].copy_from_slice(&1_u16.to_be_bytes());
         let bytes = SecretBytes::new(old);
         write(&path, &bytes).unwrap();
         let LedgerFound::SetAside { why } = read(&path) else { panic!("it was taken") };
-        let reason = "the ledger has version 1, this agent reads only 4: \
-                      it waits for the coordinator to send the config again";
+        let reason = format!(
+            "the ledger has version 1, this agent reads only {known}: \
+             it waits for the coordinator to send the config again"
+        );
         let kept = root.path().join("ledger.unusable");
         assert_eq!(why, format!("{reason}; it is kept as {}", kept.display()));
         assert_eq!(fs::read(kept).unwrap(), bytes.expose_secret());
