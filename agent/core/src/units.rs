@@ -81,6 +81,7 @@ impl AgentCore {
                 self.put_run(&spec.name, run);
                 continue;
             }
+            self.adopt(spec, desired.inputs[&spec.name]);
             let facts = self.facts(desired, spec, &cleared);
             let before = run.phase.clone();
             let order = match &spec.health {
@@ -106,6 +107,19 @@ impl AgentCore {
                 self.carry_out(desired, spec, &mut run, order);
             }
             self.put_run(&spec.name, run);
+        }
+    }
+
+    /// A run that nothing is known of, though a boot before had the unit with the inputs that are wanted now: its unit file
+    /// went with that boot, so an agent of this one has started it, and its disk had no room for the record.
+    fn adopt(&mut self, spec: &UnitSpec, wanted: Digest) {
+        let Some(seen) = self.units_seen.get(&spec.name) else { return };
+        let runs = matches!(seen.active, Active::Running | Active::Exited) && seen.invocation.is_some();
+        let Some(record) = self.ledger.units.get_mut(&spec.name).filter(|_| runs) else { return };
+        if record.start.is_some_and(|start| start.boot != self.me.boot && start.inputs == wanted) {
+            let boot = self.me.boot;
+            record.start = Some(StartRecord { boot, inputs: wanted, before: None, restarts: 0 });
+            self.persist_soon();
         }
     }
 

@@ -17,6 +17,8 @@ enum Blow {
     Disconnect,
     NextConfig,
     Crash,
+    /// The disk has no room for the ledger until the next one of these.
+    Room,
 }
 
 fn blows() -> impl Strategy<Value = Vec<(u64, Blow)>> {
@@ -26,6 +28,7 @@ fn blows() -> impl Strategy<Value = Vec<(u64, Blow)>> {
         1 => Just(Blow::Disconnect),
         2 => Just(Blow::NextConfig),
         1 => Just(Blow::Crash),
+        1 => Just(Blow::Room),
     ];
     prop::collection::vec((0_u64..80, blow), 0..12)
 }
@@ -46,6 +49,7 @@ proptest! {
                 Blow::Kill => world.kill_agent(),
                 Blow::Reboot => world.reboot(),
                 Blow::Disconnect => world.disconnect(),
+                Blow::Room => world.disk_full = !world.disk_full,
                 Blow::NextConfig => {
                     let generation = config.generation.next();
                     config = varied(generation);
@@ -64,6 +68,7 @@ proptest! {
             world.offer(&config);
         }
         world.fails = Box::new(|_| false);
+        world.disk_full = false;
         world.run_until_ready(1_500_000);
         world.run_for(5_000);
         world.assert_converged(&config);

@@ -383,6 +383,30 @@ fn a_reboot_brings_everything_back_without_a_coordinator() {
     );
 }
 
+/// What was started could not be written down, and is not taken away for that (seed 4176).
+#[test]
+fn units_that_a_full_disk_has_no_record_of_are_left_running_when_they_are_as_wanted() {
+    let (mut world, config) = ready();
+    world.disk_full = true;
+    world.reboot();
+    world.run_for(30_000);
+    world.assert_converged(&config);
+    let starts = world.starts();
+    world.kill_agent();
+    world.run_for(30_000);
+    world.assert_converged(&config);
+    assert_eq!(world.starts(), starts);
+    // Nor is another config taken for what runs.
+    world.disk_full = false;
+    let mut next = config.clone();
+    next.generation = Generation(2);
+    next.files[1] = file("/var/lib/keelson/kubelet.yaml", "a: 2");
+    world.offer(&next);
+    world.run_for(30_000);
+    world.assert_converged(&next);
+    assert_eq!(world.starts(), starts + 1);
+}
+
 #[test]
 fn a_new_config_restarts_exactly_what_it_must() {
     let (mut world, config) = ready();

@@ -13,7 +13,7 @@ use keelson_model::{
 use keelson_protocol::health::NodeState;
 use keelson_protocol::limits::SILENT_AFTER;
 use keelson_protocol::peer::PeerSaid;
-use keelson_protocol::{ClusterName, MachineId};
+use keelson_protocol::{ClusterName, MachineId, MonoTime};
 
 use crate::limits::{
     FLEET_JUDGED_MIN, HUNG_AFTER, HUNG_ALONE_AFTER, LEASE_STALE_AFTER, OTHER_KEY_ALONE_AFTER,
@@ -238,6 +238,14 @@ impl CoordinatorCore {
         (late >= SUSPECT_AFTER && voice.is_none_or(|voice| voice.beats)).then_some(late)
     }
 
+    /// Whether a machine is heard. Of one that is being removed nobody expects heartbeats; that they come tells all the same.
+    fn is_heard_now(&self, now: Now, machine: &Machine) -> bool {
+        let silent_for = |last: MonoTime| now.mono.since(last.max(self.listening_since));
+        let late = || self.last_heard(machine).is_none_or(|last| silent_for(last) >= SUSPECT_AFTER);
+        let goes = matches!(machine.row.phase, MachinePhase::Deleting { .. });
+        machine.is_heard() && self.silent_for(now, machine).is_none() && !(goes && late())
+    }
+
     /// Counts who is heard.
     pub(crate) fn census(&self, now: Now) -> Census {
         let mut census = Census::default();
@@ -245,13 +253,15 @@ impl CoordinatorCore {
             if machine.row.enrolled_key.is_none() {
                 continue;
             }
-            let Some(planned) = self.planned(&machine.row.cluster, &machine.row.id) else { continue };
-            // One on its way out that has no power was switched off by us, and says nothing about its zone.
-            if planned.leaving && machine.row.fenced.is_some() {
+            // One on its way out that has no power was switched off by us, and says nothing about its zone. Until then it
+            // tells as much as any other, also when no blueprint names it any more.
+            let leaves =
+                self.planned(&machine.row.cluster, &machine.row.id).is_none_or(|planned| planned.leaving);
+            if leaves && (machine.row.fenced.is_some() || machine.seen_off > machine.seen_on) {
                 continue;
             }
-            let heard = u32::from(machine.is_heard() && self.silent_for(now, machine).is_none());
-            let zone = census.zones.entry(planned.zone.clone()).or_default();
+            let heard = u32::from(self.is_heard_now(now, machine));
+            let zone = census.zones.entry(machine.row.zone.clone()).or_default();
             zone.heard += heard;
             zone.total += 1;
             // What has no power by the infrastructure's own word says nothing about the coordinator's network.
@@ -265,8 +275,7 @@ impl CoordinatorCore {
 
     /// All that speaks for or against a machine now.
     pub(crate) fn evidence(&self, now: Now, machine: &Machine, census: &Census) -> Evidence {
-        let planned = self.planned(&machine.row.cluster, &machine.row.id);
-        let zone = planned.and_then(|planned| census.zones.get(&planned.zone)).copied().unwrap_or_default();
+        let zone = census.zones.get(&machine.row.zone).copied().unwrap_or_default();
         let heard = self.last_heard(machine);
         let ago = heard.map(|last| u64::try_from(now.mono.since(last).as_millis()).unwrap_or(u64::MAX));
         let power = match machine.row.phase {
@@ -279,7 +288,7 @@ impl CoordinatorCore {
             },
         };
         // A machine that is heard counts itself.
-        let itself = u32::from(machine.is_heard() && self.silent_for(now, machine).is_none());
+        let itself = u32::from(self.is_heard_now(now, machine));
         Evidence {
             heartbeat: ago.map_or(HeartbeatSeen::Never, |ms| HeartbeatSeen::Ago { ms }),
             peers: self.peers_seen(now, machine),
@@ -335,12 +344,12 @@ impl CoordinatorCore {
 
     /// Since when a machine asks to enrol again with another key: its disk has lost who it is. What was asked before it was
     /// last heard was asked by somebody else.
-    pub(crate) fn forgot_itself(&self, machine: &Machine) -> Option<keelson_protocol::MonoTime> {
+    pub(crate) fn forgot_itself(&self, machine: &Machine) -> Option<MonoTime> {
         let heard = self.last_heard(machine);
         machine.other_key.filter(|since| heard.is_none_or(|heard| heard < *since))
     }
 
-    fn last_heard_of(&self, id: &MachineId) -> Option<keelson_protocol::MonoTime> {
+    fn last_heard_of(&self, id: &MachineId) -> Option<MonoTime> {
         self.last_heard(self.machines.get(id)?)
     }
 

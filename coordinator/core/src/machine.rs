@@ -45,9 +45,7 @@ impl CoordinatorCore {
             self.clusters.get(name).into_iter().flat_map(|cluster| cluster.row.blueprint.machines.values());
         let missing: Vec<MachineRow> = planned
             .filter(|machine| !self.machines.contains_key(&machine.id))
-            .map(|machine| {
-                MachineRow::planned(machine.id.clone(), name.clone(), machine.incarnation, now.wall)
-            })
+            .map(|machine| MachineRow::planned(machine, name.clone(), now.wall))
             .collect();
         for row in missing {
             self.rows.push(Row::Machine(Box::new(row.clone())));
@@ -366,7 +364,8 @@ impl CoordinatorCore {
     pub(crate) fn machine_deleted(&mut self, now: Now, id: &MachineId) {
         let Some(machine) = self.machines.get(id) else { return };
         let (cluster, old) = (machine.row.cluster.clone(), machine.row.clone());
-        let successor = self.planned(&cluster, id).map(|planned| planned.incarnation);
+        let successor = self.planned(&cluster, id);
+        let successor = successor.map(|planned| MachineRow::planned(planned, cluster.clone(), now.wall));
         let cause = if successor.is_some() { "it is made anew" } else { "no blueprint names it" };
         let outcome = "the provider has removed it with its disk";
         self.note_repair(now, id, Severity::Info, "MachineDeleted", cause, outcome);
@@ -376,8 +375,7 @@ impl CoordinatorCore {
             self.note_repair(now, id, Severity::Info, "FaultEnded", &cause, "its machine was removed");
         }
         self.forget_machine(id);
-        if let Some(incarnation) = successor {
-            let fresh = MachineRow::planned(id.clone(), cluster, incarnation, now.wall);
+        if let Some(fresh) = successor {
             let row = MachineRow { incident: old.incident, acts: old.acts, ..fresh };
             self.rows.push(Row::Machine(Box::new(row.clone())));
             self.add_machine(row);

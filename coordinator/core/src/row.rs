@@ -4,8 +4,8 @@ pub use keelson_model::{Act, Incident};
 use std::time::Duration;
 
 use keelson_model::{
-    Blueprint, ClusterMaterial, ClusterSpec, Condition, FleetEvent, MachinePhase, Operation, OperationId,
-    Plan, PlanName, RepairAction,
+    Blueprint, BlueprintMachine, ClusterMaterial, ClusterSpec, Condition, FleetEvent, MachinePhase,
+    Operation, OperationId, Plan, PlanName, RepairAction,
 };
 use keelson_protocol::{ClusterName, Generation, Incarnation, MachineId, WallTime};
 use serde::{Deserialize, Serialize};
@@ -50,6 +50,9 @@ pub struct MachineRow {
     pub cluster: ClusterName,
     /// Which machine of that id.
     pub incarnation: Incarnation,
+    /// Its zone, also when no blueprint names it any more.
+    #[serde(default)]
+    pub zone: String,
     /// Where it is on its way.
     pub phase: MachinePhase,
     /// When its enrolment token was made.
@@ -96,11 +99,12 @@ pub struct MachineRow {
 impl MachineRow {
     /// A machine that nothing was asked for yet.
     #[must_use]
-    pub fn planned(id: MachineId, cluster: ClusterName, incarnation: Incarnation, now: WallTime) -> Self {
+    pub fn planned(machine: &BlueprintMachine, cluster: ClusterName, now: WallTime) -> Self {
         Self {
-            id,
+            id: machine.id.clone(),
             cluster,
-            incarnation,
+            incarnation: machine.incarnation,
+            zone: machine.zone.clone(),
             phase: MachinePhase::Planned,
             token_made: now,
             enrolled_key: None,

@@ -10,6 +10,7 @@ use keelson_coordinator_core::{
     ClusterState, Override, PauseRequest, PauseScope, RepairOutcome, RepairRequest,
 };
 use keelson_model::{FaultClass, MachinePhase, RepairAction, Verdict};
+use keelson_protocol::MachineId;
 
 /// What came of faults and repairs, by class.
 fn outcomes(world: &World) -> Vec<(Option<FaultClass>, RepairOutcome)> {
@@ -142,6 +143,31 @@ fn a_fleet_that_falls_silent_is_left_alone() {
     world.run(600);
     assert_eq!(verdict(&world, "worker-2"), Verdict::FleetSilent);
     assert!(fenced(&world).is_empty());
+}
+
+/// A cluster of one machine has no peers; what else is silent speaks for it, though nobody wants that any more (seed 4569).
+#[test]
+fn machines_of_a_cluster_that_goes_still_tell_that_more_is_silent_than_one() {
+    for (zones, expected) in [(1, Verdict::ZoneSilent), (3, Verdict::FleetSilent)] {
+        let mut world = ready("tiny");
+        world.create(&named("other", "ha"));
+        world.run(140);
+        assert_eq!(world.state("other"), Some(ClusterState::Ready));
+        world.refuse_delete = refusal_of("its host is busy");
+        let near = |world: &World, machine: &MachineId| {
+            let zone = |machine| world.core.machine(machine).unwrap().row.zone.clone();
+            zones == 3 || zone(machine) == zone(&id("node-1"))
+        };
+        let silent: Vec<_> = world.machines.keys().filter(|id| near(&world, id)).cloned().collect();
+        for name in &silent {
+            world.machines.get_mut(name).unwrap().linked = false;
+        }
+        world.peers_answer = false;
+        world.run(5);
+        world.delete("other");
+        world.run(600);
+        assert_eq!((verdict(&world, "node-1"), fenced(&world).len()), (expected, 0));
+    }
 }
 
 #[test]

@@ -8,16 +8,10 @@ use std::collections::BTreeMap;
 
 use common::demo::*;
 use common::{World, named};
-use keelson_coordinator_core::{
-    ClusterState, Effect, EnrolId, Input, Override, ProviderFailure, REFUSALS_TOLD_MAX, Remedy,
-};
+use keelson_coordinator_core::{ClusterState, Effect, EnrolId, Input, Override, REFUSALS_TOLD_MAX};
 use keelson_model::{OperationKind, RepairAction};
 use keelson_protocol::message::{EnrolRequest, ToAgent, ToCoordinator};
 use keelson_protocol::{Generation, Incarnation, MachineId, SecretBytes};
-
-fn refusal_of(text: &str) -> Option<ProviderFailure> {
-    Some(ProviderFailure { remedy: Remedy::Retry, text: text.to_owned() })
-}
 
 #[test]
 fn a_power_cycle_whose_power_does_not_come_back_ends_in_a_rebuild() {

@@ -70,6 +70,7 @@ fn machine() -> MachineRow {
         id: "demo-etcd-1".parse().unwrap(),
         cluster: "demo".parse().unwrap(),
         incarnation: Incarnation(3),
+        zone: "zone-a".to_owned(),
         phase: MachinePhase::Retrying { why: "no room".to_owned(), attempts: 2, next: WallTime(9) },
         token_made: WallTime(1),
         enrolled_key: None,

@@ -386,7 +386,8 @@ fn carried(text: &str, inside: &[String]) -> u64 {
 fn has_room(text: &str) -> bool {
     let used = |word: &str| word.strip_suffix('%').and_then(|word| word.parse::<u8>().ok());
     let words = text.lines().last().unwrap_or_default().split_whitespace();
-    words.map(used).all(|used| used.is_some_and(|used| used < FULL_PERCENT))
+    let shares: Option<Vec<u8>> = words.map(used).collect();
+    shares.is_some_and(|shares| shares.len() == 2 && shares.iter().all(|used| *used < FULL_PERCENT))
 }
 
 #[cfg(test)]
@@ -398,7 +399,7 @@ mod tests {
         let said = |blocks: &str, inodes: &str| format!("Use% IUse%\n {blocks}   {inodes}\n");
         assert!(has_room(&said("84%", "3%")));
         assert!(!has_room(&said("85%", "3%")) && !has_room(&said("12%", "91%")));
-        assert!(!has_room(&said("12%", "-")));
+        assert!(!has_room(&said("12%", "-")) && !has_room(&said("12%", "")) && !has_room(""));
     }
 
     #[test]

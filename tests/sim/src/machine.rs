@@ -195,12 +195,22 @@ impl World {
 
     /// Whether a machine works and its heartbeats arrive, as far as the weather allows.
     fn is_well(&self, ix: Ix) -> bool {
+        self.loses_fewer_than(ix, HEARD_PERMILLE_MIN)
+    }
+
+    /// Whether a machine works and some of its heartbeats may arrive.
+    fn may_be_heard(&self, ix: Ix) -> bool {
+        self.loses_fewer_than(ix, 1_000)
+    }
+
+    /// Whether a machine works and has a link on which fewer than so many of a thousand heartbeats get lost on purpose.
+    fn loses_fewer_than(&self, ix: Ix, permille: u32) -> bool {
         let machine = &self.machines[ix];
         self.works(ix)
             && self.coordinator_lives()
             && matches!(machine.link.stand, Stand::Up(session) if self.coordinator.sessions.contains(&session))
             && self.network.passes(self.end(ix), End::Coordinator)
-            && self.network.heartbeats_lost(self.now) < HEARD_PERMILLE_MIN
+            && self.network.heartbeats_lost(self.now) < permille
     }
 
     pub(crate) fn sample_wellness(&mut self) {
@@ -231,8 +241,9 @@ impl World {
             if peer && is_heard && connects {
                 return Some(Voucher::Peer);
             }
-            heard |= neighbour && is_heard;
-            silent |= neighbour && !is_heard && connects;
+            let may_be_heard = is_heard || self.may_be_heard(other);
+            heard |= neighbour && may_be_heard;
+            silent |= neighbour && !may_be_heard && connects;
         }
         (silent && !heard).then_some(Voucher::Zone)
     }

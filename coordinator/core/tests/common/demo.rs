@@ -58,6 +58,11 @@ pub(crate) fn repair(world: &mut World, name: &str, action: RepairAction, over: 
     world.carry_out(effects);
 }
 
+/// What the infrastructure says when it does not do something now.
+pub(crate) fn refusal_of(text: &str) -> Option<ProviderFailure> {
+    Some(ProviderFailure { remedy: Remedy::Retry, text: text.to_owned() })
+}
+
 /// Why a person's repair would be refused.
 pub(crate) fn refusal(world: &World, name: &str, action: RepairAction, over: Override) -> CommandError {
     world.core.check_repair(world.now(), &request(name, action, over)).unwrap_err()

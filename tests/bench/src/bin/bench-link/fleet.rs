@@ -88,7 +88,7 @@ pub(crate) fn saved(count: usize) -> Result<(Settings, Saved)> {
         saved.machines.extend(blueprint.machines.values().map(|machine| MachineRow {
             phase: MachinePhase::Enrolled { since: WallTime(0) },
             enrolled_key: Some("bench".to_owned()),
-            ..MachineRow::planned(machine.id.clone(), spec.name.clone(), machine.incarnation, WallTime(0))
+            ..MachineRow::planned(machine, spec.name.clone(), WallTime(0))
         }));
         saved.material.push((spec.name.clone(), material()));
         let (created, first_ready) = (WallTime(0), Some(WallTime(0)));
