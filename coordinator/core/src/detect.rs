@@ -18,6 +18,7 @@ use keelson_protocol::{ClusterName, MachineId, MonoTime};
 use crate::limits::{
     FLEET_JUDGED_MIN, HUNG_AFTER, HUNG_ALONE_AFTER, LEASE_STALE_AFTER, OTHER_KEY_ALONE_AFTER,
     PEER_ANSWER_LIFE, PEERS_ASK_INTERVAL, PEERS_ASK_INTERVAL_LONG, RETURN_MAX, SUSPECT_AFTER, UNBORN_AFTER,
+    WITNESS_MAX,
 };
 use crate::state::{CoordinatorCore, Machine, Now};
 
@@ -238,6 +239,13 @@ impl CoordinatorCore {
         (late >= SUSPECT_AFTER && voice.is_none_or(|voice| voice.beats)).then_some(late)
     }
 
+    /// The zone of a machine. Rows of older coordinators do not have it.
+    fn zone_of<'a>(&'a self, machine: &'a Machine) -> &'a str {
+        let planned = || self.planned(&machine.row.cluster, &machine.row.id);
+        let known = Some(machine.row.zone.as_str()).filter(|zone| !zone.is_empty());
+        known.or_else(|| planned().map(|planned| planned.zone.as_str())).unwrap_or_default()
+    }
+
     /// Whether a machine is heard. Of one that is being removed nobody expects heartbeats; that they come tells all the same.
     fn is_heard_now(&self, now: Now, machine: &Machine) -> bool {
         let silent_for = |last: MonoTime| now.mono.since(last.max(self.listening_since));
@@ -254,14 +262,17 @@ impl CoordinatorCore {
                 continue;
             }
             // One on its way out that has no power was switched off by us, and says nothing about its zone. Until then it
-            // tells as much as any other, also when no blueprint names it any more.
+            // tells as much as any other, also when no blueprint names it any more; but one that cannot be removed does
+            // not speak against others for ever.
             let leaves =
                 self.planned(&machine.row.cluster, &machine.row.id).is_none_or(|planned| planned.leaving);
-            if leaves && (machine.row.fenced.is_some() || machine.seen_off > machine.seen_on) {
+            let off = machine.row.fenced.is_some() || machine.seen_off > machine.seen_on;
+            let stays = matches!(machine.row.phase, MachinePhase::Deleting { since, .. } if now.wall.since(since) >= WITNESS_MAX);
+            if leaves && off || stays {
                 continue;
             }
             let heard = u32::from(self.is_heard_now(now, machine));
-            let zone = census.zones.entry(machine.row.zone.clone()).or_default();
+            let zone = census.zones.entry(self.zone_of(machine).to_owned()).or_default();
             zone.heard += heard;
             zone.total += 1;
             // What has no power by the infrastructure's own word says nothing about the coordinator's network.
@@ -275,7 +286,7 @@ impl CoordinatorCore {
 
     /// All that speaks for or against a machine now.
     pub(crate) fn evidence(&self, now: Now, machine: &Machine, census: &Census) -> Evidence {
-        let zone = census.zones.get(&machine.row.zone).copied().unwrap_or_default();
+        let zone = census.zones.get(self.zone_of(machine)).copied().unwrap_or_default();
         let heard = self.last_heard(machine);
         let ago = heard.map(|last| u64::try_from(now.mono.since(last).as_millis()).unwrap_or(u64::MAX));
         let power = match machine.row.phase {

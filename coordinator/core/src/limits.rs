@@ -127,6 +127,8 @@ pub const CLOCK_STEP_MIN: Duration = Duration::from_secs(2);
 /// How long after the last repair a machine that does not work yet counts as disrupted by us: longer than one needs to
 /// boot, and no longer, so that one that is not mended does not hold up the others for ever.
 pub const DISRUPTED_MAX: Duration = Duration::from_secs(120);
+/// A machine that is being removed tells for so long whether others are silent with it.
+pub const WITNESS_MAX: Duration = Duration::from_secs(600);
 /// Below so many machines a majority of silent ones says nothing about the coordinator.
 pub const FLEET_JUDGED_MIN: u32 = 5;
 /// How long the infrastructure must say that a machine is gone before it is made anew: lists lag behind.

@@ -167,6 +167,9 @@ fn machines_of_a_cluster_that_goes_still_tell_that_more_is_silent_than_one() {
         world.delete("other");
         world.run(600);
         assert_eq!((verdict(&world, "node-1"), fenced(&world).len()), (expected, 0));
+        // A removal that never ends does not keep it from its repair for ever.
+        world.run(1_000);
+        assert_eq!(fenced(&world).first().map(String::as_str), Some("demo-node-1"));
     }
 }
 
