@@ -213,6 +213,7 @@ impl Step {
         match self {
             Self::WriteFiles(_) | Self::RemoveFiles(_) | Self::Reload => Duration::from_secs(60),
             Self::Act { act, .. } => act_timeout(act),
+            Self::PowerOff => Duration::from_secs(60),
             _ => Duration::from_secs(30),
         }
     }

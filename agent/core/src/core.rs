@@ -103,6 +103,8 @@ pub struct AgentCore {
     /// When units that are to be stopped were last told so.
     pub(crate) stopping: BTreeMap<String, MonoTime>,
     pub(crate) files: Files,
+    /// Whether this agent has taken a config, or changed a file or certificate that programs read, since it was started.
+    pub(crate) changed_inputs: bool,
     pub(crate) certificates: BTreeMap<String, CertificateRun>,
     /// Whether all were held as wanted at the last comparison.
     pub(crate) certificates_stand: bool,
@@ -194,6 +196,7 @@ impl AgentCore {
             units_seen: UnitsSeen::default(),
             stopping: BTreeMap::new(),
             files: Files::new(),
+            changed_inputs: false,
             certificates: BTreeMap::new(),
             certificates_stand: false,
             link: LinkRun::default(),
@@ -507,6 +510,7 @@ impl AgentCore {
     }
 
     fn accept(&mut self, config: NodeConfig) {
+        self.changed_inputs = true;
         let subject = format!("generation {}", config.generation);
         let cause = match self.generation() {
             Some(generation) => format!("follows generation {generation}"),
@@ -610,6 +614,7 @@ impl AgentCore {
     }
 
     pub(crate) fn run(&mut self, step: Step) {
+        self.changed_inputs |= matches!(step, Step::WriteFiles(_) | Step::InstallCertificate { .. });
         let fresh = self.in_flight.insert(step.key());
         assert!(fresh, "one step in flight per key: callers ask `free` first");
         self.push(Action::Run(step));

@@ -81,7 +81,7 @@ impl AgentCore {
                 self.put_run(&spec.name, run);
                 continue;
             }
-            self.adopt(spec, desired.inputs[&spec.name]);
+            self.adopt(desired, spec);
             let facts = self.facts(desired, spec, &cleared);
             let before = run.phase.clone();
             let order = match &spec.health {
@@ -110,17 +110,24 @@ impl AgentCore {
         }
     }
 
-    /// A run that nothing is known of, though a boot before had the unit with the inputs that are wanted now: its unit file
-    /// went with that boot, so an agent of this one has started it, and its disk had no room for the record.
-    fn adopt(&mut self, spec: &UnitSpec, wanted: Digest) {
-        let Some(seen) = self.units_seen.get(&spec.name) else { return };
-        let runs = matches!(seen.active, Active::Running | Active::Exited) && seen.invocation.is_some();
-        let Some(record) = self.ledger.units.get_mut(&spec.name).filter(|_| runs) else { return };
-        if record.start.is_some_and(|start| start.boot != self.me.boot && start.inputs == wanted) {
-            let boot = self.me.boot;
-            record.start = Some(StartRecord { boot, inputs: wanted, before: None, restarts: 0 });
-            self.persist_soon();
+    /// A run that nothing is known of, though a boot before had the unit with the inputs that are wanted now. Its unit file
+    /// went with that boot, so an agent of this one has started it, and its disk had no room for the record. It runs with
+    /// these inputs when this agent has found them all in place: one that started it with others has written those.
+    fn adopt(&mut self, desired: &Desired, spec: &UnitSpec) {
+        let wanted = desired.inputs[&spec.name];
+        let Some(before) = self.ledger.units.get(&spec.name).and_then(|record| record.start) else { return };
+        if before.boot == self.me.boot || before.inputs != wanted || self.changed_inputs {
+            return;
         }
+        let runs = |seen: &UnitSeen| {
+            matches!(seen.active, Active::Running | Active::Exited) && seen.invocation.is_some()
+        };
+        if !self.units_seen.get(&spec.name).is_some_and(runs) || self.inputs_stand(desired, spec).is_err() {
+            return;
+        }
+        let start = StartRecord { boot: self.me.boot, inputs: wanted, before: None, restarts: 0 };
+        self.ledger.units.entry(spec.name.clone()).or_default().start = Some(start);
+        self.persist_soon();
     }
 
     /// Takes a unit's state out for a while, and leaves an empty one in its place.

@@ -16,6 +16,8 @@ enum Blow {
     Reboot,
     Disconnect,
     NextConfig,
+    /// The next config is as the first one was.
+    TakenBack,
     Crash,
     /// The disk has no room for the ledger until the next one of these.
     Room,
@@ -27,6 +29,7 @@ fn blows() -> impl Strategy<Value = Vec<(u64, Blow)>> {
         1 => Just(Blow::Reboot),
         1 => Just(Blow::Disconnect),
         2 => Just(Blow::NextConfig),
+        1 => Just(Blow::TakenBack),
         1 => Just(Blow::Crash),
         1 => Just(Blow::Room),
     ];
@@ -54,6 +57,7 @@ proptest! {
                     let generation = config.generation.next();
                     config = varied(generation);
                 }
+                Blow::TakenBack => config = worker(config.generation.0 + 1),
                 Blow::Crash => {
                     let running = world.units.iter().find(|(_, unit)| unit.running.is_some());
                     if let Some(name) = running.map(|(name, _)| name.clone()) {

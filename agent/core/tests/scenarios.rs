@@ -396,15 +396,31 @@ fn units_that_a_full_disk_has_no_record_of_are_left_running_when_they_are_as_wan
     world.run_for(30_000);
     world.assert_converged(&config);
     assert_eq!(world.starts(), starts);
-    // Nor is another config taken for what runs.
-    world.disk_full = false;
+}
+
+/// A command that was changed and is taken back, while nothing could be written down.
+#[test]
+fn a_unit_that_runs_with_what_no_record_tells_of_is_started_anew() {
+    let (mut world, config) = ready();
+    world.disk_full = true;
+    world.reboot();
+    world.run_for(30_000);
     let mut next = config.clone();
     next.generation = Generation(2);
-    next.files[1] = file("/var/lib/keelson/kubelet.yaml", "a: 2");
+    next.units[0].command.push("--v=4".to_owned());
     world.offer(&next);
     world.run_for(30_000);
     world.assert_converged(&next);
-    assert_eq!(world.starts(), starts + 1);
+    world.disconnect();
+    world.kill_agent();
+    world.run_for(30_000);
+    world.disk_full = false;
+    world.connect();
+    let mut back = config;
+    back.generation = Generation(3);
+    world.offer(&back);
+    world.run_for(30_000);
+    world.assert_converged(&back);
 }
 
 #[test]

@@ -4,7 +4,7 @@ use keelson_protocol::remedy::RemedyAct;
 
 use crate::error::HostError;
 use crate::systemd::Systemd;
-use crate::{MOUNTS, Queue, WRITES, blocking, files};
+use crate::{ENDS, MOUNTS, Queue, WRITES, blocking, files};
 
 mod cgroups;
 mod command;
@@ -71,5 +71,6 @@ pub(crate) async fn end_machine(ending: Ending, systemd: &Systemd) -> Result<(),
     };
     let Err(error) = systemd.end_machine(method, verb).await else { return Ok(()) };
     let past_the_bus = ["/usr/bin/systemctl", "--force", verb].map(str::to_owned);
-    command::run(past_the_bus.to_vec(), None, None, END_TIMEOUT_S).await.map(drop).map_err(|_| error)
+    let printed = command::print_in(&ENDS, &past_the_bus, END_TIMEOUT_S).await;
+    printed.and_then(|printed| printed.good("systemctl")).map(drop).map_err(|_| error)
 }

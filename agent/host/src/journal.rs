@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio::process::{Child, Command};
 
+use crate::STARTS;
 use crate::error::HostError;
 
 /// Most lines of one request: 10,000 lines are two megabytes, and nobody reads more.
@@ -29,7 +30,7 @@ pub async fn journal(request: &JournalRequest) -> Result<Child, HostError> {
     let mut command = Command::new("journalctl");
     command.args(arguments(request)).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
     command.kill_on_drop(true);
-    crate::start(command, "journalctl").await
+    crate::start(&STARTS, command, "journalctl").await
 }
 
 fn arguments(request: &JournalRequest) -> Vec<String> {
@@ -60,7 +61,8 @@ pub(crate) async fn last_words(unit: &str) -> String {
     // What programs print, without what systemd says about them.
     command.arg(format!("--unit={unit}")).arg("_TRANSPORT=stdout");
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).kill_on_drop(true);
-    let output = async { crate::start(command, "journalctl").await.ok()?.wait_with_output().await.ok() };
+    let output =
+        async { crate::start(&STARTS, command, "journalctl").await.ok()?.wait_with_output().await.ok() };
     let output = tokio::time::timeout(LAST_WORDS_WAIT, output).await.ok().flatten();
     output.map(|output| last_line(&String::from_utf8_lossy(&output.stdout))).unwrap_or_default()
 }

@@ -172,11 +172,13 @@ static FOLDERS: Queue = Queue::const_new(());
 static MOUNTS: Queue = Queue::const_new(());
 /// Programs that are started: whoever starts one waits until the kernel has read it from the disk.
 static STARTS: Queue = Queue::const_new(());
+/// The program that ends the machine: it stands behind no other one.
+static ENDS: Queue = Queue::const_new(());
 /// Certificates that probes show and believe.
 static PROBE_FILES: Queue = Queue::const_new(());
 
 /// Most threads that these queues and that for trees take; the ledger and the link's identity need one each besides.
-pub const BLOCKING_THREADS_MAX: usize = 9;
+pub const BLOCKING_THREADS_MAX: usize = 10;
 
 /// Runs what may wait for a disk beside the loop, so that a slow disk never delays a heartbeat.
 async fn blocking<T: Send + 'static>(
@@ -192,8 +194,8 @@ async fn blocking<T: Send + 'static>(
 }
 
 /// Starts a program beside the loop.
-async fn start(mut command: Command, program: &str) -> Result<Child, HostError> {
-    let started = blocking(&STARTS, move || Ok(command.spawn())).await?;
+async fn start(queue: &'static Queue, mut command: Command, program: &str) -> Result<Child, HostError> {
+    let started = blocking(queue, move || Ok(command.spawn())).await?;
     started.map_err(HostError::file("start", program))
 }
 

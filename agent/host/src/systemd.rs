@@ -141,7 +141,13 @@ impl Systemd {
     /// unmounts what it can. Nobody else's call is waited for: there is another way when this one takes long.
     pub(crate) async fn end_machine(&self, method: &str, what: &str) -> Result<(), HostError> {
         let called = tokio::time::timeout(CALL_TIMEOUT, self.call(method, &(), what)).await;
-        called.unwrap_or_else(|_| Err(lost(what, late()))).map(drop)
+        called.unwrap_or_else(|_| {
+            if let Ok(mut held) = self.connection.try_lock() {
+                *held = None;
+            }
+            Err(lost(what, late()))
+        })?;
+        Ok(())
     }
 
     async fn call<B>(&self, method: &str, body: &B, what: &str) -> Result<zbus::Message, HostError>

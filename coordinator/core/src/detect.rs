@@ -254,6 +254,16 @@ impl CoordinatorCore {
         machine.is_heard() && self.silent_for(now, machine).is_none() && !(goes && late())
     }
 
+    /// Whether a machine is silent because it is being removed. One that was silent before tells as much as any other; but one
+    /// that cannot be removed does not speak against others for ever.
+    fn was_silenced(&self, now: Now, machine: &Machine) -> bool {
+        let MachinePhase::Deleting { since, .. } = machine.row.phase else { return false };
+        let goes_for = now.wall.since(since);
+        let silent_for = self.last_heard(machine).map(|last| now.mono.since(last));
+        let before = silent_for.is_none_or(|silent_for| silent_for >= goes_for + SUSPECT_AFTER);
+        !self.is_heard_now(now, machine) && (!before || goes_for >= WITNESS_MAX)
+    }
+
     /// Counts who is heard.
     pub(crate) fn census(&self, now: Now) -> Census {
         let mut census = Census::default();
@@ -262,13 +272,11 @@ impl CoordinatorCore {
                 continue;
             }
             // One on its way out that has no power was switched off by us, and says nothing about its zone. Until then it
-            // tells as much as any other, also when no blueprint names it any more; but one that cannot be removed does
-            // not speak against others for ever.
+            // tells as much as any other, also when no blueprint names it any more.
             let leaves =
                 self.planned(&machine.row.cluster, &machine.row.id).is_none_or(|planned| planned.leaving);
             let off = machine.row.fenced.is_some() || machine.seen_off > machine.seen_on;
-            let stays = matches!(machine.row.phase, MachinePhase::Deleting { since, .. } if now.wall.since(since) >= WITNESS_MAX);
-            if leaves && off || stays {
+            if leaves && off || self.was_silenced(now, machine) {
                 continue;
             }
             let heard = u32::from(self.is_heard_now(now, machine));

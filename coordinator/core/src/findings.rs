@@ -31,12 +31,13 @@ pub(crate) fn ails(machine: &Machine) -> (String, String) {
             "a person must look at its disk".to_owned(),
         ),
         Some(first) if unwell.iter().all(|unit| is_check(unit)) => {
-            let why = match &first.state {
-                UnitState::Unhealthy { why } => why,
-                _ => "it does not answer",
+            let what = match &first.state {
+                UnitState::Unhealthy { why } => format!("fails: {why}"),
+                UnitState::Waiting { on } => format!("waits for {on}"),
+                _ => "fails: it does not answer".to_owned(),
             };
             let outcome = "its programs work, and nothing is done here: the cause lies elsewhere, or a person must look at it";
-            (format!("{} fails: {why}", first.name), outcome.to_owned())
+            (format!("{} {what}", first.name), outcome.to_owned())
         }
         _ => ("its agent has been mending it for a while".to_owned(), Verdict::Repairing.to_string()),
     }

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use keelson_model::{BlueprintMachine, Role, SeatBegins, Standing};
 use keelson_planner::Quorum;
 use keelson_planner::node::{HostTraits, NodeInput, node_config};
-use keelson_protocol::config::{NodeConfig, UnitKind};
+use keelson_protocol::config::{NodeConfig, UnitKind, UnitSpec};
 use keelson_protocol::message::ToAgent;
 use keelson_protocol::{ClusterName, Generation, Incarnation, MachineId};
 use ring::digest;
@@ -333,7 +333,9 @@ fn services_digest(config: &NodeConfig) -> String {
     };
     let lasting = |kind: UnitKind| matches!(kind, UnitKind::Exec | UnitKind::Notify);
     for unit in config.units.iter().filter(|unit| lasting(unit.kind)) {
-        add(format!("{} {:?} {:?}", unit.name, unit.command, unit.environment));
+        // What only the agent reads restarts nothing.
+        let (needs, health, alive) = (Vec::new(), None, None);
+        add(format!("{:?}", UnitSpec { needs, health, alive, ..unit.clone() }));
         for input in &unit.restart_on {
             let file = config.files.iter().find(|file| file.path == *input);
             match file {

@@ -145,6 +145,24 @@ fn a_fleet_that_falls_silent_is_left_alone() {
     assert!(fenced(&world).is_empty());
 }
 
+/// What is silent because it is being removed says nothing of others, however long that takes.
+#[test]
+fn a_machine_is_repaired_while_others_are_being_removed() {
+    let mut world = ready("tiny");
+    world.create(&named("other", "ha"));
+    world.run(140);
+    assert_eq!(world.state("other"), Some(ClusterState::Ready));
+    world.refuse_delete = refusal_of("it is still at it");
+    world.delete("other");
+    world.peers_answer = false;
+    world.run(2);
+    for fake in world.machines.values_mut() {
+        fake.linked = false;
+    }
+    world.run(200);
+    assert_eq!(fenced(&world).first().map(String::as_str), Some("demo-node-1"));
+}
+
 /// A cluster of one machine has no peers; what else is silent speaks for it, though nobody wants that any more (seed 4569).
 #[test]
 fn machines_of_a_cluster_that_goes_still_tell_that_more_is_silent_than_one() {
@@ -163,7 +181,7 @@ fn machines_of_a_cluster_that_goes_still_tell_that_more_is_silent_than_one() {
             world.machines.get_mut(name).unwrap().linked = false;
         }
         world.peers_answer = false;
-        world.run(5);
+        world.run(10);
         world.delete("other");
         world.run(600);
         assert_eq!((verdict(&world, "node-1"), fenced(&world).len()), (expected, 0));

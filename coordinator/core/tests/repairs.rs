@@ -558,11 +558,16 @@ fn who_mends_a_machine_that_is_degraded_is_told_as_it_is() {
     let kubelet = ("kubelet.service", UnitState::Healthy);
     let fails = UnitState::Unhealthy { why: "PLEG is not healthy".to_owned() };
     let waits = UnitState::Waiting { on: "node-ready".to_owned() };
+    let asks = UnitState::Waiting { on: "its Node: container runtime is down".to_owned() };
     let starts = ("kubelet.service", UnitState::Starting);
     for (units, expected) in [
         (
             [kubelet.clone(), ("node-ready", fails.clone()), ("dns-answers", waits)],
             "node-ready fails: PLEG is not healthy",
+        ),
+        (
+            [kubelet.clone(), kubelet.clone(), ("node-ready", asks)],
+            "node-ready waits for its Node: container runtime is down",
         ),
         ([starts, ("node-ready", fails), kubelet.clone()], "its agent has been mending it"),
         ([kubelet.clone(), kubelet.clone(), kubelet], "its agent cannot note what it does"),

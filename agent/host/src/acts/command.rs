@@ -9,6 +9,7 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::Command;
 
 use crate::error::HostError;
+use crate::{Queue, STARTS};
 
 /// So much of each of a program's outputs is read, in bytes: a table of ten thousand images is smaller.
 const OUTPUT_BYTES_MAX: u64 = 4 * 1024 * 1024;
@@ -75,13 +76,22 @@ fn what(command: &[String]) -> String {
 
 /// Runs a program to its end and reads what it prints. One that takes longer is killed.
 pub(super) async fn print(command: &[String], timeout_s: u16) -> Result<Printed, HostError> {
+    print_in(&STARTS, command, timeout_s).await
+}
+
+/// The same, with the queue in which it waits for its start.
+pub(super) async fn print_in(
+    queue: &'static Queue,
+    command: &[String],
+    timeout_s: u16,
+) -> Result<Printed, HostError> {
     let (program, arguments) = command.split_first().ok_or(HostError::NotMine)?;
     let mut process = Command::new(program);
     process.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     // Tools read settings from there, and a unit of systemd has none.
     process.env("HOME", "/").kill_on_drop(true);
     let work = async {
-        let mut child = crate::start(process, program).await?;
+        let mut child = crate::start(queue, process, program).await?;
         let (output, errors) = (child.stdout.take(), child.stderr.take());
         let (text, errors) = tokio::join!(read(output), read(errors));
         let status = child.wait().await.map_err(HostError::file("wait for", program))?;
