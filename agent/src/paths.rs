@@ -17,11 +17,6 @@ pub(crate) struct Paths {
 }
 
 impl Paths {
-    /// The ledger.
-    pub(crate) fn ledger(&self) -> PathBuf {
-        self.state.join("ledger")
-    }
-
     /// Folder of the link identity.
     pub(crate) fn link(&self) -> PathBuf {
         self.state.join("link")

@@ -5,7 +5,6 @@
 
 use std::collections::VecDeque;
 use std::fs;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,7 +24,7 @@ use tracing::{debug, info};
 use crate::bulk;
 use crate::clock;
 use crate::enrol::{LinkTask, SharedGeneration, wait_for_metadata};
-use crate::ledger_file;
+use crate::ledger_file::LedgerFile;
 use crate::metadata::Metadata;
 use crate::paths::Paths;
 use crate::peers::{self, Prober};
@@ -127,21 +126,19 @@ async fn serve(paths: &Paths) -> anyhow::Result<()> {
 /// Who this machine is: by its metadata, or while there is none, by its ledger. A machine that was rebooted must come
 /// up also when the infrastructure's metadata does not.
 async fn who_am_i(paths: &Paths) -> (MachineId, Incarnation, LedgerFound) {
-    let ledger = ledger_file::read(&paths.ledger());
-    match (Metadata::read(&paths.metadata), ledger) {
-        (Ok(metadata), ledger) => (metadata.machine, metadata.incarnation, ledger),
-        (Err(error), LedgerFound::Intact(ledger)) => {
+    let found = LedgerFile::of(paths).read();
+    let metadata = match (Metadata::read(&paths.metadata), found.ledger()) {
+        (Ok(metadata), _) => metadata,
+        (Err(error), Some(ledger)) => {
             info!(
                 error = keelson_protocol::errors::chain(&error),
                 "the agent takes its name from its ledger"
             );
-            (ledger.machine.clone(), ledger.incarnation, LedgerFound::Intact(ledger))
+            return (ledger.machine.clone(), ledger.incarnation, found);
         }
-        (Err(_), ledger) => {
-            let metadata = wait_for_metadata(paths).await;
-            (metadata.machine, metadata.incarnation, ledger)
-        }
-    }
+        (Err(_), None) => wait_for_metadata(paths).await,
+    };
+    (metadata.machine, metadata.incarnation, found)
 }
 
 /// Tells systemd that the agent is up (sd_notify(3)), when its unit asks for that.
@@ -160,7 +157,7 @@ struct Shell {
     prober: Prober,
     link: Option<LinkClient>,
     generation: SharedGeneration,
-    ledger: PathBuf,
+    ledger: LedgerFile,
     /// Actions that wait for the ledger to be written.
     queue: VecDeque<Action>,
     persisting: Option<LedgerWrite>,
@@ -210,7 +207,7 @@ impl Shell {
             prober,
             link: None,
             generation,
-            ledger: paths.ledger(),
+            ledger: LedgerFile::of(paths),
             queue: VecDeque::new(),
             persisting: None,
             hung: None,
@@ -228,9 +225,7 @@ impl Shell {
             tokio::select! {
                 biased;
                 result = written(&mut self.persisting) => {
-                    let write = self.persisting.take().and_then(|write| write.work);
-                    self.hung = self.hung.take().or(write.filter(|write| !write.is_finished()));
-                    self.step(Event::Persisted(result));
+                    self.ledger_written(result);
                 }
                 Some(input) = inputs.recv() => match input {
                     Input::Restart(why) => return why,
@@ -313,15 +308,21 @@ impl Shell {
     }
 
     fn persist(&mut self, bytes: SecretBytes) {
-        let path = self.ledger.clone();
         let hung = self.hung.as_ref().is_some_and(|write| !write.is_finished());
         let work = (!hung).then(|| {
-            tokio::task::spawn_blocking(move || {
-                ledger_file::write(&path, &bytes).map_err(|error| error.chain())
-            })
+            let (file, bytes) = (self.ledger.clone(), bytes.clone());
+            tokio::task::spawn_blocking(move || file.write(&bytes).map_err(|error| error.chain()))
         });
         self.hung = self.hung.take().filter(|_| hung);
-        self.persisting = Some(LedgerWrite { work, ends: Instant::now() + WRITE_TIMEOUT });
+        self.persisting = Some(LedgerWrite { work, ends: Instant::now() + WRITE_TIMEOUT, bytes });
+    }
+
+    /// The write in flight ended, or is waited for no more.
+    fn ledger_written(&mut self, result: Result<(), String>) {
+        let Some(LedgerWrite { work, bytes, .. }) = self.persisting.take() else { return };
+        self.hung = self.hung.take().or(work.filter(|work| !work.is_finished()));
+        let settled = self.ledger.settle(result, &bytes);
+        self.step(Event::Persisted(settled));
     }
 
     fn send(&self, message: ToCoordinator) {
@@ -341,8 +342,13 @@ impl Shell {
 
     /// Waits for the ledger, when it is being written, and tells the coordinator that this is no crash.
     async fn goodbye(&mut self) {
-        if let Some(write) = self.persisting.take().and_then(|write| write.work) {
-            let _ = tokio::time::timeout(GOODBYE, write).await;
+        if let Some(write) = &mut self.persisting {
+            write.ends = Instant::now() + GOODBYE;
+            let result = written(&mut self.persisting).await;
+            let settled = self.persisting.take().map(|write| self.ledger.settle(result, &write.bytes));
+            if let Some(Err(why)) = settled {
+                debug!(why, "the ledger is not on the disk");
+            }
         }
         if let Some(link) = self.link.take() {
             let _ = tokio::time::timeout(GOODBYE, link.shutdown()).await;
@@ -369,6 +375,8 @@ struct LedgerWrite {
     /// `None` when it was not begun, because an earlier one hangs.
     work: Option<JoinHandle<Result<(), String>>>,
     ends: Instant,
+    /// What is written.
+    bytes: SecretBytes,
 }
 
 /// The end of the write in flight; never, when there is none.
@@ -391,12 +399,12 @@ mod tests {
     #[tokio::test]
     async fn a_write_that_hangs_ends_in_time_and_one_behind_it_at_once() {
         let ends = Instant::now();
-        let mut hangs = Some(LedgerWrite { work: Some(tokio::spawn(std::future::pending())), ends });
+        let write = |work, ends| Some(LedgerWrite { work, ends, bytes: SecretBytes::new(Vec::new()) });
+        let mut hangs = write(Some(tokio::spawn(std::future::pending())), ends);
         assert_eq!(written(&mut hangs).await.unwrap_err(), "it was not written within 20 s");
-        let mut behind = Some(LedgerWrite { work: None, ends });
+        let mut behind = write(None, ends);
         assert_eq!(written(&mut behind).await.unwrap_err(), "an earlier write of it has not ended yet");
-        let mut good =
-            Some(LedgerWrite { work: Some(tokio::spawn(async { Ok(()) })), ends: ends + WRITE_TIMEOUT });
+        let mut good = write(Some(tokio::spawn(async { Ok(()) })), ends + WRITE_TIMEOUT);
         assert_eq!(written(&mut good).await, Ok(()));
     }
 }

@@ -61,11 +61,24 @@ pub enum LedgerFound {
     Absent,
     /// A ledger.
     Intact(Box<Ledger>),
+    /// A newer one than the disk has, which took no writes: it is gone with this boot.
+    InMemory(Box<Ledger>),
     /// Something that cannot be used; it was kept aside.
     SetAside {
         /// Why it cannot be used, and where it is now.
         why: String,
     },
+}
+
+impl LedgerFound {
+    /// The ledger, if it can be used.
+    #[must_use]
+    pub fn ledger(&self) -> Option<&Ledger> {
+        match self {
+            Self::Intact(ledger) | Self::InMemory(ledger) => Some(ledger),
+            Self::Absent | Self::SetAside { .. } => None,
+        }
+    }
 }
 
 /// All that a core begins with.
@@ -103,8 +116,6 @@ pub struct AgentCore {
     /// When units that are to be stopped were last told so.
     pub(crate) stopping: BTreeMap<String, MonoTime>,
     pub(crate) files: Files,
-    /// Whether this agent has taken a config, or changed a file or certificate that programs read, since it was started.
-    pub(crate) changed_inputs: bool,
     pub(crate) certificates: BTreeMap<String, CertificateRun>,
     /// Whether all were held as wanted at the last comparison.
     pub(crate) certificates_stand: bool,
@@ -121,7 +132,7 @@ pub struct AgentCore {
     pub(crate) reporter: Reporter,
     pub(crate) seed: Seed,
     pub(crate) now: Now,
-    in_flight: BTreeSet<StepKey>,
+    pub(crate) in_flight: BTreeSet<StepKey>,
     failures: BTreeMap<StepKey, Failure>,
     dirty: Dirty,
     /// What each write of the ledger that is under way puts on the disk, oldest first.
@@ -169,10 +180,11 @@ impl AgentCore {
         // milliseconds since 1970 are ahead of any count.
         let event_next = u64::try_from(wall.0).unwrap_or(1).max(1);
         let empty = || Ledger { event_next, ..Ledger::empty(me.machine.clone(), me.incarnation) };
+        let in_memory = matches!(ledger, LedgerFound::InMemory(_));
         let (mut ledger, mut found) = match ledger {
             LedgerFound::Absent => (empty(), "there is no ledger: the machine is new".to_owned()),
             LedgerFound::SetAside { why } => (empty(), why),
-            LedgerFound::Intact(ledger) => (*ledger, String::new()),
+            LedgerFound::Intact(ledger) | LedgerFound::InMemory(ledger) => (*ledger, String::new()),
         };
         if (&ledger.machine, ledger.incarnation) != (&me.machine, me.incarnation) {
             found = format!(
@@ -196,7 +208,6 @@ impl AgentCore {
             units_seen: UnitsSeen::default(),
             stopping: BTreeMap::new(),
             files: Files::new(),
-            changed_inputs: false,
             certificates: BTreeMap::new(),
             certificates_stand: false,
             link: LinkRun::default(),
@@ -232,6 +243,9 @@ impl AgentCore {
         };
         let cause = if found.is_empty() { format!("boot {}", core.me.boot) } else { found };
         core.note(EventKind::AgentStarted, &format!("keelson-agent {version}"), &cause, &outcome);
+        if in_memory {
+            core.nothing_is_on_disk();
+        }
         core
     }
 
@@ -323,6 +337,14 @@ impl AgentCore {
         self.dirty = Dirty::Clean;
         self.writes.push_back(Written { events: self.ledger.event_next - 1, remedies: self.remedies.noted });
         self.out.insert(0, Action::Persist(self.ledger.encode()));
+    }
+
+    /// What this core begins with is in memory alone.
+    fn nothing_is_on_disk(&mut self) {
+        self.journal.nothing_is_on_disk();
+        self.remedies.noted += 1;
+        self.unwritten = Some("the disk took no writes when the agent was started anew".to_owned());
+        self.persist_now();
     }
 
     /// Writes end in their order, so that the end of an older one says nothing of a newer one.
@@ -510,7 +532,6 @@ impl AgentCore {
     }
 
     fn accept(&mut self, config: NodeConfig) {
-        self.changed_inputs = true;
         let subject = format!("generation {}", config.generation);
         let cause = match self.generation() {
             Some(generation) => format!("follows generation {generation}"),
@@ -614,7 +635,6 @@ impl AgentCore {
     }
 
     pub(crate) fn run(&mut self, step: Step) {
-        self.changed_inputs |= matches!(step, Step::WriteFiles(_) | Step::InstallCertificate { .. });
         let fresh = self.in_flight.insert(step.key());
         assert!(fresh, "one step in flight per key: callers ask `free` first");
         self.push(Action::Run(step));

@@ -152,13 +152,11 @@ impl AgentCore {
     }
 
     /// Whether a unit cannot run, although systemd says nothing about it: its unit file went with the boot before, and nobody
-    /// else starts it. Without this, a machine whose message bus does not come up would reboot again and again. Where the disk
-    /// takes no record, an agent before this one may have started it.
+    /// else starts it. Without this, a machine whose message bus does not come up would reboot again and again.
     fn never_ran(&self, unit: &str) -> bool {
         let start = self.ledger.units.get(unit).and_then(|record| record.start);
         let in_flight = self.is_in_flight(&StepKey::Unit(unit.to_owned()));
         !in_flight
-            && self.unwritten.is_none()
             && self.units_seen.get(unit).is_none()
             && start.is_none_or(|start| start.boot != self.me.boot)
     }

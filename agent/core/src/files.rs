@@ -55,9 +55,14 @@ impl Files {
         News::when(before != self.seen)
     }
 
-    /// Whether the file is known to be as wanted.
+    /// Whether the file is known to be as wanted. What was seen of one that is being changed says nothing: the step in flight
+    /// may be for a config that is no more.
     pub(crate) fn is_as_wanted(&self, path: &str, wanted: &DesiredFile) -> bool {
-        self.stand || self.seen.get(path).is_some_and(|seen| wanted.is(seen))
+        self.stand || !self.is_changing(path) && self.seen.get(path).is_some_and(|seen| wanted.is(seen))
+    }
+
+    fn is_changing(&self, path: &str) -> bool {
+        self.writing.contains_key(path) || self.removing.iter().any(|other| other == path)
     }
 
     /// The first file that is still on its way. One that cannot be written is not: it must not hold up everything.
@@ -78,7 +83,7 @@ impl Files {
         let mut seen = self.seen.iter();
         self.stand = desired.files.iter().all(|(path, wanted)| {
             let found = seen.find(|(other, _)| *other >= path);
-            found.is_some_and(|(other, seen)| other == path && wanted.is(seen))
+            found.is_some_and(|(other, seen)| other == path && wanted.is(seen)) && !self.is_changing(path)
         });
         if self.settled.len() == desired.files.len() {
             return;

@@ -45,6 +45,11 @@ impl Journal {
         Self { durable: ledger.event_next - 1, sent: 0, sent_at: MonoTime(0), recent }
     }
 
+    /// The ledger is in memory alone: a reboot would give the numbers of its events to others.
+    pub(crate) fn nothing_is_on_disk(&mut self) {
+        self.durable = 0;
+    }
+
     /// Notes an event.
     pub(crate) fn note(
         &mut self,

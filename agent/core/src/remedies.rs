@@ -176,9 +176,7 @@ impl AgentCore {
 
     /// The first of these that is not known to be stopped.
     pub(crate) fn first_up<'a>(&self, units: &'a [String]) -> Option<&'a String> {
-        let down =
-            |name: &String| self.is_known_stopped(name) && !self.is_in_flight(&StepKey::Unit(name.clone()));
-        units.iter().find(|name| !down(name))
+        units.iter().find(|name| !self.is_known_stopped(name))
     }
 
     fn begin_one(&mut self, config: &NodeConfig, desired: &Desired) {

@@ -81,7 +81,6 @@ impl AgentCore {
                 self.put_run(&spec.name, run);
                 continue;
             }
-            self.adopt(desired, spec);
             let facts = self.facts(desired, spec, &cleared);
             let before = run.phase.clone();
             let order = match &spec.health {
@@ -108,26 +107,6 @@ impl AgentCore {
             }
             self.put_run(&spec.name, run);
         }
-    }
-
-    /// A run that nothing is known of, though a boot before had the unit with the inputs that are wanted now. Its unit file
-    /// went with that boot, so an agent of this one has started it, and its disk had no room for the record. It runs with
-    /// these inputs when this agent has found them all in place: one that started it with others has written those.
-    fn adopt(&mut self, desired: &Desired, spec: &UnitSpec) {
-        let wanted = desired.inputs[&spec.name];
-        let Some(before) = self.ledger.units.get(&spec.name).and_then(|record| record.start) else { return };
-        if before.boot == self.me.boot || before.inputs != wanted || self.changed_inputs {
-            return;
-        }
-        let runs = |seen: &UnitSeen| {
-            matches!(seen.active, Active::Running | Active::Exited) && seen.invocation.is_some()
-        };
-        if !self.units_seen.get(&spec.name).is_some_and(runs) || self.inputs_stand(desired, spec).is_err() {
-            return;
-        }
-        let start = StartRecord { boot: self.me.boot, inputs: wanted, before: None, restarts: 0 };
-        self.ledger.units.entry(spec.name.clone()).or_default().start = Some(start);
-        self.persist_soon();
     }
 
     /// Takes a unit's state out for a while, and leaves an empty one in its place.
@@ -413,12 +392,22 @@ impl AgentCore {
         self.put_run(name, run);
     }
 
-    /// A new config: units whose inputs changed begin with a clean record.
+    /// A new config: units whose inputs changed begin with a clean record. No record tells what a unit runs with that is being
+    /// started at this moment, or whose change is taken back before it was carried out: systemd may have started it again
+    /// with what it was to become.
     pub(crate) fn units_changed(&mut self, before: Option<&Desired>) {
         let Some(desired) = &self.desired else { return };
+        let changed =
+            |name: &str| before.and_then(|before| before.inputs.get(name)) != desired.inputs.get(name);
+        for (name, record) in &mut self.ledger.units {
+            let Some(start) = record.start.as_mut().filter(|_| changed(name)) else { continue };
+            let taken_back = desired.inputs.get(name) == Some(&start.inputs);
+            if taken_back || self.in_flight.contains(&StepKey::Unit(name.clone())) {
+                start.inputs = Digest::of_nothing();
+            }
+        }
         for (name, run) in &mut self.units {
-            let old = before.and_then(|before| before.inputs.get(name));
-            if old != desired.inputs.get(name) {
+            if changed(name) {
                 if run.was_healthy {
                     self.reporter.change_began(self.now.mono);
                 }
@@ -432,8 +421,10 @@ impl AgentCore {
         self.ledger.units.keys().filter(|name| !desired.inputs.contains_key(*name))
     }
 
+    /// Whether a unit does not run, and nothing is under way that would start it.
     pub(crate) fn is_known_stopped(&self, name: &str) -> bool {
         self.units_seen.get(name).is_some_and(|seen| seen.active == Active::Stopped)
+            && !self.is_in_flight(&StepKey::Unit(name.to_owned()))
     }
 
     fn stop_stale_units(&mut self, desired: &Desired) {

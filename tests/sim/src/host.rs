@@ -5,8 +5,8 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use keelson_agent_core::{
-    Active, CertificateSeen, Digest, FileSeen, Invocation, Observation, PeerChannel, Query, Step, StepOutput,
-    UNIT_DIRECTORY, UnitSeen, Validity,
+    Active, CertificateSeen, Digest, FileSeen, Invocation, Ledger, LedgerError, LedgerFound, Observation,
+    PeerChannel, Query, Step, StepOutput, UNIT_DIRECTORY, UnitSeen, Validity,
 };
 use keelson_model::etcd::MemberId;
 use keelson_protocol::config::{BalancerSpec, RouteSpec};
@@ -42,6 +42,8 @@ const NEXT_KEY: u64 = 0x5851_F42D_4C95_7F2D;
 /// What is gone at a reboot.
 #[derive(Debug, Default)]
 pub(crate) struct Memory {
+    /// The ledger that a full disk did not take.
+    pub(crate) ledger: Option<SecretBytes>,
     /// Unit files, and what systemd would make of them.
     unit_files: BTreeMap<String, (Digest, u32, UnitFile)>,
     units: BTreeMap<String, Unit>,
@@ -117,6 +119,32 @@ pub(crate) enum UnitState {
 pub(crate) struct Host {
     pub(crate) disk: Disk,
     pub(crate) memory: Memory,
+}
+
+impl Host {
+    /// An agent that is started reads its ledger.
+    pub(crate) fn read_ledger(&self) -> LedgerFound {
+        let read = |bytes: &SecretBytes| Ledger::decode(bytes.expose_secret()).map(Box::new);
+        match (&self.memory.ledger, &self.disk.ledger) {
+            (None, None) => LedgerFound::Absent,
+            (Some(bytes), _) => read(bytes).map_or_else(set_aside, LedgerFound::InMemory),
+            (None, Some(bytes)) => read(bytes).map_or_else(set_aside, LedgerFound::Intact),
+        }
+    }
+
+    /// An agent writes its ledger.
+    pub(crate) fn write_ledger(&mut self, bytes: SecretBytes) -> Result<(), String> {
+        if self.disk.full {
+            self.memory.ledger = Some(bytes);
+            return Err("no space left on device".to_owned());
+        }
+        (self.disk.ledger, self.memory.ledger) = (Some(bytes), None);
+        Ok(())
+    }
+}
+
+fn set_aside(error: LedgerError) -> LedgerFound {
+    LedgerFound::SetAside { why: error.to_string() }
 }
 
 /// Something that a step did to a unit, for the world to play on.

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::net::Ipv4Addr;
 
 use keelson_agent_core::{
-    Action, AgentCore, Event, Ledger, LedgerFound, Look, Me, Observation, PeerChannel, Seed, Start, Step,
+    Action, AgentCore, Event, Ledger, Look, Me, Observation, PeerChannel, Seed, Start, Step,
 };
 use keelson_coordinator_core::Asked;
 use keelson_protocol::health::NodeState;
@@ -300,12 +300,7 @@ impl World {
             let at = now + AGENT_AGAIN_MS;
             return self.queue.push(at, SimEvent::AgentStarts(ix as u32, boot));
         }
-        let ledger =
-            match machine.host.disk.ledger.as_ref().map(|bytes| Ledger::decode(bytes.expose_secret())) {
-                None => LedgerFound::Absent,
-                Some(Ok(ledger)) => LedgerFound::Intact(Box::new(ledger)),
-                Some(Err(error)) => LedgerFound::SetAside { why: error.to_string() },
-            };
+        let ledger = machine.host.read_ledger();
         machine.life += 1;
         machine.host.memory.balancer = None;
         machine.host.memory.peers = None;
@@ -322,11 +317,11 @@ impl World {
     pub(crate) fn kill_agent(&mut self, ix: Ix) {
         let machine = &mut self.machines[ix];
         machine.dies_after = None;
-        // What was being written may have reached the disk.
+        // What was being written may have been, and then nothing more was done.
         let written = machine.random.chance(500);
         let Some(agent) = machine.agent.take() else { return };
         if let Some(bytes) = agent.persisting.filter(|_| written) {
-            machine.host.disk.ledger = Some(bytes);
+            let _ = machine.host.write_ledger(bytes);
         }
         let event = SimEvent::AgentStarts(ix as u32, machine.boots);
         let id = machine.id.to_string();
@@ -368,16 +363,13 @@ impl World {
         let machine = &mut self.machines[ix];
         let Some(agent) = machine.agent.as_mut().filter(|_| machine.life == life) else { return };
         let Some(bytes) = agent.persisting.take() else { return };
-        if machine.host.disk.full {
-            return self.give(ix, Event::Persisted(Err("no space left on device".to_owned())));
-        }
-        // What is on the disk from here on is never forgotten; what only the core knows may be.
-        if agent.core.generation() > machine.kept {
+        // What is on the disk from here on is never forgotten; what is only in memory may be.
+        if !machine.host.disk.full && agent.core.generation() > machine.kept {
             let ledger = Ledger::decode(bytes.expose_secret()).expect("the core has just written it");
             machine.kept = machine.kept.max(ledger.config.map(|config| config.generation));
         }
-        machine.host.disk.ledger = Some(bytes);
-        self.give(ix, Event::Persisted(Ok(())));
+        let written = machine.host.write_ledger(bytes);
+        self.give(ix, Event::Persisted(written));
     }
 
     /// Gives an event to an agent's core and carries out what follows.

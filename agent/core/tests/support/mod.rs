@@ -67,7 +67,11 @@ pub struct World {
     pub now: u64,
     pub core: AgentCore,
     pub disk: Option<SecretBytes>,
+    /// The ledger that the full disk did not take.
+    pub memory: Option<SecretBytes>,
     pub disk_full: bool,
+    /// Steps go on side by side: a start is overtaken by whatever else is to be done.
+    pub starts_late: bool,
     pub files: BTreeMap<String, (Vec<u8>, u32)>,
     pub units: BTreeMap<String, FakeUnit>,
     pub behaviours: BTreeMap<String, Behaviour>,
@@ -124,7 +128,9 @@ impl World {
             now: 1_000,
             core: restore(LedgerFound::Absent, 1, 1_000, wall_of(1_000)),
             disk: None,
+            memory: None,
             disk_full: false,
+            starts_late: false,
             files: BTreeMap::new(),
             units: BTreeMap::new(),
             behaviours: BTreeMap::new(),
@@ -211,9 +217,11 @@ impl World {
 
     /// Kills the agent: everything that it had in mind or on its way is lost, everything else goes on.
     pub fn kill_agent(&mut self) {
-        let ledger = match &self.disk {
-            None => LedgerFound::Absent,
-            Some(bytes) => LedgerFound::Intact(Box::new(Ledger::decode(bytes.expose_secret()).unwrap())),
+        let read = |bytes: &SecretBytes| Box::new(Ledger::decode(bytes.expose_secret()).unwrap());
+        let ledger = match (&self.memory, &self.disk) {
+            (Some(bytes), _) => LedgerFound::InMemory(read(bytes)),
+            (None, Some(bytes)) => LedgerFound::Intact(read(bytes)),
+            (None, None) => LedgerFound::Absent,
         };
         self.start_agent(ledger);
     }
@@ -240,6 +248,7 @@ impl World {
         self.off = false;
         self.units.clear();
         self.routes.clear();
+        self.memory = None;
         self.files.retain(|path, _| !path.starts_with("/run/"));
         self.kill_agent();
     }
@@ -321,11 +330,15 @@ impl World {
     fn carry_out(&mut self, action: Action) {
         match action {
             Action::Persist(bytes) => {
-                let result = if self.disk_full { Err("no room".to_owned()) } else { Ok(()) };
-                if result.is_ok() {
-                    self.disk = Some(bytes);
+                if self.disk_full {
+                    self.memory = Some(bytes);
+                    return self.give(Event::Persisted(Err("no room".to_owned())));
                 }
-                self.give(Event::Persisted(result));
+                (self.disk, self.memory) = (Some(bytes), None);
+                self.give(Event::Persisted(Ok(())));
+            }
+            Action::Run(Step::Start { .. }) if self.starts_late && !self.actions.is_empty() => {
+                self.actions.push_back(action);
             }
             Action::Run(step) => self.run_step(step),
             Action::Look(Look { id, query }) => {
