@@ -209,6 +209,11 @@ impl AgentCore {
         let Request::Asked { .. } = run.request else { return };
         let Some(files) = run.files.clone() else { return };
         run.request = Request::Installing;
+        // Until it is known which one is there, it is none.
+        if self.ledger.certificates.get(name).is_some_and(|held| Some(held) != run.spec.as_ref()) {
+            self.ledger.certificates.remove(name);
+            self.persist_now();
+        }
         self.run(Step::InstallCertificate { files, chain });
     }
 
@@ -227,8 +232,17 @@ impl AgentCore {
         }
     }
 
+    /// Names of certificates that are being written.
+    pub(crate) fn certificates_changing(&self) -> impl Iterator<Item = &String> {
+        let installing = |run: &CertificateRun| matches!(run.request, Request::Installing);
+        self.certificates.iter().filter(move |(_, run)| installing(run)).map(|(name, _)| name)
+    }
+
     pub(crate) fn certificate_done(&mut self, name: &str, result: Result<StepOutput, String>) {
         let now = self.now.mono;
+        if self.certificates_changing().any(|other| other == name) {
+            self.inputs_touched(|input| input == name);
+        }
         let Some(run) = self.certificates.get_mut(name) else { return };
         match (&run.request, result) {
             (Request::MakingKey, Ok(StepOutput::SigningRequest(signing_request))) => {

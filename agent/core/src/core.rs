@@ -132,7 +132,7 @@ pub struct AgentCore {
     pub(crate) reporter: Reporter,
     pub(crate) seed: Seed,
     pub(crate) now: Now,
-    pub(crate) in_flight: BTreeSet<StepKey>,
+    in_flight: BTreeSet<StepKey>,
     failures: BTreeMap<StepKey, Failure>,
     dirty: Dirty,
     /// What each write of the ledger that is under way puts on the disk, oldest first.
@@ -236,6 +236,8 @@ impl AgentCore {
             ledger,
         };
         core.prepare_runs();
+        // The agent before may have begun a change.
+        core.inputs_touched(|_| true);
         core.settle_state();
         let outcome = match core.generation() {
             Some(generation) => format!("works on generation {generation} of its ledger"),
@@ -532,6 +534,9 @@ impl AgentCore {
     }
 
     fn accept(&mut self, config: NodeConfig) {
+        let changing: Vec<String> =
+            self.files.changing().chain(self.certificates_changing()).cloned().collect();
+        self.inputs_touched(|input| changing.iter().any(|other| other == input));
         let subject = format!("generation {}", config.generation);
         let cause = match self.generation() {
             Some(generation) => format!("follows generation {generation}"),

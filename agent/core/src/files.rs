@@ -61,8 +61,13 @@ impl Files {
         self.stand || !self.is_changing(path) && self.seen.get(path).is_some_and(|seen| wanted.is(seen))
     }
 
+    /// Paths that the step in flight changes.
+    pub(crate) fn changing(&self) -> impl Iterator<Item = &String> {
+        self.writing.keys().chain(&self.removing)
+    }
+
     fn is_changing(&self, path: &str) -> bool {
-        self.writing.contains_key(path) || self.removing.iter().any(|other| other == path)
+        self.changing().any(|other| other == path)
     }
 
     /// The first file that is still on its way. One that cannot be written is not: it must not hold up everything.
@@ -186,10 +191,18 @@ impl AgentCore {
         if writing.keys().chain(&removing).any(|path| path.starts_with(unit_text::UNIT_DIRECTORY)) {
             self.files.reload_due = true;
         }
-        // Whatever was written is looked at again before anything relies on it.
-        for path in writing.keys() {
+        // Whatever was changed is looked at again before anything relies on it.
+        for path in writing.keys().chain(&removing) {
             self.files.seen.remove(path);
         }
+        let untouched = match &result {
+            Ok(StepOutput::Written { failed }) => failed.as_slice(),
+            _ => &[],
+        };
+        // What a unit reads no more may have been removed, or what it is to read again.
+        let touched =
+            |path: &str| writing.contains_key(path) && !untouched.iter().any(|(other, _)| other == path);
+        self.inputs_touched(|input| !removing.is_empty() || touched(input));
         match result {
             Ok(StepOutput::Written { failed }) => self.written(writing, failed.into_iter().collect()),
             Ok(_) => self.removed(&removing),

@@ -185,13 +185,12 @@ impl AgentCore {
 
     /// Whether a unit's files and certificates are in place; else which is not.
     fn inputs_stand(&self, desired: &Desired, spec: &UnitSpec) -> Result<(), String> {
-        let unit_file = (spec.kind != UnitKind::Check).then(|| unit_text::path(&spec.name));
-        for input in spec.restart_on.iter().chain(&unit_file) {
-            if let Some(wanted) = desired.files.get(input) {
-                if !self.files.is_as_wanted(input, wanted) {
+        for input in inputs_of(spec) {
+            if let Some(wanted) = desired.files.get(&input) {
+                if !self.files.is_as_wanted(&input, wanted) {
                     return Err(format!("file {input}"));
                 }
-            } else if !self.holds_certificate(desired, input) {
+            } else if !self.holds_certificate(desired, &input) {
                 return Err(format!("certificate {input}"));
             }
         }
@@ -353,6 +352,7 @@ impl AgentCore {
                 before: seen,
                 restarts,
             });
+            record.done = None;
             // A crash from here on is resolved by comparing the run with this record.
             self.persist_now();
             spec.health.iter().chain(&spec.alive).for_each(|probe| self.probes.forget(probe));
@@ -392,26 +392,30 @@ impl AgentCore {
         self.put_run(name, run);
     }
 
-    /// A new config: units whose inputs changed begin with a clean record. No record tells what a unit runs with that is being
-    /// started at this moment, or whose change is taken back before it was carried out: systemd may have started it again
-    /// with what it was to become.
+    /// A new config: units whose inputs changed begin with a clean record.
     pub(crate) fn units_changed(&mut self, before: Option<&Desired>) {
         let Some(desired) = &self.desired else { return };
-        let changed =
-            |name: &str| before.and_then(|before| before.inputs.get(name)) != desired.inputs.get(name);
-        for (name, record) in &mut self.ledger.units {
-            let Some(start) = record.start.as_mut().filter(|_| changed(name)) else { continue };
-            let taken_back = desired.inputs.get(name) == Some(&start.inputs);
-            if taken_back || self.in_flight.contains(&StepKey::Unit(name.clone())) {
-                start.inputs = Digest::of_nothing();
-            }
-        }
         for (name, run) in &mut self.units {
-            if changed(name) {
+            let old = before.and_then(|before| before.inputs.get(name));
+            if old != desired.inputs.get(name) {
                 if run.was_healthy {
                     self.reporter.change_began(self.now.mono);
                 }
                 run.inputs_changed();
+            }
+        }
+    }
+
+    /// Inputs are others now, or may be. A unit that is still to be started with them has no record any more of what it runs
+    /// with, also when the change is taken back: systemd may start it again before the agent does.
+    pub(crate) fn inputs_touched(&mut self, touched: impl Fn(&str) -> bool) {
+        let (Some(desired), Some(config)) = (&self.desired, &self.ledger.config) else { return };
+        for spec in &config.units {
+            let record = self.ledger.units.get_mut(&spec.name).and_then(|record| record.start.as_mut());
+            if let Some(start) = record.filter(|start| start.inputs != desired.inputs[&spec.name])
+                && inputs_of(spec).iter().any(|input| touched(input))
+            {
+                start.inputs = Digest::of_nothing();
             }
         }
     }
@@ -481,6 +485,12 @@ impl AgentCore {
         let quick = |since: MonoTime| self.now.mono.since(since) < STARTING_QUICK;
         self.units.values().any(|run| matches!(run.phase, Phase::Starting { since } if quick(since)))
     }
+}
+
+/// Paths of the files, and names of the certificates, that a unit reads when it is started.
+fn inputs_of(spec: &UnitSpec) -> Vec<String> {
+    let unit_file = (spec.kind != UnitKind::Check).then(|| unit_text::path(&spec.name));
+    spec.restart_on.iter().cloned().chain(unit_file).collect()
 }
 
 /// A note about a unit: kind, cause, outcome.

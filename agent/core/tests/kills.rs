@@ -92,7 +92,7 @@ fn converges_and_rests(blows: &[(u64, Blow)], failing: u64) {
     if failing > 1 {
         world.fails = Box::new(move |step| step.is_multiple_of(failing));
     }
-    world.starts_late = failing % 2 == 1;
+    world.overtaken = failing % 2 == 1;
     world.offer(&config);
     for (ticks, blow) in blows {
         world.run_ticks(*ticks);

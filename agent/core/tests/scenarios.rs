@@ -398,61 +398,6 @@ fn units_that_a_full_disk_has_no_record_of_are_left_running_when_they_are_as_wan
     assert_eq!(world.starts(), starts);
 }
 
-/// A command that was changed and is taken back, while the disk took no record: its last one is of the command that is
-/// wanted again.
-#[test]
-fn a_unit_that_the_disk_knows_only_an_older_start_of_is_started_anew() {
-    for rebooted in [false, true] {
-        let (mut world, config) = ready();
-        world.disk_full = true;
-        if rebooted {
-            world.reboot();
-            world.run_for(30_000);
-        }
-        let mut next = config.clone();
-        next.generation = Generation(2);
-        next.units[0].command.push("--v=4".to_owned());
-        world.offer(&next);
-        world.run_for(30_000);
-        world.assert_converged(&next);
-        let mut back = config;
-        back.generation = Generation(3);
-        world.offer(&back);
-        while world.log.iter().filter(|line| line.contains("write /run/")).count() < 5 {
-            world.run_ticks(1);
-        }
-        world.kill_agent();
-        world.offer(&back);
-        world.run_for(30_000);
-        world.assert_converged(&back);
-        world.disk_full = false;
-        world.run_for(30_000);
-        world.assert_converged(&back);
-    }
-}
-
-/// It may have read what is wanted no more, though its start was ordered with what is wanted again.
-#[test]
-fn a_unit_that_is_being_started_while_its_inputs_change_and_change_back_is_started_anew() {
-    for (ticks, between) in (0..120).flat_map(|ticks| (0..12).map(move |between| (ticks, between))) {
-        let (mut world, config) = (world(), worker(1));
-        world.starts_late = true;
-        world.offer(&config);
-        world.run_ticks(ticks);
-        let mut next = config.clone();
-        next.generation = Generation(2);
-        next.files[0] = file("/var/lib/keelson/containerd.toml", "version = 4");
-        world.offer(&next);
-        world.run_ticks(between);
-        let mut back = config;
-        back.generation = Generation(3);
-        world.offer(&back);
-        world.run_until_ready(60_000);
-        world.run_for(5_000);
-        world.assert_converged(&back);
-    }
-}
-
 /// A reboot forgets what is in memory alone, and gives its numbers to other events.
 #[test]
 fn no_event_is_sent_of_a_ledger_in_memory() {

@@ -113,7 +113,8 @@ impl World {
         machine.taken_by_us.member &= name != ETCD;
         machine.taken_by_us.api &= name != API_SERVER;
         if name == API_SERVER {
-            // It may not live long enough to be seen by the next sample.
+            // It may not live long enough to be seen by the next sample, nor may its fall have been.
+            machine.api_since = None;
             self.sample_api(ix);
         }
         let machine = &mut self.machines[ix];

@@ -27,6 +27,8 @@ use repair::Faults;
 
 /// How long any action takes.
 const ACTION_MS: u64 = 3;
+/// After which time a step that is overtaken does anything.
+const LATE_MS: u64 = 10;
 /// How long a oneshot runs.
 const ONESHOT_MS: u64 = 150;
 /// How a program ends that somebody else ends.
@@ -70,8 +72,9 @@ pub struct World {
     /// The ledger that the full disk did not take.
     pub memory: Option<SecretBytes>,
     pub disk_full: bool,
-    /// Steps go on side by side: a start is overtaken by whatever else is to be done.
-    pub starts_late: bool,
+    /// Steps go on side by side: starts and removals take a while, and are overtaken by whatever else is to be done.
+    pub overtaken: bool,
+    late: VecDeque<(u64, Step)>,
     pub files: BTreeMap<String, (Vec<u8>, u32)>,
     pub units: BTreeMap<String, FakeUnit>,
     pub behaviours: BTreeMap<String, Behaviour>,
@@ -130,7 +133,8 @@ impl World {
             disk: None,
             memory: None,
             disk_full: false,
-            starts_late: false,
+            overtaken: false,
+            late: VecDeque::new(),
             files: BTreeMap::new(),
             units: BTreeMap::new(),
             behaviours: BTreeMap::new(),
@@ -229,6 +233,7 @@ impl World {
     /// Kills the agent and starts one that finds this where its ledger should be.
     pub fn start_agent(&mut self, ledger: LedgerFound) {
         self.actions.clear();
+        self.late.clear();
         self.answers.clear();
         self.log.push("-- the agent is killed".to_owned());
         // The balancer lives in the agent, and so does what answers peers.
@@ -303,10 +308,11 @@ impl World {
             self.carry_out(action);
             return true;
         }
+        let late = self.late.front().map_or(u64::MAX, |(at, _)| *at);
         let wake = self.core.next_wake().0.max(self.now);
         let answer = self.answers.front().map_or(u64::MAX, |(at, _)| *at);
         let systemd = self.next_of_systemd();
-        let next = wake.min(answer).min(systemd).min(self.faults.reboot_at.unwrap_or(u64::MAX));
+        let next = wake.min(answer).min(systemd).min(late).min(self.faults.reboot_at.unwrap_or(u64::MAX));
         if next > end {
             return false;
         }
@@ -314,7 +320,10 @@ impl World {
         if self.faults.reboot_at == Some(next) {
             return true;
         }
-        if systemd <= answer.min(wake) {
+        if late == next {
+            let (_, step) = self.late.pop_front().unwrap();
+            self.run_step(step);
+        } else if systemd <= answer.min(wake) {
             self.play_systemd();
         } else if answer <= wake {
             let (_, event) = self.answers.pop_front().unwrap();
@@ -337,8 +346,8 @@ impl World {
                 (self.disk, self.memory) = (Some(bytes), None);
                 self.give(Event::Persisted(Ok(())));
             }
-            Action::Run(Step::Start { .. }) if self.starts_late && !self.actions.is_empty() => {
-                self.actions.push_back(action);
+            Action::Run(step @ (Step::Start { .. } | Step::RemoveFiles(_))) if self.overtaken => {
+                self.late.push_back((self.now + LATE_MS, step));
             }
             Action::Run(step) => self.run_step(step),
             Action::Look(Look { id, query }) => {
@@ -506,13 +515,18 @@ impl World {
     fn effect(&mut self, step: Step) -> Result<StepOutput, String> {
         match step {
             Step::WriteFiles(writes) => {
+                let mut failed = Vec::new();
                 for write in writes {
+                    if self.disk_full && !write.path.starts_with("/run/") {
+                        failed.push((write.path, "no room".to_owned()));
+                        continue;
+                    }
                     assert_eq!(Digest::of(write.content.expose_secret()), write.digest);
                     self.log.push(format!("write {}", write.path));
                     self.faults.unreadable.remove(&write.path);
                     self.files.insert(write.path, (write.content.expose_secret().to_vec(), write.mode));
                 }
-                return Ok(StepOutput::Written { failed: Vec::new() });
+                return Ok(StepOutput::Written { failed });
             }
             Step::RemoveFiles(paths) => {
                 for path in paths {
