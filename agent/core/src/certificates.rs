@@ -240,7 +240,10 @@ impl AgentCore {
 
     pub(crate) fn certificate_done(&mut self, name: &str, result: Result<StepOutput, String>) {
         let now = self.now.mono;
-        if self.certificates_changing().any(|other| other == name) {
+        // A renewal changes nothing that a unit is started anew for.
+        let renewed = |run: &CertificateRun| self.ledger.certificates.get(name) == run.spec.as_ref();
+        let installing = |run: &CertificateRun| matches!(run.request, Request::Installing);
+        if self.certificates.get(name).is_some_and(|run| installing(run) && !renewed(run)) {
             self.inputs_touched(|input| input == name);
         }
         let Some(run) = self.certificates.get_mut(name) else { return };

@@ -555,6 +555,7 @@ impl AgentCore {
         let desired = Desired::of(&config);
         self.ledger.files.extend(desired.owned.iter().cloned());
         let before = self.desired.replace(desired);
+        self.forget_starts_with_other_inputs(&config);
         self.ledger.config = Some(config);
         self.refused = None;
         self.prepare_runs();

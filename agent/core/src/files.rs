@@ -199,10 +199,9 @@ impl AgentCore {
             Ok(StepOutput::Written { failed }) => failed.as_slice(),
             _ => &[],
         };
-        // What a unit reads no more may have been removed, or what it is to read again.
-        let touched =
-            |path: &str| writing.contains_key(path) && !untouched.iter().any(|(other, _)| other == path);
-        self.inputs_touched(|input| !removing.is_empty() || touched(input));
+        self.inputs_touched(|input| {
+            writing.contains_key(input) && !untouched.iter().any(|(path, _)| path == input)
+        });
         match result {
             Ok(StepOutput::Written { failed }) => self.written(writing, failed.into_iter().collect()),
             Ok(_) => self.removed(&removing),

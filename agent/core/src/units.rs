@@ -137,6 +137,10 @@ impl AgentCore {
             _ if done && spec.kind == UnitKind::Oneshot => Reading::Finished,
             None => Reading::Unknown,
             Some(seen) => match seen.active {
+                // A oneshot may hang for long in what is wanted no more.
+                Active::Settling if spec.kind == UnitKind::Oneshot && start.is_some() && !started => {
+                    Reading::Running { invocation: seen.invocation, current: false }
+                }
                 Active::Settling => Reading::Settling,
                 Active::Stopped => Reading::Stopped { why: seen.ended.clone(), killed: seen.killed },
                 Active::AutoRestart => Reading::AutoRestart { why: seen.ended.clone(), killed: seen.killed },
@@ -415,6 +419,18 @@ impl AgentCore {
             if let Some(start) = record.filter(|start| start.inputs != desired.inputs[&spec.name])
                 && inputs_of(spec).iter().any(|input| touched(input))
             {
+                start.inputs = Digest::of_nothing();
+            }
+        }
+    }
+
+    /// Units that read other files and certificates in the config that comes, or are none of it, have no record any more: what
+    /// becomes of what they read is not watched from here on.
+    pub(crate) fn forget_starts_with_other_inputs(&mut self, config: &NodeConfig) {
+        let before = self.ledger.config.as_ref();
+        for (name, record) in &mut self.ledger.units {
+            let inputs = |config: &NodeConfig| config.unit(name).map(inputs_of);
+            if let Some(start) = record.start.as_mut().filter(|_| before.and_then(inputs) != inputs(config)) {
                 start.inputs = Digest::of_nothing();
             }
         }

@@ -139,6 +139,41 @@ fn a_oneshot_whose_change_is_taken_back_while_it_runs_does_the_first_thing_again
     assert_eq!(world.units["prepare.service"].starts, 3, "{:#?}", world.log);
 }
 
+#[test]
+fn a_oneshot_that_hangs_in_what_is_taken_back_is_begun_anew_at_once() {
+    let (mut world, config) = ready();
+    let mut next = as_generation(&config, 2);
+    next.units[2].command.push("--other".to_owned());
+    world.oneshot_ms = 10_000_000;
+    world.offer(&next);
+    world.run_for(5_000);
+    world.oneshot_ms = ONESHOT_MS;
+    let back = as_generation(&config, 3);
+    world.offer(&back);
+    let took = world.run_until_ready(600_000);
+    assert!(took < 5_000, "{took} ms");
+    world.assert_converged(&back);
+}
+
+/// Nobody has stopped it yet, so that it may have read what is wanted no more.
+#[test]
+fn a_unit_that_is_wanted_no_more_and_wanted_again_is_started_anew() {
+    let (mut world, config) = ready();
+    world.faults.unstoppable = Some("kubelet.service".to_owned());
+    let mut next = as_generation(&config, 2);
+    next.units.remove(0);
+    next.files[1] = file("/var/lib/keelson/kubelet.yaml", "a: 2");
+    world.offer(&next);
+    run_until_logged(&mut world, "stop kubelet.service");
+    world.crash("kubelet.service");
+    world.run_for(1_500);
+    let back = as_generation(&config, 3);
+    world.offer(&back);
+    world.run_until_ready(60_000);
+    world.run_for(5_000);
+    world.assert_converged(&back);
+}
+
 /// Which one is there nobody knows once the new one is being written.
 #[test]
 fn a_certificate_whose_change_is_taken_back_while_it_is_written_is_asked_for_again() {

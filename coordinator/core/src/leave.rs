@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use keelson_model::kubernetes::{Cordon, DrainForce, DrainState, KubeAnswer, KubeCall, KubeFailure, PodWait};
 use keelson_model::{
-    BlueprintMachine, DrainThen, FleetEvent, LeaveStep, MachinePhase, Role, Severity, Standing, Verdict,
+    BlueprintMachine, DrainThen, FleetEvent, LeaveStep, MachinePhase, Role, Severity, Standing,
 };
 use keelson_protocol::{ClusterName, MachineId, MonoTime};
 
@@ -171,9 +171,8 @@ impl CoordinatorCore {
     /// Whether a machine may serve its users: it is not known to be without power, hung or gone. The verdict on one that is heard
     /// again may be of before.
     pub(crate) fn may_serve(&self, planned: &BlueprintMachine) -> bool {
-        let dead = |verdict| matches!(verdict, Verdict::Hung | Verdict::Off | Verdict::Missing);
         self.made(planned).is_some_and(|machine| {
-            machine.row.fenced.is_none() && (machine.is_heard() || !dead(machine.verdict))
+            machine.row.fenced.is_none() && (machine.is_heard() || !machine.verdict.is_dead())
         })
     }
 

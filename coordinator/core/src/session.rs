@@ -4,7 +4,7 @@ use std::cmp::Ordering;
 use std::sync::Arc;
 use std::time::Duration;
 
-use keelson_model::{FleetEvent, LinkState, MachinePhase, Severity};
+use keelson_model::{FleetEvent, LinkState, MachinePhase, Severity, Verdict};
 use keelson_protocol::health::{AgentEvent, EventKind, Facts, Heartbeat, NodeState};
 use keelson_protocol::limits::SILENT_AFTER;
 use keelson_protocol::message::{Refusal, RefusalCode, ToAgent, ToCoordinator};
@@ -471,6 +471,10 @@ impl CoordinatorCore {
         let Some(machine) = self.machines.get_mut(id) else { return };
         if !std::mem::take(&mut machine.silent) {
             return;
+        }
+        // What was thought of it is of before. Where it falls silent again before it is judged, it may serve all the same.
+        if machine.verdict.is_dead() {
+            machine.verdict = Verdict::Undecided;
         }
         let event = self.event_of(now, id, Severity::Info, "MachineBack");
         let (cause, outcome) = ("its heartbeats came again".to_owned(), "it is watched as before".to_owned());

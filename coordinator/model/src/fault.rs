@@ -238,6 +238,12 @@ impl Verdict {
         matches!(self, Self::Well | Self::Suspected)
     }
 
+    /// Whether it is one of a machine that cannot serve anybody.
+    #[must_use]
+    pub fn is_dead(self) -> bool {
+        matches!(self, Self::Hung | Self::Off | Self::Missing)
+    }
+
     /// Whether it is a reason to take a machine's power away, by itself or when it lasts.
     #[must_use]
     pub fn calls_for_repair(self) -> bool {

@@ -87,6 +87,8 @@ pub(crate) struct EtcdFlags {
 pub(crate) struct Unit {
     /// What systemd read last; `None` when its file is gone.
     loaded: Option<UnitFile>,
+    /// Where its program, an API server, looks for etcd: the flags that it was started with.
+    pub(crate) etcd_servers: Vec<Ipv4Addr>,
     pub(crate) state: UnitState,
     invocation: Option<Invocation>,
     /// Changes with everything that happens to it, so that timers of an earlier state are told apart.
@@ -202,6 +204,7 @@ impl Host {
         let unit = unit.ok_or_else(|| format!("Unit {name} not found."))?;
         self.memory.next_invocation += 1;
         unit.invocation = Some(invocation);
+        unit.etcd_servers = unit.loaded.iter().flat_map(|file| file.etcd_servers.iter().copied()).collect();
         unit.state = UnitState::Starting;
         unit.serial += 1;
         (unit.hung, unit.notified) = (false, false);
@@ -425,11 +428,6 @@ impl Unit {
 
     pub(crate) fn is_oneshot(&self) -> bool {
         self.loaded.as_ref().is_some_and(|file| file.oneshot)
-    }
-
-    /// Where its program, an API server, looks for etcd.
-    pub(crate) fn etcd_servers(&self) -> &[Ipv4Addr] {
-        self.loaded.as_ref().map_or(&[], |file| &file.etcd_servers)
     }
 
     pub(crate) fn etcd_flags(&self) -> Option<&EtcdFlags> {

@@ -296,7 +296,7 @@ impl World {
 
     fn was_told_of(&self, ix: Ix, works: impl Fn(&Member) -> bool) -> bool {
         let machine = &self.machines[ix];
-        let told = machine.host.unit(API_SERVER).map_or(&[][..], |unit| unit.etcd_servers());
+        let told = machine.host.unit(API_SERVER).map_or(&[][..], |unit| &unit.etcd_servers);
         self.etcds.get(&machine.cluster).is_some_and(|etcd| {
             let voter = |member: &Member| !member.learner && works(member);
             told.iter().any(|address| etcd.member_at(*address).is_some_and(voter))

@@ -30,7 +30,7 @@ const ACTION_MS: u64 = 3;
 /// After which time a step that is overtaken does anything.
 const LATE_MS: u64 = 10;
 /// How long a oneshot runs.
-const ONESHOT_MS: u64 = 150;
+pub const ONESHOT_MS: u64 = 150;
 /// How a program ends that somebody else ends.
 const KILLED: &str = "it was killed by signal 9";
 /// `RestartSec` of our units.
@@ -75,6 +75,7 @@ pub struct World {
     /// Steps go on side by side: starts and removals take a while, and are overtaken by whatever else is to be done.
     pub overtaken: bool,
     late: VecDeque<(u64, Step)>,
+    pub oneshot_ms: u64,
     pub files: BTreeMap<String, (Vec<u8>, u32)>,
     pub units: BTreeMap<String, FakeUnit>,
     pub behaviours: BTreeMap<String, Behaviour>,
@@ -135,6 +136,7 @@ impl World {
             disk_full: false,
             overtaken: false,
             late: VecDeque::new(),
+            oneshot_ms: ONESHOT_MS,
             files: BTreeMap::new(),
             units: BTreeMap::new(),
             behaviours: BTreeMap::new(),
@@ -630,7 +632,7 @@ impl World {
         unit.auto_restart_at = None;
         unit.exited = false;
         unit.starts += 1;
-        unit.oneshot_ends_at = behaviour.oneshot.then_some(now + ONESHOT_MS);
+        unit.oneshot_ends_at = behaviour.oneshot.then_some(now + self.oneshot_ms);
         self.started_at.insert(name.to_owned(), now);
         Ok(())
     }
