@@ -99,7 +99,8 @@ pub struct FenceRecord {
 /// A start that was ordered.
 ///
 /// A run of the unit has these inputs exactly when it is of the same boot and not the run `before`. So a crash between
-/// this record and the order, or between the order and its result, is resolved by looking at the unit alone.
+/// this record and the order, or between the order and its result, is resolved by looking at the unit alone. When an input is
+/// changed before the next start, the inputs become those of nothing: systemd may start it again with either.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StartRecord {
     /// In which boot.
