@@ -66,6 +66,10 @@ impl CertificateRun {
         matches!(self.request, Request::None)
     }
 
+    fn is_being_written(&self) -> bool {
+        matches!(self.request, Request::Installing)
+    }
+
     pub(crate) fn validity(&self) -> Option<Validity> {
         match self.seen {
             Some(CertificateSeen::Held(validity)) => Some(validity),
@@ -234,16 +238,14 @@ impl AgentCore {
 
     /// Names of certificates that are being written.
     pub(crate) fn certificates_changing(&self) -> impl Iterator<Item = &String> {
-        let installing = |run: &CertificateRun| matches!(run.request, Request::Installing);
-        self.certificates.iter().filter(move |(_, run)| installing(run)).map(|(name, _)| name)
+        self.certificates.iter().filter(|(_, run)| run.is_being_written()).map(|(name, _)| name)
     }
 
     pub(crate) fn certificate_done(&mut self, name: &str, result: Result<StepOutput, String>) {
         let now = self.now.mono;
         // A renewal changes nothing that a unit is started anew for.
         let renewed = |run: &CertificateRun| self.ledger.certificates.get(name) == run.spec.as_ref();
-        let installing = |run: &CertificateRun| matches!(run.request, Request::Installing);
-        if self.certificates.get(name).is_some_and(|run| installing(run) && !renewed(run)) {
+        if self.certificates.get(name).is_some_and(|run| run.is_being_written() && !renewed(run)) {
             self.inputs_touched(|input| input == name);
         }
         let Some(run) = self.certificates.get_mut(name) else { return };
