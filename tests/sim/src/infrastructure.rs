@@ -1,7 +1,7 @@
 //! The infrastructure: the fake provider of the provider crate, asked as the coordinator's shell asks, with the answers of
 //! a bad day.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use keelson_coordinator_core::{ProviderAnswer, ProviderCall, ProviderFailure, Remedy, SeenMachine};
 use keelson_model::BlueprintMachine;
@@ -30,9 +30,9 @@ pub(crate) struct Infrastructure {
     pub(crate) lists_nothing_until: u64,
     /// Until when it has no room for another machine, by zone.
     pub(crate) full_until: BTreeMap<String, u64>,
-    /// By how many lists its list lags, and when it was asked for the last one.
+    /// By how many lists its list lags, and when those were made that may still be shown.
     list_lag: usize,
-    listed_at: u64,
+    listed: VecDeque<u64>,
     /// How long the answer to the last call takes to come, in milliseconds.
     answer_ms: u64,
 }
@@ -49,7 +49,7 @@ impl Infrastructure {
             lists_nothing_until: 0,
             full_until,
             list_lag,
-            listed_at: 0,
+            listed: VecDeque::new(),
             answer_ms: 0,
         }
     }
@@ -80,12 +80,12 @@ impl Infrastructure {
         now: u64,
     ) -> Result<ProviderAnswer, ProviderFailure> {
         let call = translate(&self.install, call);
-        if let Call::ListMachines(_) = &call {
-            // What lags is the time, and not how often somebody asks.
-            let rare = now.saturating_sub(std::mem::replace(&mut self.listed_at, now)) > LIST_LAG_MS;
-            (0..if rare { self.list_lag } else { 0 }).for_each(|_| drop(self.provider.carry_out(&call)));
+        let outcome = self.outcome(&call, weather, now);
+        let fails = matches!(outcome, Some(Outcome::Fail(_)));
+        if matches!(call, Call::ListMachines(_)) && !fails {
+            self.age_lists(&call, now);
         }
-        if let Some(outcome) = self.outcome(&call, weather, now) {
+        if let Some(outcome) = outcome {
             self.provider.inject(CallKind::of(&call), outcome);
         }
         match self.provider.carry_out(&call) {
@@ -98,6 +98,19 @@ impl Infrastructure {
                 Ok(ProviderAnswer::Fenced)
             }
             Err(error) => Err(translate_error(&error)),
+        }
+    }
+
+    /// The provider is about to show a list that lags: not by longer than a provider's list may, however seldom it is asked.
+    fn age_lists(&mut self, call: &Call, now: u64) {
+        self.listed.retain(|made| made + LIST_LAG_MS >= now);
+        for _ in self.listed.len()..self.list_lag {
+            drop(self.provider.carry_out(call));
+            self.listed.push_back(now);
+        }
+        self.listed.push_back(now);
+        while self.listed.len() > self.list_lag {
+            self.listed.pop_front();
         }
     }
 
