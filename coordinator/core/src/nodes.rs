@@ -25,6 +25,10 @@ pub struct KubeWatch {
     pub looked: Option<MonoTime>,
     /// Why the last look failed.
     pub error: Option<KubeFailure>,
+    /// When somebody answered at the endpoint last, to whatever was asked.
+    answered: Option<MonoTime>,
+    /// Since when nobody has, though asked.
+    unanswered: Option<MonoTime>,
     /// Since when each look has failed although a master worked. Where none does, that is what is told; and where none is
     /// heard, it may be the coordinator that is cut off.
     failing: Option<MonoTime>,
@@ -39,10 +43,21 @@ impl KubeWatch {
         self.error.as_ref().filter(|_| lasts).map(ToString::to_string)
     }
 
-    /// Whether somebody has answered at the endpoint a moment ago.
+    /// Whether somebody answers at the endpoint: one answer that got lost, or is long on its way, does not tell otherwise.
     pub(crate) fn answers(&self, now: Now) -> bool {
-        let lately = |looked| now.mono.since(looked) < KUBE_LOOK_INTERVAL + ENDPOINT_SILENT_AFTER;
-        self.error.is_none() && self.looked.is_some_and(lately)
+        let lasts = self.unanswered.is_some_and(|since| now.mono.since(since) >= ENDPOINT_SILENT_AFTER);
+        let lately = |answered| now.mono.since(answered) < KUBE_LOOK_INTERVAL + ENDPOINT_SILENT_AFTER;
+        !lasts && self.answered.is_some_and(|answered| self.call.is_some() || lately(answered))
+    }
+
+    /// A call has come to its end.
+    fn call_ended(&mut self, now: Now, result: &Result<KubeAnswer, KubeFailure>) {
+        match result {
+            Err(KubeFailure::Unreachable { .. } | KubeFailure::Busy { .. }) => {
+                self.unanswered.get_or_insert(now.mono);
+            }
+            _ => (self.answered, self.unanswered) = (Some(now.mono), None),
+        }
     }
 
     /// Whether it is time to look again.
@@ -165,6 +180,9 @@ impl CoordinatorCore {
     pub(crate) fn on_kube(&mut self, now: Now, id: CallId, result: Result<KubeAnswer, KubeFailure>) {
         let Some((name, purpose)) = self.kube_calls.remove(&id) else { return };
         self.touched.insert(name.clone());
+        if let Some(cluster) = self.clusters.get_mut(&name) {
+            cluster.kube.call_ended(now, &result);
+        }
         match purpose {
             KubeFor::Look => self.nodes_seen(now, &name, result),
             KubeFor::Node(call) => {

@@ -225,10 +225,10 @@ impl CoordinatorCore {
         let Some(machine) = self.machines.get_mut(id) else { return };
         let action = under_way(machine);
         (machine.row.acting, machine.row.renew, machine.row.forced) = (None, false, false);
-        // What was not done is no reason for something harsher.
-        let act = machine.row.acts.last_mut().filter(|act| act.action == action);
-        if let Some(act) = act.filter(|_| machine.row.fenced.is_none()) {
-            act.called_off = true;
+        // What was not done is no reason for something harsher. One that keeps its disk gets its power back, and that counts.
+        let undone = machine.row.fenced.is_none() || action == RepairAction::Recreate;
+        if let Some(act) = machine.row.acts.last_mut().filter(|act| act.action == action) {
+            act.called_off |= undone;
         }
         machine.row.asked = Asked::Nobody;
         machine.attempts = 0;

@@ -435,6 +435,19 @@ fn a_master_that_is_taken_for_hung_may_have_the_last_api_server() {
     assert_eq!(acts(&world, "master-1").first(), Some(&RepairAction::PowerCycle), "{:?}", waits(&world));
 }
 
+/// Some answers get lost (seed 8099).
+#[test]
+fn one_call_that_fails_does_not_say_that_nobody_serves() {
+    let mut world = one_api_left();
+    freeze(&mut world, "master-1");
+    for step in 0..400 {
+        world.endpoint_silent = step % 20 < 10;
+        world.step();
+        assert_eq!(acts(&world, "master-1"), []);
+    }
+    assert_eq!(verdict(&world, "master-1"), Verdict::Hung);
+}
+
 /// The coordinator is the only one that does not reach the endpoint.
 #[test]
 fn a_master_that_has_just_come_back_may_have_the_last_api_server() {
