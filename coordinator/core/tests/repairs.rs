@@ -7,12 +7,13 @@ mod common;
 use common::demo::*;
 use common::{World, hello};
 use keelson_coordinator_core::{
-    ClusterState, Input, Override, PauseRequest, PauseScope, ProviderFailure, Remedy, SessionId,
+    AgentRepair, ClusterState, Effect, Input, Override, PauseRequest, PauseScope, ProviderFailure, Remedy,
+    SessionId,
 };
 use keelson_model::{FaultClass, MachinePhase, RepairAction, Verdict};
-use keelson_protocol::health::{NodeState, UnitState};
-use keelson_protocol::message::{RefusalCode, ToAgent};
-use keelson_protocol::{BootId, Generation};
+use keelson_protocol::health::{AgentEvent, EventKind, NodeState, UnitState};
+use keelson_protocol::message::{RefusalCode, ToAgent, ToCoordinator};
+use keelson_protocol::{BootId, Generation, WallTime};
 
 /// Steps of half a second in which a new coordinator lets its fleet come back.
 const WARM: u32 = 70;
@@ -532,6 +533,42 @@ fn what_programs_cost_is_counted_by_class() {
     world.run(60);
     assert_eq!(world.core.metrics().detections[&FaultClass::Os].count, 1);
     assert_eq!(world.core.metrics().mended[&FaultClass::Os].count, 1);
+}
+
+/// An agent says again what it has had no answer to, also to a new coordinator.
+#[test]
+fn what_agents_mend_is_told_and_counted_once() {
+    let mut world = ready("ha");
+    let kinds =
+        [EventKind::Repaired, EventKind::RepairFailed, EventKind::Repaired, EventKind::RepairWithheld];
+    let event = |(sequence, kind)| AgentEvent {
+        sequence,
+        at: WallTime(0),
+        kind,
+        subject: "etcd.service".to_owned(),
+        cause: "it does not answer".to_owned(),
+        outcome: "begun anew".to_owned(),
+    };
+    let events: Vec<AgentEvent> = (1..).zip(kinds).map(event).collect();
+    let say = |world: &mut World, through: usize| {
+        let session = world.machines[&id("etcd-1")].session.unwrap();
+        let message = ToCoordinator::Events(events[..through].to_vec());
+        let effects = world.core.handle(world.now(), Input::Message { session, message });
+        let stored = ToAgent::EventsStored { through: events[through - 1].sequence };
+        let answer = |effect: &Effect| matches!(effect, Effect::Send { message, .. } if **message == stored);
+        assert!(effects.iter().any(answer), "{effects:?}");
+        world.carry_out(effects);
+    };
+    say(&mut world, 3);
+    say(&mut world, 4);
+    let counts = [(AgentRepair::Made, 2), (AgentRepair::Failed, 1), (AgentRepair::Withheld, 1)];
+    assert_eq!(world.core.metrics().agent_repairs, counts.into());
+    world.restart();
+    world.run(4);
+    say(&mut world, 4);
+    assert_eq!(world.core.metrics().agent_repairs, [].into());
+    let of_agent = |reason: &&str| ["Repaired", "RepairFailed", "RepairWithheld"].contains(reason);
+    assert_eq!(world.reasons().into_iter().filter(of_agent).count(), 4);
 }
 
 #[test]
