@@ -9,6 +9,8 @@ use crate::programs::workspace_root;
 
 /// The word that is not for the simulator: it asks whether its checkers bite.
 const MUTATIONS: &str = "mutations";
+/// A thousand machines are silent when the coordinator starts.
+const THOUSAND: &str = "tests/sim/scripts/large/silent_after_restart.txt";
 
 /// Arguments of the simulator.
 #[derive(Debug, clap::Args)]
@@ -30,6 +32,11 @@ pub(crate) fn run(args: &SimArgs) -> Result<()> {
 /// Plays the first seeds.
 pub(crate) fn hunt(seeds: u32) -> Result<()> {
     simulate(&["hunt".to_owned(), "--seeds".to_owned(), seeds.to_string()])
+}
+
+/// Plays the script of a thousand machines, which is too large for a debug build.
+pub(crate) fn thousand() -> Result<()> {
+    simulate(&["script".to_owned(), THOUSAND.to_owned(), "--check".to_owned()])
 }
 
 fn simulate(arguments: &[String]) -> Result<()> {

@@ -31,6 +31,7 @@ pub(crate) fn run(args: &TestArgs) -> Result<()> {
         cargo::run(&root, &["test", "--workspace", "--exclude", "keelson-e2e", "--locked", "--quiet"])
     })?;
     part(&format!("sim hunt --seeds {SIM_SEEDS}"), || sim::hunt(SIM_SEEDS))?;
+    part("sim script of 1,000 machines", sim::thousand)?;
     if args.no_e2e {
         return Ok(());
     }

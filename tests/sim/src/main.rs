@@ -68,6 +68,9 @@ enum Command {
     Script {
         /// The file.
         file: PathBuf,
+        /// Fail when it says anything else than its golden text, which lies beside it.
+        #[arg(long)]
+        check: bool,
     },
     /// Play a case that a hunt wrote down.
     Replay {
@@ -133,7 +136,7 @@ fn main() -> ExitCode {
             run_hunt(&hunt, fleet, output, directory)
         }
         Command::Replay { file } => replay(&file),
-        Command::Script { file } => script(&file),
+        Command::Script { file, check } => script(&file, check),
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,
@@ -170,13 +173,25 @@ fn replay(file: &Path) -> Result<bool> {
     Ok(outcome.violation.is_none())
 }
 
-fn script(file: &Path) -> Result<bool> {
-    let text = std::fs::read_to_string(file).with_context(|| format!("{} cannot be read", file.display()))?;
+fn script(file: &Path, check: bool) -> Result<bool> {
+    let read = |file: &Path| {
+        std::fs::read_to_string(file).with_context(|| format!("{} cannot be read", file.display()))
+    };
+    let text = read(file)?;
+    let golden = file.with_extension("golden");
+    let expected = check.then(|| read(&golden)).transpose()?;
     let (began, cpu) = (Instant::now(), cpu_seconds());
     let said = play(&text).with_context(|| format!("{} was not played to its end", file.display()))?;
     print!("{said}");
-    println!("played in {:.1} s, {:.1} s of CPU", began.elapsed().as_secs_f64(), cpu_seconds() - cpu);
-    Ok(true)
+    eprintln!("played in {:.1} s, {:.1} s of CPU", began.elapsed().as_secs_f64(), cpu_seconds() - cpu);
+    let as_expected = expected.is_none_or(|expected| expected == said);
+    if !as_expected {
+        eprintln!(
+            "it says something else than {}; when that is right, write what it says there",
+            golden.display()
+        );
+    }
+    Ok(as_expected)
 }
 
 fn tell(outcome: &Outcome, elapsed: Duration, cpu: f64) {
