@@ -12,7 +12,7 @@ use std::time::Instant;
 use host::Host;
 use keelson_providers::local::faults::FaultBench;
 use keelson_providers::local::{Level, LocalProvider, preflight};
-use keelson_providers::{Call, MachineState};
+use keelson_providers::{Call, MachineState, ProviderError};
 use suite::{create, done, list, request, state};
 
 contract!(Host::new().await);
@@ -105,6 +105,26 @@ async fn four_machines_at_once() {
     let begin = Instant::now();
     host.destroy();
     println!("destroy of 5: {:?}", begin.elapsed());
+}
+
+#[tokio::test]
+async fn a_full_disk_takes_no_new_machine_and_keeps_those_that_are_there() {
+    let mut host = Host::new().await;
+    let (old, new) = (request(&host, 0, 1), request(&host, 1, 1));
+    create(&host, &old).await.unwrap();
+    host.free_bytes_min = Some(u64::MAX);
+    host.reopen().await;
+    let refused = create(&host, &new).await.unwrap_err();
+    assert!(matches!(&refused, ProviderError::Quota { .. }), "{refused}");
+    assert!(refused.to_string().contains("MiB are free in"), "{refused}");
+    assert_eq!(list(&host).await.len(), 1, "nothing is left of what was refused");
+    create(&host, &old).await.unwrap();
+    suite::perform(&host, Call::Reboot(old.key.clone())).await.unwrap();
+    host.wait_up(&old.key.machine, 2);
+    host.free_bytes_min = None;
+    host.reopen().await;
+    assert_eq!(create(&host, &new).await.unwrap().state, MachineState::On);
+    host.destroy();
 }
 
 #[tokio::test]

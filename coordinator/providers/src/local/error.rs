@@ -9,6 +9,9 @@ use nix::errno::Errno;
 
 use crate::ProviderError;
 
+/// The resource that runs out, as a refusal names it.
+pub(crate) const DISK_SPACE: &str = "disk space of this host";
+
 /// Why an act on the host failed.
 #[derive(Debug, thiserror::Error)]
 pub enum LocalError {
@@ -97,7 +100,7 @@ impl From<LocalError> for ProviderError {
             LocalError::Refused(refusal) => refusal,
             late @ LocalError::Late { .. } => Self::Unknown { detail: chain(&late) },
             full if full.is_out_of_space() => {
-                Self::Quota { what: "disk space of this host".to_owned(), detail: chain(&full) }
+                Self::Quota { what: DISK_SPACE.to_owned(), detail: chain(&full) }
             }
             other => Self::Unavailable { detail: chain(&other) },
         }

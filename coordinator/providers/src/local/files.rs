@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
+use nix::sys::statvfs::statvfs;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -48,6 +49,12 @@ pub(crate) fn write_atomically(path: &Path, content: &[u8]) -> Result<(), LocalE
         sync_parent(path)
     };
     write().map_err(LocalError::file("write", path))
+}
+
+/// Bytes that programs can still write to the file system of `path`.
+pub(crate) fn free_bytes(path: &Path) -> Result<u64, LocalError> {
+    let found = statvfs(path).map_err(LocalError::kernel(format!("measure {}", path.display())))?;
+    Ok(found.blocks_available().saturating_mul(found.fragment_size()))
 }
 
 /// Makes the names in the directory of `path` survive a crash of the host.

@@ -11,7 +11,7 @@
 //! within a second when it dies.
 //!
 //! Not here: `disk_bytes` of a machine is not enforced, because a directory has no size; [`LocalConfig::var_tmpfs_bytes`]
-//! gives fault tests a disk that can be filled. Zones are labels: all of them are this host, and the fault bench
+//! gives fault tests a disk that can be filled. The host's own disk is what runs out: then new machines are refused. Zones are labels: all of them are this host, and the fault bench
 //! ([`faults`]) can cut them off from each other.
 
 mod bundle;
@@ -59,6 +59,9 @@ const OPEN_WAIT: Duration = Duration::from_secs(30);
 /// a better error.
 const ANSWER_GRACE: Duration = Duration::from_secs(1);
 
+/// See [`LocalConfig::free_bytes_min`]: a busy worker writes so much within its first hours.
+const FREE_BYTES_MIN: u64 = 1024 * 1024 * 1024;
+
 /// Settings of an installation on this host.
 #[derive(Clone)]
 pub struct LocalConfig {
@@ -77,6 +80,9 @@ pub struct LocalConfig {
     /// For fault tests: gives each machine a `/var` of this size that can be filled without harm to the host. It lives
     /// in memory and does not survive a reboot of the host.
     pub var_tmpfs_bytes: Option<u64>,
+    /// A new machine is refused while less than this is free on the host's disk, in bytes: those that are there need
+    /// what is left.
+    pub free_bytes_min: u64,
 }
 
 impl LocalConfig {
@@ -91,6 +97,7 @@ impl LocalConfig {
             images,
             program,
             var_tmpfs_bytes: None,
+            free_bytes_min: FREE_BYTES_MIN,
         }
     }
 }
@@ -112,7 +119,16 @@ impl LocalProvider {
     /// [`ProviderError::Conflict`] when the state directory belongs to another installation, `Invalid` for settings
     /// that cannot be, else what the host refused.
     pub async fn open(config: LocalConfig) -> Result<Self, ProviderError> {
-        let LocalConfig { install, state_dir, network, zones, images, program, var_tmpfs_bytes } = config;
+        let LocalConfig {
+            install,
+            state_dir,
+            network,
+            zones,
+            images,
+            program,
+            var_tmpfs_bytes,
+            free_bytes_min,
+        } = config;
         if zones.is_empty() {
             return Err(ProviderError::Invalid {
                 field: "zones",
@@ -124,7 +140,7 @@ impl LocalProvider {
         let path = program.clone();
         let open = move || {
             let state_dir = std::path::absolute(&state_dir).map_err(LocalError::file("find", &state_dir))?;
-            let site = Site::open(&state_dir, record, until)?;
+            let site = Site::open(&state_dir, record, free_bytes_min, until)?;
             site.ensure_forwarder(&path, until)?;
             Ok(site)
         };

@@ -280,8 +280,7 @@ fn open_files() -> Result<u64, String> {
 }
 
 fn disk(dir: &Path) -> Result<String, String> {
-    let found = statvfs(dir).map_err(|e| format!("{}: {e}", dir.display()))?;
-    let free = found.blocks_available().saturating_mul(found.fragment_size());
+    let free = files::free_bytes(dir).map_err(|e| chain(&e))?;
     enough(&format!("free on {}", dir.display()), free, DISK_BYTES_MIN)
 }
 

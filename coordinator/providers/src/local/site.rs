@@ -11,8 +11,9 @@ use std::time::{Duration, Instant};
 
 use keelson_protocol::{InstallId, MachineId};
 
+use super::FREE_BYTES_MIN;
 use super::cgroups::{Cgroups, Population};
-use super::error::LocalError;
+use super::error::{DISK_SPACE, LocalError};
 use super::files::{self, FileLock, wait_until};
 use super::lan::{self, Network};
 use super::paths::Paths;
@@ -43,11 +44,18 @@ pub(crate) struct Site {
     pub(crate) install: InstallRecord,
     pub(crate) network: Network,
     pub(crate) cgroups: Cgroups,
+    /// See [`super::LocalConfig::free_bytes_min`].
+    free_bytes_min: u64,
 }
 
 impl Site {
     /// Makes the installation, or finds it again; then the LAN exists and half-removed machines are gone.
-    pub(crate) fn open(state_dir: &Path, install: InstallRecord, until: Instant) -> Result<Self, LocalError> {
+    pub(crate) fn open(
+        state_dir: &Path,
+        install: InstallRecord,
+        free_bytes_min: u64,
+        until: Instant,
+    ) -> Result<Self, LocalError> {
         let paths = Paths::new(state_dir);
         if state_dir.as_os_str().as_encoded_bytes().contains(&b',') {
             let detail =
@@ -64,7 +72,7 @@ impl Site {
             }
             None => files::write_json(&paths.install(), &install)?,
         }
-        let site = Self::with(paths, install)?;
+        let site = Self::with(paths, install, free_bytes_min)?;
         site.paths.collections().iter().try_for_each(|dir| files::make_dir(dir))?;
         lan::ensure(&site.paths, site.network, until)?;
         mounts::remove_tree(&site.paths.drafts())?;
@@ -78,12 +86,12 @@ impl Site {
     pub(crate) fn load(state_dir: &Path) -> Result<Option<Self>, LocalError> {
         let paths = Paths::new(state_dir);
         match files::read_json::<InstallRecord>(&paths.install())? {
-            Some(install) => Self::with(paths, install).map(Some),
+            Some(install) => Self::with(paths, install, FREE_BYTES_MIN).map(Some),
             None => Ok(None),
         }
     }
 
-    fn with(paths: Paths, install: InstallRecord) -> Result<Self, LocalError> {
+    fn with(paths: Paths, install: InstallRecord, free_bytes_min: u64) -> Result<Self, LocalError> {
         if install.version != STATE_VERSION {
             let detail = format!(
                 "{} has version {}, this program knows {STATE_VERSION}; use the program that wrote it",
@@ -98,7 +106,7 @@ impl Site {
             LocalError::Refused(ProviderError::Invalid { field: "network", detail })
         })?;
         let cgroups = Cgroups::detect(&install.install)?;
-        Ok(Self { paths, install, network, cgroups })
+        Ok(Self { paths, install, network, cgroups, free_bytes_min })
     }
 
     /// Refuses keys of another installation.
@@ -126,7 +134,10 @@ impl Site {
         let lock = self.lock(&request.key.machine, until)?;
         let wanted = wanted_record(request, image);
         let record = match record::machine(&self.paths, &request.key.machine)? {
-            None => self.claim(wanted, until)?,
+            None => {
+                self.check_room()?;
+                self.claim(wanted, until)?
+            }
             Some(found) => self.adopt(found, wanted)?,
         };
         let machine = self.paths.machine(record.id());
@@ -137,6 +148,18 @@ impl Site {
             return self.view(&record);
         }
         self.switch_on(record, &lock, until)
+    }
+
+    /// Refuses new machines while the host's disk is about to be full: those that are there need what is left.
+    fn check_room(&self) -> Result<(), LocalError> {
+        let (free, dir) = (files::free_bytes(self.paths.root())?, self.paths.root().display());
+        if free >= self.free_bytes_min {
+            return Ok(());
+        }
+        // What is free is not named: it would be another text each time that is asked.
+        let wanted = self.free_bytes_min / (1024 * 1024);
+        let detail = format!("less than {wanted} MiB are free in {dir}; free some, or remove machines");
+        Err(ProviderError::Quota { what: DISK_SPACE.to_owned(), detail }.into())
     }
 
     /// Writes the tag of a new machine, after making sure that nobody else has its address.

@@ -50,6 +50,8 @@ pub(crate) struct Host {
     pub(crate) install: InstallId,
     provider: Option<LocalProvider>,
     var_tmpfs_bytes: Option<u64>,
+    /// Instead of the usual value, from the next [`Self::reopen`] on.
+    pub(crate) free_bytes_min: Option<u64>,
 }
 
 impl Host {
@@ -65,7 +67,7 @@ impl Host {
         // A blank and a colon: each is special to one of the tools below.
         let dir = tempfile::Builder::new().prefix("keelson test:").tempdir().unwrap();
         make_image(dir.path());
-        let mut host = Self { dir, install, provider: None, var_tmpfs_bytes };
+        let mut host = Self { dir, install, provider: None, var_tmpfs_bytes, free_bytes_min: None };
         host.reopen().await;
         host
     }
@@ -83,6 +85,7 @@ impl Host {
     pub(crate) fn config(&self) -> LocalConfig {
         let mut config = config(self.dir.path(), &self.install);
         config.var_tmpfs_bytes = self.var_tmpfs_bytes;
+        config.free_bytes_min = self.free_bytes_min.unwrap_or(config.free_bytes_min);
         config
     }
 
