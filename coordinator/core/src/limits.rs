@@ -47,6 +47,9 @@ pub const FIRST_HEARTBEAT_MAX: Duration = Duration::from_secs(10);
 /// A pause between two ticks that is longer than this means that the coordinator was held up and may have missed
 /// heartbeats: eight ticks, and less than the limit of silence.
 pub const TICK_GAP_MAX: Duration = Duration::from_secs(2);
+/// How long a coordinator that was held up takes to read what came meanwhile. Afterwards one heartbeat of each machine, which
+/// takes a second more, tells that it is still there.
+pub const BACKLOG_MAX: Duration = Duration::from_secs(1);
 /// A session whose heartbeats stopped for this long may be replaced by one of another boot of the same machine.
 pub const SECOND_HOLDER_AFTER: Duration = Duration::from_secs(3);
 /// Peers that are asked about one machine at a time: two of its zone and one of another, so that one that fails itself, or

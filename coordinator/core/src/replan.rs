@@ -264,13 +264,13 @@ impl CoordinatorCore {
         machine.health.as_deref().filter(|report| beat.is_some_and(|beat| report.sequence >= beat.report))
     }
 
-    /// Whether a machine is heard, and its session has stood for so long that its agent has seen what there is to see.
+    /// Whether a machine speaks, and its session has stood for so long that its agent has seen what there is to see.
     pub(crate) fn stands(&self, planned: &BlueprintMachine) -> bool {
         let old = |machine: &Machine| {
             matches!(machine.link, LinkState::Connected { since, .. }
                 if self.last_look.wall.since(since) >= SESSION_SETTLES)
         };
-        self.made(planned).is_some_and(|machine| machine.is_heard() && old(machine))
+        self.made(planned).is_some_and(|machine| machine.speaks() && old(machine))
     }
 
     /// Whether a machine is heard and says that its etcd member serves.

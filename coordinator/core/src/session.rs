@@ -13,7 +13,7 @@ use keelson_protocol::{BootId, ClusterName, Generation, Incarnation, MachineId};
 
 use crate::effect::{Effect, SessionId};
 use crate::limits::{
-    CLOCK_STEP_MIN, FENCE_SETTLES, FIRST_HEARTBEAT_MAX, REFUSAL_TOLD_EVERY, REFUSALS_TOLD_MAX,
+    BACKLOG_MAX, CLOCK_STEP_MIN, FENCE_SETTLES, FIRST_HEARTBEAT_MAX, REFUSAL_TOLD_EVERY, REFUSALS_TOLD_MAX,
     RENEWED_KEYS_MAX, SECOND_HOLDER_AFTER, TICK_GAP_MAX, WARM_UP,
 };
 use crate::metrics::AgentRepair;
@@ -184,6 +184,7 @@ impl CoordinatorCore {
     /// that it tells has changed.
     pub(crate) fn on_heartbeat(&mut self, now: Now, session: SessionId, heartbeat: Heartbeat) {
         self.metrics.heartbeats += 1;
+        let is_news = self.has_caught_up(now);
         let Some(voice) = self.sessions.get_mut(&session) else { return };
         voice.heard = now.mono;
         let first = !std::mem::replace(&mut voice.beats, true);
@@ -195,13 +196,14 @@ impl CoordinatorCore {
         }
         let told = |heartbeat: Heartbeat| (heartbeat.boot, heartbeat.generation, heartbeat.state);
         let changed = before.map(told) != Some(told(heartbeat));
-        if !std::mem::take(&mut voice.awaited) && !changed && !first {
+        let awaited = is_news && std::mem::take(&mut voice.awaited);
+        if !awaited && !changed && !first {
             return;
         }
         let id = voice.machine.clone();
         if let Some(machine) = self.machines.get_mut(&id) {
             machine.heartbeat = Some(heartbeat);
-            machine.spoke = true;
+            machine.spoke |= is_news;
             let applies = heartbeat.state == NodeState::Applying;
             machine.applies_since = applies.then(|| machine.applies_since.unwrap_or(now.mono));
         }
@@ -419,8 +421,11 @@ impl CoordinatorCore {
             return;
         }
         self.listening_since = now.mono;
-        // Sessions may have ended meanwhile, so the fleet returns as after a start.
+        // Sessions may have ended meanwhile, so the fleet returns as after a start. What is read next was said meanwhile, by
+        // machines that may be gone since: they are counted on again when they say something new.
         self.returning_until = self.returning_until.max(now.mono.plus(WARM_UP));
+        self.sessions.values_mut().for_each(|voice| voice.awaited = true);
+        self.machines.values_mut().for_each(|machine| machine.spoke = false);
         let event = self.event(now, Severity::Warning, "CoordinatorHeldUp");
         self.note(FleetEvent {
             cause: format!("the coordinator did not run for {:.1} s", gap.as_secs_f64()),
@@ -429,6 +434,11 @@ impl CoordinatorCore {
                     .to_owned(),
             ..event
         });
+    }
+
+    /// Whether what comes now was said now, and not while the coordinator was held up.
+    fn has_caught_up(&self, now: Now) -> bool {
+        self.listening_since == self.started || now.mono.since(self.listening_since) >= BACKLOG_MAX
     }
 
     /// Clusters with something that may be due: a call to repeat, or a machine on its way.

@@ -140,7 +140,7 @@ pub struct Machine {
     pub(crate) newer: Option<Incarnation>,
     /// The session that stands.
     pub session: Option<SessionId>,
-    /// Whether it has said in this session how it is, or in the one before without a break.
+    /// Whether it has said how it is: in this session, or the one before without a break, and since the last gap.
     pub(crate) spoke: bool,
     /// The link, for people.
     pub link: LinkState,
@@ -305,7 +305,7 @@ pub(crate) struct Voice {
     pub(crate) heartbeat: Option<Heartbeat>,
     /// Whether a heartbeat came in this session.
     pub(crate) beats: bool,
-    /// The machine was called silent: its next heartbeat ends that.
+    /// The machine was called silent, or may be gone: its next heartbeat ends that.
     pub(crate) awaited: bool,
 }
 
