@@ -335,6 +335,13 @@ pub fn repair_held(machine: &MachineId, cluster: &ClusterName, wish: &RepairWish
             "wait for that, then ask again: keelson machine repair {machine} --action {action}"
         ));
     }
+    if let Hold::Busy { machine: other } = hold
+        && wish.against != Against::Nothing
+    {
+        return problem
+            .because("etcd members are replaced one at a time: no override goes before that")
+            .remedy(format!("wait for that, or mend the other machine first: keelson why {other}"));
+    }
     if override_is_enough(hold) {
         let again = format!("keelson machine repair {machine} --action {action} --override");
         return problem
@@ -390,4 +397,23 @@ pub fn patched_drain(before: DrainSpec, body: DrainBody) -> DrainSpec {
         Some(DrainThenView::Wait) => DrainThen::Wait,
     };
     DrainSpec { timeout_s: body.timeout_s.unwrap_or(before.timeout_s), then }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_override_is_not_advised_to_whom_it_was_refused() {
+        let id = |name: &str| -> MachineId { name.parse().unwrap() };
+        let remedy = |against: Against| {
+            let wish = RepairWish { action: RepairAction::Recreate, against };
+            let hold = Hold::Busy { machine: id("prod-etcd-4") };
+            repair_held(&id("prod-etcd-2"), &"prod".parse().unwrap(), &wish, &hold).view().remedy
+        };
+        assert!(remedy(Against::Nothing).contains("--override"));
+        let refused = remedy(Against::Guards);
+        assert!(!refused.contains("--override") && refused.contains("keelson why prod-etcd-4"), "{refused}");
+    }
 }

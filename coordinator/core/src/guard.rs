@@ -107,6 +107,18 @@ impl CoordinatorCore {
         }
     }
 
+    /// Whether the plan would carry `action` out, whatever else holds: it replaces one etcd member at a time.
+    pub(crate) fn plan_allows(&self, id: &MachineId, action: RepairAction) -> Result<(), Hold> {
+        let cluster = self.machines.get(id).and_then(|machine| self.clusters.get(&machine.row.cluster));
+        let planned = cluster.and_then(|cluster| cluster.row.blueprint.machines.get(id));
+        match (cluster, planned) {
+            (Some(cluster), Some(planned)) if action == RepairAction::Recreate => {
+                self.no_member_moves(cluster, planned)
+            }
+            _ => Ok(()),
+        }
+    }
+
     pub(crate) fn not_paused(&self, cluster: &Cluster) -> Result<(), Hold> {
         if let Some(since) = self.repair_paused {
             return Err(Hold::Paused { scope: Scope::Fleet, since });

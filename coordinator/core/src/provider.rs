@@ -29,12 +29,13 @@ pub(crate) fn retry_delay(attempts: u32) -> Duration {
 impl CoordinatorCore {
     /// Starts a call; `None` when too many are under way, then a later tick tries again.
     pub(crate) fn call(&mut self, purpose: CallFor, call: ProviderCall) -> Option<CallId> {
-        // Machines that come and go by the hundred must not keep power waiting, power no fence, and nothing the list, on which
-        // each of them depends.
+        // Machines that come and go by the hundred must not keep addresses waiting, addresses no power, power no fence, and
+        // nothing the list, on which each of them depends.
         let kept = match purpose {
             CallFor::Create(_) | CallFor::Delete(_) | CallFor::Orphan(_) => PROVIDER_CALLS_KEPT,
-            CallFor::PowerOn(_) => PROVIDER_CALLS_KEPT / 2,
-            CallFor::Fence(_) | CallFor::Expose(..) | CallFor::Unexpose(_) => 1,
+            CallFor::Expose(..) | CallFor::Unexpose(_) => PROVIDER_CALLS_KEPT - 1,
+            CallFor::PowerOn(_) => PROVIDER_CALLS_KEPT - 2,
+            CallFor::Fence(_) => PROVIDER_CALLS_KEPT - 3,
             CallFor::List => 0,
         };
         let most = PROVIDER_CALLS_MAX - kept;

@@ -546,7 +546,9 @@ impl CoordinatorCore {
         let asker = match asked {
             Asked::PersonDespiteQuorum => return Ok(()),
             // The world may be another one than that in which it was asked for.
-            Asked::PersonDespiteGuards => return self.costs_cluster(id, action).map_or(Ok(()), Err),
+            Asked::PersonDespiteGuards => {
+                return self.costs_cluster(id, action).map_or_else(|| self.plan_allows(id, action), Err);
+            }
             Asked::Person => Asker::Person,
             Asked::Nobody => Asker::Detector,
         };

@@ -178,11 +178,11 @@ impl CoordinatorCore {
             Override::Quorum { .. } if costs => Asked::PersonDespiteQuorum,
             Override::Guards | Override::Quorum { .. } => Asked::PersonDespiteGuards,
         };
-        let why = match against {
+        let why = match &against {
             Some(hold) => format!("{} asked for it, although {hold}", request.caller),
             None => format!("{} asked for it", request.caller),
         };
-        let forced = costs && request.action == RepairAction::Recreate;
+        let forced = is_loss(request.action, against.as_ref());
         if let Some(machine) = self.machines.get_mut(id).filter(|_| forced) {
             machine.row.forced = true;
         }
@@ -232,6 +232,12 @@ impl CoordinatorCore {
                 let hold = Box::new(hold.clone());
                 return Err(CommandError::Held { machine: id.clone(), action, hold });
             }
+        }
+        // The plan would not carry it out, and the machine would lose its power for nothing.
+        if !is_loss(action, against.as_ref())
+            && let Err(hold) = self.plan_allows(id, action)
+        {
+            return Err(CommandError::Held { machine: id.clone(), action, hold: Box::new(hold) });
         }
         Ok(RepairPreview {
             machine: id.clone(),
@@ -310,6 +316,11 @@ impl PauseScope {
             Self::Cluster(name) => Some(name.clone()),
         }
     }
+}
+
+/// Whether to go against `against` is to take the state of the cluster for lost: the plan asks no more then.
+fn is_loss(action: RepairAction, against: Option<&Hold>) -> bool {
+    action == RepairAction::Recreate && against.is_some_and(Hold::costs_cluster)
 }
 
 /// Why it would be of no use to do this to a machine; `None` when it may be.

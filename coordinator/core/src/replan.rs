@@ -11,6 +11,7 @@ use keelson_planner::{Finding, PlanInput, Planned, Wanted, lint, plan};
 use keelson_protocol::health::{HealthReport, UnitState};
 use keelson_protocol::{ClusterName, Generation, Incarnation, MachineId};
 
+use crate::guard::last_repair;
 use crate::limits::{RENEW_REFUSED_MAX, RENEW_UNKNOWN_MAX, SESSION_SETTLES};
 use crate::repair::needs_fence;
 use crate::row::{Counter, Row};
@@ -79,11 +80,17 @@ impl CoordinatorCore {
             cluster.etcd.members.is_some() && self.quorum(cluster).outlives_loss(id).is_err()
         };
         let known = self.listed_without(id) || cluster.is_some_and(needed);
-        let fenced = machine.and_then(|machine| machine.row.fenced);
+        // One that has been without power for long was perhaps asked for a moment ago.
+        let since = machine.and_then(|machine| {
+            let asked = last_repair(machine).map(|act| act.at);
+            machine.row.fenced.map(|fenced| asked.map_or(fenced, |asked| asked.max(fenced)))
+        });
         // Where nothing can be known its power may be what is missing for that.
         let patience = if known { RENEW_REFUSED_MAX } else { RENEW_UNKNOWN_MAX };
-        if fenced.is_some_and(|since| now.wall.since(since) >= patience) {
-            self.call_off(now, id, "its cluster cannot stand that it is made anew now");
+        if since.is_some_and(|since| now.wall.since(since) >= patience) {
+            let held = cluster.and_then(|cluster| cluster.held.as_ref());
+            let held = held.map_or_else(String::new, |hold| format!(": {hold}"));
+            self.call_off(now, id, &format!("its cluster cannot stand that it is made anew now{held}"));
         }
     }
 

@@ -5,8 +5,11 @@
 mod common;
 
 use common::demo::*;
-use common::{World, hello, named};
-use keelson_coordinator_core::{ClusterState, Input, Override, PauseRequest, PauseScope, SessionId};
+use common::{World, hello, named, small};
+use keelson_coordinator_core::{
+    ClusterState, CoordinatorCore, Effect, Input, Override, PROVIDER_CALLS_MAX, PauseRequest, PauseScope,
+    ProviderCall, SessionId,
+};
 use keelson_model::{ConditionStatus, MachinePhase, RepairAction, Severity, Verdict};
 use keelson_protocol::{BootId, Incarnation, MachineId};
 
@@ -477,4 +480,26 @@ fn a_clock_that_is_set_back_makes_no_repair_of_long_ago_one_of_this_fault() {
         world.step();
     }
     assert_eq!(acts(&world, "worker-2").last(), Some(&RepairAction::PowerCycle));
+}
+
+#[test]
+fn addresses_that_the_infrastructure_does_not_give_leave_room_for_power_fences_and_its_list() {
+    let mut world = World::new();
+    for number in 0..PROVIDER_CALLS_MAX {
+        world.create(&small(&format!("c{number}")));
+    }
+    world.run(60);
+    let mut core = CoordinatorCore::restore(world.settings.clone(), world.disk.saved.clone(), world.now());
+    let (mut asked, mut lists) = (0, 0);
+    for _ in 0..10 {
+        world.ms += 500;
+        for effect in core.handle(world.now(), Input::Tick) {
+            match effect {
+                Effect::Provider { call: ProviderCall::Expose { .. }, .. } => asked += 1,
+                Effect::Provider { call: ProviderCall::List, .. } => lists += 1,
+                _ => {}
+            }
+        }
+    }
+    assert_eq!((asked, lists), (PROVIDER_CALLS_MAX - 3, 1));
 }

@@ -620,3 +620,48 @@ fn who_mends_a_machine_that_is_degraded_is_told_as_it_is() {
         assert!(found.cause.contains(expected), "{found:?}");
     }
 }
+
+#[test]
+fn a_lost_member_is_made_anew_when_the_one_that_joins_votes_and_no_override_goes_before_that() {
+    let mut world = ready("ha");
+    let pause = PauseRequest::new(PauseScope::Fleet, "the night shift");
+    world.core.pause_repair(world.now(), &pause).unwrap();
+    world.scale("demo", "etcd", 5);
+    let demo = "demo".parse().unwrap();
+    while !world.members[&demo].iter().any(|member| member.learner) {
+        world.step();
+    }
+    world.machines.remove(&id("etcd-4"));
+    world.machines.remove(&id("etcd-2"));
+    world.run(10);
+    assert_eq!((verdict(&world, "etcd-2"), verdict(&world, "etcd-4")), (Verdict::Missing, Verdict::Missing));
+    let refused = refusal(&world, "etcd-2", RepairAction::Recreate, Override::Guards).to_string();
+    assert!(refused.contains("demo-etcd-4"), "{refused}");
+    repair(&mut world, "etcd-4", RepairAction::Recreate, Override::Guards);
+    world.run(60);
+    repair(&mut world, "etcd-2", RepairAction::Recreate, Override::Guards);
+    world.run(100);
+    assert_eq!(world.state("demo"), Some(ClusterState::Ready), "{:?}", waits(&world));
+    assert!(!told(&world, "RepairCalledOff"), "{:?}", world.reasons());
+}
+
+#[test]
+fn a_member_that_was_without_power_for_long_waits_for_its_plan_from_when_it_is_asked_for() {
+    let mut world = ready("ha");
+    let pause = PauseRequest::new(PauseScope::Fleet, "the night shift");
+    world.core.pause_repair(world.now(), &pause).unwrap();
+    world.machines.remove(&id("etcd-2"));
+    world.run(10);
+    world.etcd_silent = true;
+    repair(&mut world, "etcd-2", RepairAction::Recreate, Override::Guards);
+    world.run(400);
+    assert!(told(&world, "RepairCalledOff"), "{:?}", world.reasons());
+    assert!(machine(&world, "etcd-2").row.fenced.is_some());
+    world.events.clear();
+    repair(&mut world, "etcd-2", RepairAction::Recreate, Override::Guards);
+    world.run(20);
+    assert!(!told(&world, "RepairCalledOff"), "{:?}", world.reasons());
+    world.etcd_silent = false;
+    world.run(100);
+    assert_eq!(world.state("demo"), Some(ClusterState::Ready), "{:?}", waits(&world));
+}
