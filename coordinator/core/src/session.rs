@@ -196,7 +196,8 @@ impl CoordinatorCore {
         }
         let told = |heartbeat: Heartbeat| (heartbeat.boot, heartbeat.generation, heartbeat.state);
         let changed = before.map(told) != Some(told(heartbeat));
-        let awaited = is_news && std::mem::take(&mut voice.awaited);
+        // Also of a session that began in a backlog: its next word counts.
+        let awaited = std::mem::replace(&mut voice.awaited, !is_news) && is_news;
         if !awaited && !changed && !first {
             return;
         }
@@ -438,7 +439,9 @@ impl CoordinatorCore {
 
     /// Whether what comes now was said now, and not while the coordinator was held up.
     fn has_caught_up(&self, now: Now) -> bool {
-        self.listening_since == self.started || now.mono.since(self.listening_since) >= BACKLOG_MAX
+        let listens = now.mono.since(self.last_tick) < TICK_GAP_MAX;
+        let is_over = || now.mono.since(self.listening_since) >= BACKLOG_MAX;
+        listens && (self.listening_since == self.started || is_over())
     }
 
     /// Clusters with something that may be due: a call to repeat, or a machine on its way.

@@ -296,3 +296,27 @@ fn repairs_and_drains_share_one_budget() {
     assert_eq!(pods(&world), None);
     assert_eq!(world.state("demo"), Some(ClusterState::Ready), "{:?}", waits(&world));
 }
+
+#[test]
+fn machines_that_return_while_a_coordinator_reads_what_it_missed_are_counted_on_afterwards() {
+    for tick_first in [true, false] {
+        let mut world = ready("ha");
+        world.ms += 60_000;
+        if tick_first {
+            world.input(Input::Tick);
+        }
+        for name in ["etcd-1", "etcd-2", "etcd-3"] {
+            flap(&mut world, name);
+        }
+        if !tick_first {
+            world.input(Input::Tick);
+        }
+        // What they say now may be old.
+        world.step();
+        let quorum = refusal(&world, "etcd-1", RepairAction::Recreate, Override::Guards).to_string();
+        assert!(quorum.contains("just started"), "{quorum}");
+        world.run(80);
+        let asked = request("etcd-1", RepairAction::Recreate, Override::None);
+        assert_eq!(world.core.check_repair(world.now(), &asked).map_err(|held| held.to_string()), Ok(()));
+    }
+}

@@ -26,6 +26,8 @@ pub(crate) struct Restraint {
     /// Machines to which something was being done when the pause began, or has been done since because a person asked:
     /// that goes on.
     excused: BTreeSet<MachineId>,
+    /// When the last call came that takes or gives a machine's power. Its answer takes a while.
+    called: BTreeMap<MachineId, u64>,
     /// When machines were given power that nobody had asked for, within the last hour.
     powered: BTreeMap<(MachineId, Incarnation), Vec<u64>>,
 }
@@ -50,7 +52,8 @@ impl World {
                 || row.powering
                 || row.asked != Asked::Nobody
         });
-        self.restraint.excused = begun.map(|row| row.id.clone()).collect();
+        let calls = self.restraint.called.iter().filter(|(_, at)| **at + ON_ITS_WAY_MS > self.now);
+        self.restraint.excused = begun.map(|row| &row.id).chain(calls.map(|(id, _)| id)).cloned().collect();
     }
 
     /// The person who has paused repair looks whether the work is done.
@@ -82,10 +85,12 @@ impl World {
             call,
             ProviderCall::Fence { .. } | ProviderCall::PowerOn { .. } | ProviderCall::Rebuild { .. }
         );
-        let paused = self.store.counters.get(&Counter::RepairPaused).is_some_and(|at| *at > 0);
-        let Some((since, _)) = self.restraint.pause.filter(|_| paused && disrupts) else { return };
-        let Some(ix) = machine_of(call).and_then(|id| self.by_id.get(&id).copied()) else { return };
+        let called = machine_of(call).filter(|_| disrupts);
+        let Some(ix) = called.and_then(|id| self.by_id.get(&id).copied()) else { return };
         let id = self.machines[ix].id.clone();
+        self.restraint.called.insert(id.clone(), self.now);
+        let paused = self.store.counters.get(&Counter::RepairPaused).is_some_and(|at| *at > 0);
+        let Some((since, _)) = self.restraint.pause.filter(|_| paused) else { return };
         let goes_on = since + ON_ITS_WAY_MS > self.now || self.restraint.excused.contains(&id);
         if self.is_spared(ix) && !goes_on {
             let words = crate::infrastructure::words(call).unwrap_or_default();
