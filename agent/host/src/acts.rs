@@ -4,7 +4,7 @@ use keelson_protocol::remedy::RemedyAct;
 
 use crate::error::HostError;
 use crate::systemd::Systemd;
-use crate::{ENDS, MOUNTS, Queue, WRITES, blocking, files};
+use crate::{ENDS, GivenUp, MOUNTS, Queue, WRITES, blocking, blocking_while_wanted, files};
 
 mod cgroups;
 mod command;
@@ -17,15 +17,15 @@ const END_TIMEOUT_S: u16 = 20;
 /// Held by the one act that works on a tree.
 static TREES: Queue = Queue::const_new(());
 
-/// Works on a tree, unless an earlier act still does: one that takes longer than it may goes on, and waiting for it would keep
-/// units down.
+/// Works on a tree, unless an earlier act still does: one that takes longer than it may removes what it has begun to, and
+/// waiting for it would keep units down.
 async fn tree(
-    work: impl FnOnce() -> Result<String, HostError> + Send + 'static,
+    work: impl FnOnce(&GivenUp) -> Result<String, HostError> + Send + 'static,
 ) -> Result<String, HostError> {
     if TREES.try_lock().is_err() {
         return Err(HostError::refused("directories", "an earlier act still works on some"));
     }
-    blocking(&TREES, work).await
+    blocking_while_wanted(&TREES, work).await
 }
 
 /// Does one act; what it did, in a few words, or nothing when there was nothing to do.
@@ -35,9 +35,14 @@ pub(crate) async fn run(act: RemedyAct, systemd: &Systemd) -> Result<String, Hos
             command::run(command, argument.as_ref(), done_when.as_deref(), timeout_s).await
         }
         RemedyAct::EndProcesses { cgroups } => cgroups::end_processes(&cgroups).await,
-        RemedyAct::Unmount { below } => blocking(&MOUNTS, move || trees::unmount(&below)).await,
-        RemedyAct::MoveAside { directory } => tree(move || trees::move_aside(directory.as_ref())).await,
-        RemedyAct::RemoveAside { directories } => tree(move || trees::remove_aside(&directories)).await,
+        RemedyAct::Unmount { below } => {
+            blocking_while_wanted(&MOUNTS, move |given_up| trees::unmount(&below, given_up)).await
+        }
+        RemedyAct::MoveAside { directory } => {
+            tree(move |given_up| trees::move_aside(directory.as_ref(), given_up)).await
+        }
+        // What these remove nobody uses, however late.
+        RemedyAct::RemoveAside { directories } => tree(move |_| trees::remove_aside(&directories)).await,
         RemedyAct::RemoveFiles { paths } => {
             let words = |removed: Vec<&str>| match removed.is_empty() {
                 true => String::new(),
@@ -46,7 +51,7 @@ pub(crate) async fn run(act: RemedyAct, systemd: &Systemd) -> Result<String, Hos
             blocking(&WRITES, move || files::remove_all(&paths).map(words)).await
         }
         RemedyAct::RemoveOld { directory, name_contains, age_min_s } => {
-            tree(move || trees::remove_old(directory.as_ref(), &name_contains, age_min_s)).await
+            tree(move |_| trees::remove_old(directory.as_ref(), &name_contains, age_min_s)).await
         }
         RemedyAct::Sweep { list, used, source, source_says, remove, timeout_s } => {
             let tables = sweep::Tables { list, used, source, source_says, remove };

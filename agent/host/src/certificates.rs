@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::io::ErrorKind;
 use std::path::Path;
 
 use keelson_agent_core::{CertificateFiles, CertificateSeen, Validity};
@@ -93,7 +94,11 @@ pub(crate) fn look(
         let stamps = (Stamp::of_path(&files.certificate_path), Stamp::of_path(&files.key_path));
         let pair = match known.remove(&files.name) {
             Some(pair) if pair.stamps == stamps => pair,
-            _ => CachedPair { stamps, seen: look_at(files) },
+            // Of one that cannot be read nothing is known, and that is not kept: the next look may read it.
+            _ => match look_at(files) {
+                Some(seen) => CachedPair { stamps, seen },
+                None => continue,
+            },
         };
         all.insert(files.name.clone(), pair.seen.clone());
         cache.insert(files.name.clone(), pair);
@@ -101,20 +106,32 @@ pub(crate) fn look(
     all
 }
 
-fn look_at(files: &CertificateFiles) -> CertificateSeen {
-    let missing = |why: &str| CertificateSeen::Missing { why: why.to_owned() };
-    let Ok(chain) = std::fs::read_to_string(&files.certificate_path) else {
-        return missing("it is not there");
-    };
-    let Ok(key) = std::fs::read_to_string(&files.key_path) else { return missing("its key is not there") };
+/// `None` when a disk that fails, or the want of file descriptors, keeps it from being read.
+fn look_at(files: &CertificateFiles) -> Option<CertificateSeen> {
+    let missing = |why: &str| Some(CertificateSeen::Missing { why: why.to_owned() });
+    let Some(chain) = read_if_there(&files.certificate_path)? else { return missing("it is not there") };
+    let Some(key) = read_if_there(&files.key_path)? else { return missing("its key is not there") };
     let Ok(chain) = chain_from_pem(&chain) else { return missing("it is not readable") };
     let Ok(pair) = KeyPair::from_pem(&key) else { return missing("its key is not readable") };
     match x509_parser::parse_x509_certificate(&chain[0]) {
         Ok((_, parsed)) if parsed.public_key().raw == pair.subject_public_key_info() => {
-            CertificateSeen::Held(validity_of(&parsed))
+            Some(CertificateSeen::Held(validity_of(&parsed)))
         }
         Ok(_) => missing("its key belongs to another certificate"),
         Err(_) => missing("it is malformed"),
+    }
+}
+
+/// The text of a file, and whether it is there; `None` when that cannot be told.
+fn read_if_there(path: &str) -> Option<Option<String>> {
+    match std::fs::read(path) {
+        // Whatever it is that is no text, it is no certificate.
+        Ok(bytes) => Some(Some(String::from_utf8(bytes).unwrap_or_default())),
+        // What is in its place, or in that of its folder, is not it.
+        Err(error) => match error.kind() {
+            ErrorKind::NotFound | ErrorKind::NotADirectory | ErrorKind::IsADirectory => Some(None),
+            _ => None,
+        },
     }
 }
 
@@ -217,18 +234,34 @@ mod tests {
     fn a_pair_is_held_and_a_foreign_one_refused() {
         let root = tempfile::tempdir().unwrap();
         let files = files(root.path());
-        assert_eq!(look_at(&files), CertificateSeen::Missing { why: "it is not there".to_owned() });
+        let missing = |why: &str| Some(CertificateSeen::Missing { why: why.to_owned() });
+        assert_eq!(look_at(&files), missing("it is not there"));
         let (key, request) = make_key().unwrap();
         assert!(!request.is_empty());
         let certificate =
             CertificateParams::new(vec!["x".to_owned()]).unwrap().self_signed(&key.pair).unwrap();
         let chain = vec![certificate.der().to_vec()];
         let validity = install(&files, &chain, &key).unwrap();
-        assert_eq!(look_at(&files), CertificateSeen::Held(validity));
+        assert_eq!(look_at(&files), Some(CertificateSeen::Held(validity)));
         let (other, _) = make_key().unwrap();
         assert!(install(&files, &chain, &other).unwrap_err().chain().ends_with("it is for another key"));
         std::fs::write(&files.key_path, other.pair.serialize_pem()).unwrap();
-        let why = "its key belongs to another certificate".to_owned();
-        assert_eq!(look_at(&files), CertificateSeen::Missing { why });
+        assert_eq!(look_at(&files), missing("its key belongs to another certificate"));
+    }
+
+    #[test]
+    fn of_what_cannot_be_read_nothing_is_known() {
+        let root = tempfile::tempdir().unwrap();
+        let files = files(root.path());
+        for path in [&files.certificate_path, &files.key_path] {
+            let parent = Path::new(path).parent().unwrap();
+            std::fs::create_dir_all(parent).unwrap();
+            std::os::unix::fs::symlink(path, path).unwrap();
+        }
+        let mut cache = BTreeMap::new();
+        assert_eq!(look(std::slice::from_ref(&files), &mut cache), BTreeMap::new());
+        std::fs::remove_file(&files.certificate_path).unwrap();
+        let seen = look(std::slice::from_ref(&files), &mut cache);
+        assert_eq!(seen[&files.name], CertificateSeen::Missing { why: "it is not there".to_owned() });
     }
 }

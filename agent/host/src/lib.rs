@@ -23,6 +23,7 @@ mod tls;
 mod watch;
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use keelson_agent_core::{Observation, Query, Step, StepOutput};
@@ -193,6 +194,37 @@ async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(work).await.map_err(|_| HostError::Aborted)?
 }
 
+/// Tells work that nobody waits for it any more. What it was about to do may be the opposite of what is done next.
+#[derive(Debug, Clone, Default)]
+struct GivenUp(Arc<AtomicBool>);
+
+impl GivenUp {
+    /// # Errors
+    /// [`HostError::Aborted`] once nobody waits for the work any more.
+    fn check(&self) -> Result<(), HostError> {
+        if self.0.load(Ordering::Acquire) { Err(HostError::Aborted) } else { Ok(()) }
+    }
+}
+
+/// Gives work up when it is dropped.
+struct Waits(GivenUp);
+
+impl Drop for Waits {
+    fn drop(&mut self) {
+        self.0.0.store(true, Ordering::Release);
+    }
+}
+
+/// As [`blocking`], for work that begins nothing more once nobody waits for it: it asks before each thing that it does.
+async fn blocking_while_wanted<T: Send + 'static>(
+    queue: &'static Queue,
+    work: impl FnOnce(&GivenUp) -> Result<T, HostError> + Send + 'static,
+) -> Result<T, HostError> {
+    let waits = Waits(GivenUp::default());
+    let given_up = waits.0.clone();
+    blocking(queue, move || work(&given_up)).await
+}
+
 /// Starts a program beside the loop.
 async fn start(queue: &'static Queue, mut command: Command, program: &str) -> Result<Child, HostError> {
     let started = blocking(queue, move || Ok(command.spawn())).await?;
@@ -225,5 +257,20 @@ mod tests {
         assert_eq!(blocking(&OTHER, || Ok(1)).await.unwrap(), 1);
         disk_comes_back.send(()).unwrap();
         assert_eq!(blocking(&HUNG, || Ok(2)).await.unwrap(), 2);
+    }
+
+    #[tokio::test]
+    async fn work_that_was_given_up_while_its_disk_hung_begins_nothing_more() {
+        static GIVEN_UP: Queue = Queue::const_new(());
+        let (disk_comes_back, disk) = mpsc::channel::<()>();
+        let (says, said) = mpsc::channel();
+        let hung = blocking_while_wanted(&GIVEN_UP, move |given_up| {
+            given_up.check()?;
+            disk.recv().map_err(|_| HostError::Aborted)?;
+            says.send(given_up.check().is_err()).map_err(|_| HostError::Aborted)
+        });
+        assert!(tokio::time::timeout(GIVEN_UP_AFTER, hung).await.is_err());
+        disk_comes_back.send(()).unwrap();
+        assert!(said.recv().unwrap());
     }
 }

@@ -33,20 +33,26 @@ impl Routes {
         Ok(routes)
     }
 
-    /// Adds (or replaces) and removes; what is gone already is as wanted.
+    /// Adds (or replaces) and removes; what is gone already is as wanted. One that the kernel refuses does not keep the others
+    /// from being set: the first refusal is told after them.
     pub(crate) async fn change(&self, add: &[RouteSpec], remove: &[RouteSpec]) -> Result<(), HostError> {
         let link = Link::open()?;
+        let mut refused = Ok(());
         for route in remove {
-            match link.handle.route().del(message(route)).execute().await {
-                Err(rtnetlink::Error::NetlinkError(error)) if error.raw_code() == -(Errno::ESRCH as i32) => {}
-                other => other.map_err(failed(format!("remove the route to {}", route.destination)))?,
-            }
+            let removed = match link.handle.route().del(message(route)).execute().await {
+                Err(rtnetlink::Error::NetlinkError(error)) if error.raw_code() == -(Errno::ESRCH as i32) => {
+                    Ok(())
+                }
+                other => other.map_err(failed(format!("remove the route to {}", route.destination))),
+            };
+            refused = refused.and(removed);
         }
         for route in add {
             let added = link.handle.route().add(message(route)).replace().execute().await;
-            added.map_err(failed(format!("set the route to {} via {}", route.destination, route.via)))?;
+            let what = format!("set the route to {} via {}", route.destination, route.via);
+            refused = refused.and(added.map_err(failed(what)));
         }
-        Ok(())
+        refused
     }
 }
 
@@ -111,6 +117,43 @@ mod tests {
         let mut foreign = message(&route);
         foreign.header.protocol = RouteProtocol::Static;
         assert_eq!(our_route(&foreign), None);
+    }
+
+    /// A network of its own with one link, 10.9.0.0/24.
+    async fn network() {
+        let link = Link::open().unwrap();
+        link.handle.link().add(rtnetlink::LinkVeth::new("here", "there").build()).execute().await.unwrap();
+        for (index, address) in [(2, [10, 9, 0, 1]), (3, [10, 9, 0, 2])] {
+            link.handle.address().add(index, address.into(), 24).execute().await.unwrap();
+            let up = rtnetlink::LinkUnspec::new_with_index(index).up().build();
+            link.handle.link().set(up).execute().await.unwrap();
+        }
+    }
+
+    #[test]
+    fn a_route_that_the_kernel_refuses_does_not_keep_the_others_from_being_set() {
+        if !nix::unistd::geteuid().is_root() {
+            return;
+        }
+        let apart = std::thread::spawn(|| {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                network().await;
+                let to = |destination: &str, via: &str| RouteSpec {
+                    destination: destination.parse().unwrap(),
+                    via: via.parse().unwrap(),
+                };
+                let unreachable = to("10.1.0.0/24", "192.0.2.1");
+                let wanted = [unreachable, to("10.2.0.0/24", "10.9.0.2"), to("10.3.0.0/24", "10.9.0.2")];
+                let refused = Routes.change(&wanted, &[]).await.unwrap_err().chain();
+                assert!(refused.starts_with("the kernel did not set the route to 10.1.0.0/24"), "{refused}");
+                assert_eq!(Routes.ours().await.unwrap(), BTreeSet::from([wanted[1], wanted[2]]));
+                Routes.change(&[], &wanted).await.unwrap();
+                assert_eq!(Routes.ours().await.unwrap(), BTreeSet::new());
+            });
+        });
+        apart.join().unwrap();
     }
 
     /// Reading needs no privilege and changes nothing.

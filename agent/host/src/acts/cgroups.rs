@@ -22,7 +22,7 @@ const ROUND: Duration = Duration::from_millis(100);
 const DEPTH_MAX: u32 = 16;
 
 pub(super) async fn end_processes(names: &[String]) -> Result<String, HostError> {
-    let groups = groups(Path::new(MOUNT), names);
+    let groups = groups(Path::new(MOUNT), names).map_err(HostError::file("list", MOUNT))?;
     let me = std::process::id();
     let mut ended = BTreeSet::new();
     for _ in 0..ROUNDS_MAX {
@@ -51,15 +51,22 @@ pub(super) async fn end_processes(names: &[String]) -> Result<String, HostError>
     Err(HostError::refused(names.join(", "), "processes there do not end"))
 }
 
-/// The folders of control groups, in every hierarchy that has them.
-fn groups(mount: &Path, names: &[String]) -> Vec<PathBuf> {
+/// The folders of control groups, in every hierarchy that has them. What cannot be looked at is no empty group: whoever asks
+/// is about to take away what its processes use.
+fn groups(mount: &Path, names: &[String]) -> io::Result<Vec<PathBuf>> {
     let mut roots = vec![mount.to_owned()];
-    if !mount.join("cgroup.controllers").exists() {
-        let hierarchies = fs::read_dir(mount).into_iter().flatten().flatten();
-        roots.extend(hierarchies.map(|entry| entry.path()));
+    if !mount.join("cgroup.controllers").try_exists()? {
+        for hierarchy in fs::read_dir(mount)? {
+            roots.push(hierarchy?.path());
+        }
     }
-    let all = roots.iter().flat_map(|root| names.iter().map(move |name| root.join(name)));
-    all.filter(|group| group.join("cgroup.procs").exists()).collect()
+    let mut groups = Vec::new();
+    for group in roots.iter().flat_map(|root| names.iter().map(move |name| root.join(name))) {
+        if group.join("cgroup.procs").try_exists()? {
+            groups.push(group);
+        }
+    }
+    Ok(groups)
 }
 
 /// Ids of all processes in `group` and below. What vanishes meanwhile is empty.
@@ -79,8 +86,13 @@ fn processes(group: &Path, depth: u32, into: &mut BTreeSet<u32>) -> io::Result<(
     if depth == 0 {
         return Ok(());
     }
-    for entry in fs::read_dir(group).into_iter().flatten().flatten() {
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+    let entries = match fs::read_dir(group) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries?,
+    };
+    for entry in entries {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
             processes(&entry.path(), depth - 1, into)?;
         }
     }
@@ -108,7 +120,7 @@ mod tests {
     fn found(root: &Path, names: &[&str]) -> Vec<u32> {
         let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
         let mut ids = BTreeSet::new();
-        groups(root, &names).iter().for_each(|group| processes(group, DEPTH_MAX, &mut ids).unwrap());
+        groups(root, &names).unwrap().iter().for_each(|group| processes(group, DEPTH_MAX, &mut ids).unwrap());
         ids.into_iter().collect()
     }
 
@@ -124,6 +136,17 @@ mod tests {
         group(root.path(), "kubepods.slice/a/b/c", "21\n");
         group(root.path(), "x/kubepods.slice", "22\n");
         assert_eq!(found(root.path(), &["kubepods.slice"]), [21]);
+    }
+
+    #[test]
+    fn groups_that_cannot_be_listed_are_not_empty() {
+        let names = ["kubepods".to_owned()];
+        let root = tempfile::tempdir().unwrap();
+        assert!(groups(&root.path().join("not mounted"), &names).is_err());
+        group(root.path(), "systemd/kubepods", "11\n");
+        // What has no list of processes, and is no folder either.
+        let file = root.path().join("systemd/kubepods/cgroup.procs");
+        assert!(processes(&file, DEPTH_MAX, &mut BTreeSet::new()).is_err());
     }
 
     #[tokio::test]

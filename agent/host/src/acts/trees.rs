@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use nix::mount::{MntFlags, umount2};
 
+use crate::GivenUp;
 use crate::error::HostError;
 
 const MOUNTS: &str = "/proc/self/mountinfo";
@@ -22,7 +23,7 @@ const DEPTH_MAX: u32 = 8;
 const OLD_FILES_MAX: u64 = 100_000;
 
 /// Unmounts everything below these directories. Lazily: what a process still holds open must not keep the rest.
-pub(super) fn unmount(below: &[String]) -> Result<String, HostError> {
+pub(super) fn unmount(below: &[String], given_up: &GivenUp) -> Result<String, HostError> {
     let mut count = 0;
     for _ in 0..UNMOUNT_ROUNDS_MAX {
         let all = mounts()?;
@@ -36,6 +37,7 @@ pub(super) fn unmount(below: &[String]) -> Result<String, HostError> {
             return Ok(if count == 0 { String::new() } else { format!("unmounted {count} file systems") });
         }
         for point in found {
+            given_up.check()?;
             match umount2(point, MntFlags::MNT_DETACH) {
                 Ok(()) => count += 1,
                 // It went with the one that it was mounted on.
@@ -49,7 +51,7 @@ pub(super) fn unmount(below: &[String]) -> Result<String, HostError> {
 
 /// Renames a directory; one that is not there is as good as moved. That takes a moment; older copies, which may take
 /// minutes, are removed afterwards.
-pub(super) fn move_aside(directory: &Path) -> Result<String, HostError> {
+pub(super) fn move_aside(directory: &Path, given_up: &GivenUp) -> Result<String, HostError> {
     let all = mounts()?;
     match fs::symlink_metadata(directory) {
         // As after a kill between the rename and its record.
@@ -71,6 +73,7 @@ pub(super) fn move_aside(directory: &Path) -> Result<String, HostError> {
     let number = asides(directory)?.iter().map(|(number, _)| number + 1).max().unwrap_or(1);
     let mut aside = directory.as_os_str().to_owned();
     aside.push(format!("{ASIDE}{number}"));
+    given_up.check()?;
     fs::rename(directory, &aside).map_err(HostError::file("move aside", directory))?;
     crate::files::sync_directory(directory.parent().unwrap_or(Path::new("/")))?;
     keep_newest(directory, &all)?;
@@ -214,6 +217,10 @@ mod tests {
     use super::*;
     use nix::mount::{MsFlags, mount};
 
+    fn wanted() -> GivenUp {
+        GivenUp::default()
+    }
+
     fn tree(root: &Path, files: &[&str]) {
         for file in files {
             let path = root.join(file);
@@ -233,12 +240,12 @@ mod tests {
     fn one_copy_is_kept_aside() {
         let root = tempfile::tempdir().unwrap();
         let state = root.path().join("state");
-        assert_eq!(move_aside(&state).unwrap(), "");
+        assert_eq!(move_aside(&state, &wanted()).unwrap(), "");
         for round in 1..=3 {
             tree(root.path(), &["state/a/b", "state.broken-x/kept", "statement.broken-7/kept"]);
-            let words = move_aside(&state).unwrap();
+            let words = move_aside(&state, &wanted()).unwrap();
             assert!(words.ends_with(&format!("state.broken-{round}")), "{words}");
-            assert_eq!(move_aside(&state).unwrap(), "");
+            assert_eq!(move_aside(&state, &wanted()).unwrap(), "");
             let expected = [&format!("state.broken-{round}"), "state.broken-x", "statement.broken-7"];
             assert_eq!(names(root.path()), expected);
         }
@@ -254,7 +261,7 @@ mod tests {
         tree(root.path(), &["elsewhere/precious", "file"]);
         std::os::unix::fs::symlink(root.path().join("elsewhere"), root.path().join("link")).unwrap();
         for name in ["link", "file"] {
-            let error = move_aside(&root.path().join(name)).unwrap_err();
+            let error = move_aside(&root.path().join(name), &wanted()).unwrap_err();
             assert!(error.chain().ends_with("it is no directory"), "{}", error.chain());
         }
     }
@@ -275,16 +282,21 @@ mod tests {
         }
         bind("state/pods/a b").unwrap();
         bind("state/other").unwrap();
-        let error = move_aside(&state).unwrap_err();
+        let state_folder = [state.to_str().unwrap().to_owned()];
+        let given_up = wanted();
+        drop(crate::Waits(given_up.clone()));
+        assert!(matches!(unmount(&state_folder, &given_up), Err(HostError::Aborted)));
+        let error = move_aside(&state, &wanted()).unwrap_err();
         assert!(error.chain().contains("something is mounted below it"), "{}", error.chain());
-        let below = [state.to_str().unwrap().to_owned()];
-        assert_eq!(unmount(&below).unwrap(), "unmounted 3 file systems");
-        assert_eq!(unmount(&below).unwrap(), "");
-        move_aside(&state).unwrap();
+        let below = state_folder;
+        assert_eq!(unmount(&below, &wanted()).unwrap(), "unmounted 3 file systems");
+        assert_eq!(unmount(&below, &wanted()).unwrap(), "");
+        assert!(matches!(move_aside(&state, &given_up), Err(HostError::Aborted)));
+        move_aside(&state, &wanted()).unwrap();
         // A copy in which something is mounted is not removed, and neither is what is mounted.
         bind("state.broken-1/other").unwrap();
         assert!(remove_aside(&below).unwrap_err().chain().contains("something is mounted there"));
-        unmount(&[root.path().join("state.broken-1").to_str().unwrap().to_owned()]).unwrap();
+        unmount(&[root.path().join("state.broken-1").to_str().unwrap().to_owned()], &wanted()).unwrap();
         remove_aside(&below).unwrap();
         assert_eq!(fs::read(root.path().join("precious/data")).unwrap(), b"precious/data");
         assert_eq!(names(root.path()), ["precious"]);
