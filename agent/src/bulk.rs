@@ -1,18 +1,24 @@
 //! Bulk streams that the coordinator opens: the journal, the status, a terminal.
 
+use std::error::Error;
+use std::os::unix::process::ExitStatusExt;
+use std::time::Duration;
+
 use keelson_agent_core::AgentStatus;
 use keelson_host::{JournalRequest, Terminal, journal, kill_group, start_piped};
 use keelson_protocol::errors::chain;
 use keelson_protocol::message::{BulkRequest, ShellFrame};
+use keelson_transport::settings::BULK_OPEN_TIMEOUT;
 use keelson_transport::{BulkError, BulkReader, BulkStream};
-use std::os::unix::process::ExitStatusExt;
-
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, ChildStdin};
 use tracing::{debug, info};
 
 /// Largest piece of output in one frame, in bytes.
 const PIECE_BYTES_MAX: usize = 8 * 1024;
+
+/// Longest wait for a program: the coordinator hears why before it gives the stream up.
+const START_TIMEOUT: Duration = BULK_OPEN_TIMEOUT.saturating_sub(Duration::from_secs(2));
 
 /// Serves one stream until it ends. What it started ends with it.
 pub(crate) async fn serve(request: BulkRequest, stream: BulkStream, status: AgentStatus) {
@@ -23,15 +29,21 @@ pub(crate) async fn serve(request: BulkRequest, stream: BulkStream, status: Agen
         }
         BulkRequest::Status => send_status(&status, stream).await,
         BulkRequest::Shell { command, terminal, .. } if terminal.is_empty() => {
-            match start_piped(&command).await {
+            match in_time(START_TIMEOUT, stream.given_up(), start_piped(&command)).await {
                 Ok(child) => run_piped(child, stream).await,
-                Err(error) => stream.refuse(&chain(&error)).await,
+                Err(why) => stream.refuse(&why).await,
             }
         }
         BulkRequest::Shell { command, terminal, rows, columns } => {
-            match Terminal::start(&command, &terminal, rows, columns).await {
+            match in_time(
+                START_TIMEOUT,
+                stream.given_up(),
+                Terminal::start(&command, &terminal, rows, columns),
+            )
+            .await
+            {
                 Ok(terminal) => run_shell(terminal, stream).await,
-                Err(error) => stream.refuse(&chain(&error)).await,
+                Err(why) => stream.refuse(&why).await,
             }
         }
     };
@@ -48,6 +60,22 @@ fn what(request: &BulkRequest) -> &'static str {
     }
 }
 
+/// What a stream is about to carry, or why there is nothing, while the coordinator waits for it. A disk that hangs must not keep
+/// the few streams that a machine has: how it is would be asked for in vain.
+async fn in_time<T, E: Error>(
+    within: Duration,
+    given_up: impl Future<Output = ()>,
+    start: impl Future<Output = Result<T, E>>,
+) -> Result<T, String> {
+    tokio::select! {
+        started = start => started.map_err(|error| chain(&error)),
+        () = given_up => Err("nobody waits for it any more".to_owned()),
+        () = tokio::time::sleep(within) => {
+            Err(format!("its program did not start within {} s; the disk may hang", within.as_secs()))
+        }
+    }
+}
+
 async fn send_status(status: &AgentStatus, mut stream: BulkStream) -> Result<(), BulkError> {
     let text = serde_json::to_vec(status).unwrap_or_default();
     stream.accept().await?;
@@ -59,9 +87,9 @@ async fn send_status(status: &AgentStatus, mut stream: BulkStream) -> Result<(),
 }
 
 async fn send_journal(request: JournalRequest, mut stream: BulkStream) -> Result<(), BulkError> {
-    let mut child = match journal(&request).await {
+    let mut child = match in_time(START_TIMEOUT, stream.given_up(), journal(&request)).await {
         Ok(child) => child,
-        Err(error) => return stream.refuse(&error.chain()).await,
+        Err(why) => return stream.refuse(&why).await,
     };
     let Some(mut text) = child.stdout.take() else { return Ok(()) };
     stream.accept().await?;
@@ -208,5 +236,22 @@ async fn feed(stdin: &mut Option<ChildStdin>, mut reader: BulkReader) -> BulkErr
             Ok(Some(ShellFrame::Exit { .. } | ShellFrame::Error(_)) | None) => return BulkError::Ended,
             Err(error) => return error,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+    use std::future::{pending, ready};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_program_that_does_not_start_keeps_no_stream() {
+        let hangs = in_time(Duration::from_millis(1), pending(), pending::<Result<(), Infallible>>()).await;
+        assert!(hangs.unwrap_err().contains("the disk may hang"));
+        let nobody = in_time(START_TIMEOUT, ready(()), pending::<Result<(), Infallible>>()).await;
+        assert!(nobody.unwrap_err().contains("nobody waits"));
+        assert_eq!(in_time(START_TIMEOUT, pending(), ready(Ok::<_, Infallible>(7))).await, Ok(7));
     }
 }

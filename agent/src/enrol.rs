@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 use tracing::{info, warn};
 
 use crate::clock;
-use crate::identity::{Held, IdentityFiles};
+use crate::identity::{self, Held, IdentityFiles};
 use crate::metadata::Metadata;
 use crate::paths::Paths;
 use crate::shell::Input;
@@ -51,15 +51,8 @@ impl LinkTask {
     }
 
     async fn keep_up(&mut self) -> Result<std::convert::Infallible, Gone> {
-        if let Err(error) = Metadata::read(&self.paths.metadata) {
-            self.tell(LinkNews::Enrolling { why: chain(&error), retry_in: METADATA_EVERY }).await?;
-        }
-        let metadata = wait_for_metadata(&self.paths).await;
-        if (&metadata.machine, metadata.incarnation) != (&self.machine, self.incarnation) {
-            let why = format!("the metadata names {} incarnation {}", metadata.machine, metadata.incarnation);
-            self.send(Input::Restart(why)).await?;
-        }
         let files = IdentityFiles::new(self.paths.link());
+        let coordinators = self.coordinators(&files).await?;
         let held = match self.load(&files).await {
             Ok(held) => held,
             Err(why) => {
@@ -68,8 +61,7 @@ impl LinkTask {
             }
         };
         self.tell(LinkNews::Identity(held.validity)).await?;
-        let (client, mut events) =
-            LinkClient::start(self.client_config(metadata.coordinators, &held), held.identity);
+        let (client, mut events) = LinkClient::start(self.client_config(coordinators, &held), held.identity);
         self.send(Input::LinkUp(client)).await?;
         while let Some(event) = events.recv().await {
             let expired = matches!(
@@ -87,6 +79,30 @@ impl LinkTask {
             }
         }
         Err(Gone)
+    }
+
+    /// Where the coordinators are, as the metadata says. While that cannot be read, a machine that has a certificate looks where
+    /// they were last.
+    async fn coordinators(&self, files: &IdentityFiles) -> Result<Vec<SocketAddr>, Gone> {
+        if let Err(error) = Metadata::read(&self.paths.metadata) {
+            let kept = self.on_disk(files, |files, _, _| files.coordinators()).await;
+            if !kept.is_empty() && self.load(files).await.is_ok() {
+                warn!(error = chain(&error), ?kept, "the coordinators are looked for where they were last");
+                tokio::spawn(correct(self.paths.clone(), kept.clone(), self.inputs.clone()));
+                return Ok(kept);
+            }
+            self.tell(LinkNews::Enrolling { why: chain(&error), retry_in: METADATA_EVERY }).await?;
+        }
+        let metadata = wait_for_metadata(&self.paths).await;
+        if (&metadata.machine, metadata.incarnation) != (&self.machine, self.incarnation) {
+            let why = format!("the metadata names {} incarnation {}", metadata.machine, metadata.incarnation);
+            self.send(Input::Restart(why)).await?;
+        }
+        let told = metadata.coordinators.clone();
+        if let Err(error) = self.on_disk(files, move |files, _, _| files.keep_coordinators(&told)).await {
+            warn!(error = chain(&error), "where the coordinators are could not be written");
+        }
+        Ok(metadata.coordinators)
     }
 
     fn client_config(&self, coordinators: Vec<SocketAddr>, held: &Held) -> ClientConfig {
@@ -159,13 +175,18 @@ impl LinkTask {
             return Err(Failure { why: CLOCK_AHEAD.to_owned(), refusal: None });
         }
         let identity = Identity { chain: enrolled.chain, key: pending.key };
+        let validity = identity::check(&identity, &self.machine, self.incarnation);
+        let validity = validity.map_err(|error| Failure::of(&error))?;
         let (new, ca_der) = (identity.clone(), enrolled.ca_der.clone());
-        let validity = self
+        let written = self
             .on_disk(files, move |files, machine, incarnation| {
                 files.install(&new, Some(&ca_der), machine, incarnation)
             })
-            .await
-            .map_err(|error| Failure::of(&error))?;
+            .await;
+        // Its key is on disk, so that the next agent asks with the same one.
+        if let Err(error) = written {
+            warn!(error = chain(&error), "the link certificate is used and could not be written");
+        }
         Ok(Held { identity, ca_der: enrolled.ca_der, validity })
     }
 
@@ -227,6 +248,15 @@ struct Failure {
 impl Failure {
     fn of(error: &dyn std::error::Error) -> Self {
         Self { why: chain(error), refusal: None }
+    }
+}
+
+/// Begins anew when the metadata is there at last and names other coordinators.
+async fn correct(paths: Paths, kept: Vec<SocketAddr>, inputs: mpsc::Sender<Input>) {
+    if wait_for_metadata(&paths).await.coordinators != kept {
+        let why = "the metadata names other coordinators than those that were kept".to_owned();
+        // The shell may have gone.
+        let _ = inputs.send(Input::Restart(why)).await;
     }
 }
 

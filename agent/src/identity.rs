@@ -1,11 +1,12 @@
 //! The machine's link identity on disk: `chain.pem`, `key.pem`, `ca.pem`, and while a new one is on its way
-//! `key.next.pem`.
+//! `key.next.pem`. Beside them lies where the `coordinators` are.
 //!
 //! A key is on disk before anybody is asked to certify it, and the chain is replaced before the key is: whatever moment
 //! the machine dies at, either pair is complete, or the chain belongs to `key.next.pem`. A machine that lost its pair
 //! would have to be enrolled again by a person.
 
 use std::fs;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use keelson_agent_core::Validity;
@@ -16,8 +17,12 @@ use keelson_host::{
 use keelson_protocol::{Incarnation, MachineId, SecretBytes, WallTime};
 use keelson_transport::{Identity, KeyRequest, PeerIdentity};
 
+use crate::metadata::COORDINATORS_MAX;
+
 const CHAIN_MODE: u32 = 0o644;
 const KEY_MODE: u32 = 0o600;
+/// The file with the addresses of the coordinators, one in a line.
+const COORDINATORS: &str = "coordinators";
 
 /// What the agent needs to open a session.
 #[derive(Debug, Clone)]
@@ -140,15 +145,7 @@ impl IdentityFiles {
         machine: &MachineId,
         incarnation: Incarnation,
     ) -> Result<Validity, IdentityFileError> {
-        let unusable = |why: String| IdentityFileError::Unusable { why };
-        let leaf = identity.chain.first().ok_or_else(|| unusable("the chain is empty".to_owned()))?;
-        let peer = PeerIdentity::from_certificate(leaf).map_err(|error| unusable(error.to_string()))?;
-        if (&peer.machine, peer.incarnation) != (machine, incarnation) {
-            return Err(unusable(format!("it is for {} {}", peer.machine, peer.incarnation)));
-        }
-        if !matches_key(leaf, &identity.key) {
-            return Err(unusable("it is for another key".to_owned()));
-        }
+        let validity = check(identity, machine, incarnation)?;
         // One that was half installed may have its only key there.
         self.finish_pending();
         self.write_secret("key.next.pem", &key_to_pem(&identity.key))?;
@@ -158,9 +155,26 @@ impl IdentityFiles {
         self.write("chain.pem", CHAIN_MODE, chain_to_pem(&identity.chain).as_bytes())?;
         // What takes no room cannot fail for want of it.
         let renamed = fs::rename(self.path("key.next.pem"), self.path("key.pem"));
-        renamed.map_err(|error| unusable(format!("its key could not be put in its place: {error}")))?;
+        renamed.map_err(|error| IdentityFileError::Unusable {
+            why: format!("its key could not be put in its place: {error}"),
+        })?;
         let _ = fs::remove_file(self.path("key.next.csr"));
-        Ok(Validity { not_before: peer.not_before, not_after: peer.not_after })
+        Ok(validity)
+    }
+
+    /// Keeps where the coordinators are, for a time in which the infrastructure does not tell.
+    pub(crate) fn keep_coordinators(&self, coordinators: &[SocketAddr]) -> Result<(), IdentityFileError> {
+        if self.coordinators() == coordinators {
+            return Ok(());
+        }
+        let lines: String = coordinators.iter().map(|address| format!("{address}\n")).collect();
+        self.write(COORDINATORS, CHAIN_MODE, lines.as_bytes())
+    }
+
+    /// Where the coordinators were when that was kept last; empty when it never was.
+    pub(crate) fn coordinators(&self) -> Vec<SocketAddr> {
+        let text = fs::read_to_string(self.path(COORDINATORS)).unwrap_or_default();
+        text.lines().take(COORDINATORS_MAX).filter_map(|line| line.parse().ok()).collect()
     }
 
     /// Puts the key in its place whose certificate is there already.
@@ -179,6 +193,27 @@ impl IdentityFiles {
         let path: &Path = &self.path(name);
         write_atomically(path, mode, content, Durability::OnDisk).map_err(IdentityFileError::Write)
     }
+}
+
+/// Whether a certificate is that of this machine, with its key; when it is, for how long.
+///
+/// # Errors
+/// [`IdentityFileError::Unusable`] says why not.
+pub(crate) fn check(
+    identity: &Identity,
+    machine: &MachineId,
+    incarnation: Incarnation,
+) -> Result<Validity, IdentityFileError> {
+    let unusable = |why: String| IdentityFileError::Unusable { why };
+    let leaf = identity.chain.first().ok_or_else(|| unusable("the chain is empty".to_owned()))?;
+    let peer = PeerIdentity::from_certificate(leaf).map_err(|error| unusable(error.to_string()))?;
+    if (&peer.machine, peer.incarnation) != (machine, incarnation) {
+        return Err(unusable(format!("it is for {} {}", peer.machine, peer.incarnation)));
+    }
+    if !matches_key(leaf, &identity.key) {
+        return Err(unusable("it is for another key".to_owned()));
+    }
+    Ok(Validity { not_before: peer.not_before, not_after: peer.not_after })
 }
 
 #[cfg(test)]
@@ -288,5 +323,14 @@ mod tests {
             Identity { chain: identity.chain, key: keelson_transport::make_key_request().unwrap().key };
         let refused = fixture.files.install(&stolen, None, &fixture.machine, Incarnation(1)).unwrap_err();
         assert!(refused.to_string().ends_with("it is for another key"));
+    }
+    #[test]
+    fn the_coordinators_are_kept_for_a_time_without_metadata() {
+        let fixture = fixture();
+        assert_eq!(fixture.files.coordinators(), []);
+        let addresses: Vec<SocketAddr> =
+            ["10.0.0.1:7443", "[fd00::1]:7443"].map(|a| a.parse().unwrap()).into();
+        fixture.files.keep_coordinators(&addresses).unwrap();
+        assert_eq!(fixture.files.coordinators(), addresses);
     }
 }

@@ -11,7 +11,7 @@ use serde::Deserialize;
 /// Largest metadata file, in bytes.
 const BYTES_MAX: u64 = 64 * 1024;
 /// Most coordinators.
-const COORDINATORS_MAX: usize = 16;
+pub(crate) const COORDINATORS_MAX: usize = 16;
 
 /// The metadata of a machine. `Debug` does not show the token.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,7 +1,7 @@
 //! Carries out steps: those of the machine by the host, those of link, balancer and peers here.
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use keelson_agent_core::{Event, Step, StepOutput};
 use keelson_host::Host;
@@ -11,19 +11,14 @@ use keelson_transport::{Identity, key_request_of, make_key_request};
 use tokio::sync::mpsc;
 
 use crate::balancer::Balancer;
-use crate::identity::IdentityFiles;
+use crate::identity::{self, IdentityFiles};
 use crate::peers::{Me, Responder};
 use crate::shell::Input;
 
 /// The hands of the shell.
 pub(crate) struct Steps {
     host: Arc<Host>,
-    files: IdentityFiles,
-    machine: MachineId,
-    incarnation: Incarnation,
-    /// Key of the next link certificate, until that is installed. In memory only: the old certificate still holds. A new one
-    /// for each try would make the coordinator forget the one that the machine has.
-    link_key: Arc<Mutex<Option<SecretBytes>>>,
+    link: NextLink,
     balancer: Arc<tokio::sync::Mutex<Balancer>>,
     responder: Arc<tokio::sync::Mutex<Responder>>,
 }
@@ -34,10 +29,13 @@ impl Steps {
         Self {
             balancer: Arc::new(tokio::sync::Mutex::new(Balancer::new(Arc::clone(&host)))),
             host,
-            files: IdentityFiles::new(link),
-            machine,
-            incarnation,
-            link_key: Arc::default(),
+            link: NextLink {
+                files: IdentityFiles::new(link),
+                machine,
+                incarnation,
+                key: Arc::default(),
+                writing: Arc::default(),
+            },
             responder: Arc::new(tokio::sync::Mutex::new(responder)),
         }
     }
@@ -49,17 +47,12 @@ impl Steps {
     /// Begins a step; its end comes as an input.
     pub(crate) fn run(&self, step: Step, inputs: &mpsc::Sender<Input>) {
         let (key, limit) = (step.key(), step.timeout());
-        let work = self.work(step);
+        let work = self.work(step, inputs.clone());
         let inputs = inputs.clone();
         tokio::spawn(async move {
-            let (result, identity) = match tokio::time::timeout(limit, work).await {
-                Ok(Ok((output, identity))) => (Ok(output), identity),
-                Ok(Err(why)) => (Err(why), None),
-                Err(_) => (Err(format!("it was not done within {} s", limit.as_secs())), None),
-            };
-            if let Some(identity) = identity {
-                let _ = inputs.send(Input::NewIdentity(identity)).await;
-            }
+            let result = tokio::time::timeout(limit, work).await;
+            let result =
+                result.unwrap_or_else(|_| Err(format!("it was not done within {} s", limit.as_secs())));
             // When the loop has ended, nobody waits for the answer.
             let _ = inputs.send(Input::Event(Event::StepDone { key, result })).await;
         });
@@ -68,53 +61,125 @@ impl Steps {
     fn work(
         &self,
         step: Step,
-    ) -> impl Future<Output = Result<(StepOutput, Option<Identity>), String>> + Send + 'static {
+        inputs: mpsc::Sender<Input>,
+    ) -> impl Future<Output = Result<StepOutput, String>> + Send + 'static {
         let host = Arc::clone(&self.host);
         let balancer = Arc::clone(&self.balancer);
         let responder = Arc::clone(&self.responder);
-        let link_key = Arc::clone(&self.link_key);
-        let files = self.files.clone();
-        let (machine, incarnation) = (self.machine.clone(), self.incarnation);
+        let link = self.link.clone();
         async move {
             match step {
                 Step::Balance(spec) => {
                     balancer.lock().await.apply(spec).await.map_err(|error| chain(&error))?;
-                    Ok((StepOutput::Done, None))
+                    Ok(StepOutput::Done)
                 }
                 Step::AnswerPeers(channel) => {
                     responder.lock().await.apply(channel).await.map_err(|error| chain(&error))?;
-                    Ok((StepOutput::Done, None))
+                    Ok(StepOutput::Done)
                 }
-                Step::MakeLinkKey => {
-                    let mut kept = link_key.lock().expect("no holder of this lock panics");
-                    let request = kept.as_ref().map_or_else(make_key_request, key_request_of);
-                    let request = request.map_err(|error| chain(&error))?;
-                    *kept = Some(request.key);
-                    Ok((StepOutput::SigningRequest(request.signing_request), None))
-                }
-                Step::InstallLink { chain } => {
-                    let key = link_key.lock().expect("no holder of this lock panics").clone();
-                    let key = key.ok_or("no key is kept for the link certificate")?;
-                    let install = move || install_link(&files, chain, key, &machine, incarnation);
-                    let installed = tokio::task::spawn_blocking(install).await;
-                    let installed = installed.map_err(|_| "the work was given up".to_owned())??;
-                    *link_key.lock().expect("no holder of this lock panics") = None;
-                    Ok(installed)
-                }
-                other => host.run(other).await.map(|output| (output, None)).map_err(|error| error.chain()),
+                Step::MakeLinkKey => link.make_key(),
+                Step::InstallLink { chain } => link.install(chain, &inputs).await,
+                other => host.run(other).await.map_err(|error| error.chain()),
             }
         }
     }
 }
 
-fn install_link(
-    files: &IdentityFiles,
-    certificates: Vec<Vec<u8>>,
-    key: SecretBytes,
-    machine: &MachineId,
+/// The next link certificate of this machine.
+#[derive(Debug, Clone)]
+struct NextLink {
+    files: IdentityFiles,
+    machine: MachineId,
     incarnation: Incarnation,
-) -> Result<(StepOutput, Option<Identity>), String> {
-    let identity = Identity { chain: certificates, key };
-    let validity = files.install(&identity, None, machine, incarnation).map_err(|error| chain(&error))?;
-    Ok((StepOutput::Installed(validity), Some(identity)))
+    /// Its key, until it is on disk. In memory only: the old certificate still holds. A new one for each try would make the
+    /// coordinator forget the one that the machine has.
+    key: Arc<Mutex<Option<SecretBytes>>>,
+    /// Held by the one that writes: on a disk that hangs the next try waits here, and takes no other thread.
+    writing: Arc<tokio::sync::Mutex<()>>,
+}
+
+impl NextLink {
+    fn key(&self) -> MutexGuard<'_, Option<SecretBytes>> {
+        self.key.lock().expect("no holder of this lock panics")
+    }
+
+    fn make_key(&self) -> Result<StepOutput, String> {
+        let mut kept = self.key();
+        let request = kept.as_ref().map_or_else(make_key_request, key_request_of);
+        let request = request.map_err(|error| chain(&error))?;
+        *kept = Some(request.key);
+        Ok(StepOutput::SigningRequest(request.signing_request))
+    }
+
+    /// Uses a certificate, and writes it down. It is used also when the disk does not take it: without it the machine would be
+    /// cut off when the old one is over, and it is asked for again until it is on disk.
+    async fn install(
+        self,
+        certificates: Vec<Vec<u8>>,
+        inputs: &mpsc::Sender<Input>,
+    ) -> Result<StepOutput, String> {
+        let key = self.key().clone().ok_or("no key is kept for the link certificate")?;
+        let identity = Identity { chain: certificates, key };
+        identity::check(&identity, &self.machine, self.incarnation).map_err(|error| chain(&error))?;
+        // When the loop has ended, nobody has a link any more.
+        let _ = inputs.send(Input::NewIdentity(identity.clone())).await;
+        let turn = Arc::clone(&self.writing).lock_owned().await;
+        let link = self.clone();
+        let write = move || {
+            let _turn = turn;
+            link.files
+                .install(&identity, None, &link.machine, link.incarnation)
+                .map_err(|error| chain(&error))
+        };
+        let written = tokio::task::spawn_blocking(write).await;
+        let validity = written.map_err(|_| "the work was given up".to_owned())??;
+        *self.key() = None;
+        Ok(StepOutput::Installed(validity))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
+
+    use std::time::Duration;
+
+    use keelson_protocol::WallTime;
+    use keelson_transport::LinkCa;
+
+    use super::*;
+
+    const NOW: WallTime = WallTime(1_700_000_000_000);
+    const HOUR: Duration = Duration::from_secs(3_600);
+
+    #[tokio::test]
+    async fn a_link_certificate_that_the_disk_does_not_take_is_used_and_asked_for_with_the_same_key() {
+        let root = tempfile::tempdir().unwrap();
+        let link = NextLink {
+            files: IdentityFiles::new(root.path().join("link")),
+            machine: MachineId::new("demo-worker-1").unwrap(),
+            incarnation: Incarnation(1),
+            key: Arc::default(),
+            writing: Arc::default(),
+        };
+        // Nothing can be made where a folder would have to be.
+        std::fs::write(root.path().join("link"), "").unwrap();
+        let ca = LinkCa::generate("test", NOW, 100 * HOUR).unwrap();
+        let (inputs, mut told) = mpsc::channel(8);
+        let mut keys = Vec::new();
+        for disk_takes_it in [false, true] {
+            if disk_takes_it {
+                std::fs::remove_file(root.path().join("link")).unwrap();
+            }
+            let StepOutput::SigningRequest(request) = link.make_key().unwrap() else { panic!("no request") };
+            let chain = ca.sign_machine(&request, &link.machine, Incarnation(1), NOW, HOUR).unwrap();
+            let installed = link.clone().install(chain.clone(), &inputs).await;
+            assert_eq!(installed.is_ok(), disk_takes_it, "{installed:?}");
+            let Some(Input::NewIdentity(identity)) = told.recv().await else { panic!("it is not used") };
+            assert_eq!(identity.chain, chain);
+            keys.push(identity.key);
+        }
+        assert_eq!(keys[0], keys[1]);
+        assert_eq!(*link.key(), None);
+    }
 }

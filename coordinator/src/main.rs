@@ -22,16 +22,20 @@ mod state_dir;
 use std::process::ExitCode;
 
 use clap::Parser;
+use keelson_providers::local::forwarder;
 
 use crate::args::{Arguments, Command};
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let result = match &arguments.command {
-        Command::Serve(serve) => serve::run(serve),
+        Command::Serve(serve) => {
+            forwarder::raise_open_files();
+            serve::run(serve)
+        }
         Command::LocalForwarder { state_dir } => {
             serve::start_logging(false);
-            keelson_providers::local::forwarder::run(state_dir).map_err(anyhow::Error::from)
+            forwarder::run(state_dir).map_err(anyhow::Error::from)
         }
     };
     match result {

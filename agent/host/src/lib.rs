@@ -225,9 +225,10 @@ async fn blocking_while_wanted<T: Send + 'static>(
     blocking(queue, move || work(&given_up)).await
 }
 
-/// Starts a program beside the loop.
+/// Starts a program beside the loop; not one that nobody waits for any more.
 async fn start(queue: &'static Queue, mut command: Command, program: &str) -> Result<Child, HostError> {
-    let started = blocking(queue, move || Ok(command.spawn())).await?;
+    let spawn = move |given_up: &GivenUp| given_up.check().map(|()| command.spawn());
+    let started = blocking_while_wanted(queue, spawn).await?;
     started.map_err(HostError::file("start", program))
 }
 

@@ -9,7 +9,7 @@ use nix::pty::{Winsize, openpty};
 use tokio::io::unix::AsyncFd;
 use tokio::process::{Child, Command};
 
-use crate::{STARTS, blocking};
+use crate::{STARTS, blocking_while_wanted};
 
 /// Gives the command the terminal as its controlling one; util-linux's, so that no unsafe code is needed here.
 const SETSID: &str = "/usr/bin/setsid";
@@ -134,7 +134,7 @@ fn words_of(command: &[String]) -> Vec<String> {
 async fn beside_the_loop<T: Send + 'static>(
     start: impl FnOnce() -> Result<T, TerminalError> + Send + 'static,
 ) -> Result<T, TerminalError> {
-    let started = blocking(&STARTS, move || Ok(start())).await;
+    let started = blocking_while_wanted(&STARTS, move |given_up| given_up.check().map(|()| start())).await;
     started.map_err(|error| TerminalError::Open(io::Error::other(error)))?
 }
 

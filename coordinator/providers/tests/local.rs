@@ -128,6 +128,35 @@ async fn a_full_disk_takes_no_new_machine_and_keeps_those_that_are_there() {
 }
 
 #[tokio::test]
+async fn a_disk_that_takes_no_record_keeps_no_machine_on_and_none_from_being_removed() {
+    let host = Host::new().await;
+    let wanted = request(&host, 0, 1);
+    let id = &wanted.key.machine;
+    create(&host, &wanted).await.unwrap();
+    host.wait_up(id, 1);
+    // No file can be written where a folder is.
+    fs::create_dir_all(host.machine_dir(id).join("machine.json.new/full")).unwrap();
+    suite::perform(&host, Call::Fence(wanted.key.clone())).await.unwrap_err();
+    assert_eq!(host.tasks(id), "", "it has no power, though nobody may rely on that yet");
+    suite::perform(&host, Call::DeleteMachine(wanted.key.clone())).await.unwrap();
+    assert_eq!(list(&host).await.len(), 0);
+    host.destroy();
+}
+
+#[tokio::test]
+async fn what_cannot_be_removed_does_not_hold_up_the_next_machine_of_its_name() {
+    let host = Host::new().await;
+    let wanted = request(&host, 0, 1);
+    create(&host, &wanted).await.unwrap();
+    let left = host.state_dir().join(format!("local/trash/{}.0/what stays", wanted.key.machine));
+    fs::create_dir_all(&left).unwrap();
+    suite::perform(&host, Call::DeleteMachine(wanted.key.clone())).await.unwrap();
+    assert_eq!(list(&host).await.len(), 0);
+    assert!(left.exists());
+    host.destroy();
+}
+
+#[tokio::test]
 async fn a_new_coordinator_finds_everything() {
     let mut host = Host::new().await;
     let wanted = request(&host, 0, 1);

@@ -18,6 +18,7 @@ use keelson_providers::{
     Call, ExposeRequest, Exposed, MachineRequest, MachineState, PowerOff, ProviderError,
 };
 use nix::sched::{CloneFlags, setns};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use suite::{Subject, create, done, expose, expose_request, exposed, request, state};
@@ -126,6 +127,11 @@ async fn forwards_reach_machines_and_survive_what_dies() {
     kill(forwarder, Signal::SIGKILL).unwrap();
     eventually("another forwarder", || (forwarder_pid(&host) != forwarder).then_some(()));
     assert_eq!(talk(address).unwrap(), "demo-worker-1 hello bye");
+    // It hangs: the same.
+    let forwarder = forwarder_pid(&host);
+    kill(forwarder, Signal::SIGSTOP).unwrap();
+    eventually("another forwarder", || (forwarder_pid(&host) != forwarder).then_some(()));
+    assert_eq!(talk(address).unwrap(), "demo-worker-1 hello bye");
     assert_eq!(exposed(&host).await.len(), 1);
     // The coordinator is gone and comes back: the same forwarder goes on.
     let before = forwarder_pid(&host);
@@ -205,10 +211,17 @@ async fn a_port_of_another_program_is_refused_with_a_remedy() {
 }
 
 #[tokio::test]
-async fn the_forwarder_ends_when_its_installation_is_removed() {
+async fn the_forwarder_opens_as_many_files_as_it_may_and_ends_when_its_installation_is_removed() {
     let host = Host::new().await;
+    // As shells start programs.
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, 1024, hard).unwrap();
     expose(&host, &expose_request(&host, "api")).await.unwrap();
     let pid = forwarder_pid(&host);
+    let limits = std::fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
+    let open_files = limits.lines().find_map(|line| line.strip_prefix("Max open files")).unwrap();
+    let limits: Vec<&str> = open_files.split_whitespace().take(2).collect();
+    assert_eq!(limits[0], limits[1], "each connection needs two");
     std::fs::remove_file(host.state_dir().join("local/install.json")).unwrap();
     eventually("the forwarder to end", || kill(pid, None).is_err().then_some(()));
 }

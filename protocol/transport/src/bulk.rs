@@ -138,6 +138,11 @@ impl BulkStream {
         Ok(())
     }
 
+    /// As [`BulkWriter::given_up`].
+    pub fn given_up(&self) -> impl Future<Output = ()> + Send + 'static {
+        self.writer.given_up()
+    }
+
     /// Takes the halves apart, for one task each.
     #[must_use]
     pub fn split(self) -> (BulkReader, BulkWriter) {

@@ -57,6 +57,25 @@ fn programs_that_hang_are_begun_anew() -> Result<()> {
     wait_for("the application to answer", || installation.ask_web().map(|_| ()))
 }
 
+/// On some infrastructures who a machine is comes from a disk or a service that may be away.
+#[test]
+fn an_agent_that_starts_without_its_metadata_finds_its_coordinator() -> Result<()> {
+    const AGENT: &str = "keelson-agent.service";
+    const METADATA: &str = "/run/keelson-metadata/metadata.json";
+    let installation = Installation::open()?;
+    installation.wait_ready("demo")?;
+    let before = main_process(&installation, WORKERS[0], AGENT)?;
+    installation.on_machine(WORKERS[0], &["mount", "--bind", "/dev/null", METADATA])?;
+    installation.on_machine(WORKERS[0], &["systemctl", "restart", "--no-block", AGENT])?;
+    wait_for("another agent to answer", || {
+        ensure!(main_process(&installation, WORKERS[0], AGENT)? != before, "it is still the one before");
+        Ok(())
+    })?;
+    ensure!(installation.on_machine(WORKERS[0], &["cat", METADATA])?.is_empty(), "it has its metadata");
+    installation.on_machine(WORKERS[0], &["umount", METADATA])?;
+    installation.wait_ready("demo")
+}
+
 /// Configuration, unit files and the list of CNI plug-ins, changed or gone.
 #[test]
 fn files_that_were_changed_or_removed_are_written_again() -> Result<()> {

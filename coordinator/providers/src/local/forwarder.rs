@@ -18,6 +18,7 @@ use std::time::Duration;
 use keelson_balancer::{Checks, Targets, carry};
 use keelson_protocol::errors::chain;
 use nix::fcntl::{FcntlArg, fcntl};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::signal::unix::{SignalKind, signal};
@@ -54,12 +55,23 @@ pub fn run(state_dir: &Path) -> Result<(), LocalError> {
     // A session of its own, so that Ctrl-C for the coordinator is not meant for us. It fails only for a session's
     // leader, who needs none.
     let _ = nix::unistd::setsid();
+    raise_open_files();
     let paths = Paths::new(state_dir);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(LocalError::file("start the runtime of", "/proc/self"))?;
     runtime.block_on(forward(&paths))
+}
+
+/// Lets this process open as many files as it may: shells start programs with a soft limit of 1,024, which a few hundred
+/// connections reach.
+pub fn raise_open_files() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
 }
 
 async fn forward(paths: &Paths) -> Result<(), LocalError> {

@@ -136,11 +136,13 @@ impl Site {
         let mut all = read(&self.paths)?;
         let before = all.forwards.len();
         all.forwards.retain(|forward| forward.cluster != *cluster);
-        if all.forwards.len() == before {
+        if all.forwards.len() < before {
+            all.generation += 1;
+            files::write_json(&self.paths.forwards(), &all)?;
+        } else if forwarder(&self.paths)?.is_none() {
             return Ok(());
         }
-        all.generation += 1;
-        files::write_json(&self.paths.forwards(), &all)?;
+        // Also when it is asked for again: the list was written then, and perhaps not carried out.
         carry_out(&self.paths, program, all.generation, until).map(drop)
     }
 
@@ -161,6 +163,9 @@ impl Site {
 }
 
 fn revive(paths: &Paths, program: &Path, until: Instant) -> Result<(), LocalError> {
+    if let Some(pid) = forwarder(paths)?.filter(|pid| is_stopped(*pid)) {
+        end_hanging(pid)?;
+    }
     if !lacks_forwarder(paths)? || !paths.install().exists() {
         return Ok(());
     }
@@ -292,6 +297,9 @@ fn carry_out(
     match (done, found) {
         (Ok(()), Some(status)) => Ok(status),
         (Err(LocalError::Late { what, waited }), _) => {
+            if let Some(pid) = forwarder(paths)? {
+                end_hanging(pid)?;
+            }
             let said = files::tail(&paths.forwarder_log(), LOG_BYTES_QUOTED)?;
             let what = format!("{what} (started as `{}`; it said: {})", program.display(), said.trim());
             Err(LocalError::Late { what, waited })
@@ -307,6 +315,22 @@ fn wake(pid: Pid) -> Result<(), LocalError> {
         Err(source) => {
             Err(LocalError::Kernel { doing: format!("wake the forwarder (process {pid})"), source })
         }
+    }
+}
+
+/// Whether a process was stopped (SIGSTOP) and not continued: the state in proc_pid_stat(5).
+fn is_stopped(pid: Pid) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The name, in parentheses, may hold anything.
+    stat.rsplit_once(") ").is_some_and(|(_, fields)| fields.starts_with('T'))
+}
+
+/// Ends a forwarder that does not do its work: another one can.
+fn end_hanging(pid: Pid) -> Result<(), LocalError> {
+    tracing::warn!(%pid, "the forwarder hangs, and is ended");
+    match kill(pid, Signal::SIGKILL) {
+        Ok(()) | Err(Errno::ESRCH) => Ok(()),
+        Err(source) => Err(LocalError::Kernel { doing: format!("end process {pid}"), source }),
     }
 }
 

@@ -3,8 +3,8 @@
 //!
 //! Order in a machine's life, each step leaving a state that the next call understands:
 //! claim (record appears) -> disk and metadata -> namespace and cable -> root mounted -> bundle -> runc -> `started`;
-//! and back: record says off -> processes killed -> runc forgets -> control groups -> root unmounted -> cable ->
-//! (delete only) directory moved to the trash -> trash emptied.
+//! and back: record says off (not before a delete, which must need no room on a full disk) -> processes killed -> runc forgets
+//! -> control groups -> root unmounted -> cable -> (delete only) directory moved to the trash -> trash emptied.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -290,14 +290,19 @@ impl Site {
         how: PowerOff,
         until: Instant,
     ) -> Result<(), LocalError> {
-        if record.power != power {
-            record.power = power;
-            record::write(&self.paths, &record)?;
-        }
+        let noted = match record.power == power {
+            true => Ok(()),
+            false => {
+                record.power = power;
+                record::write(&self.paths, &record)
+            }
+        };
         if let PowerOff::Soft(grace) = how {
             self.halt(&record, until.min(Instant::now() + grace))?;
         }
-        self.clear(&record, until)
+        // Its power is taken away also when the host's disk is too full to note that: who asked asks again until it is noted.
+        self.clear(&record, until)?;
+        noted
     }
 
     /// Asks init to shut down and waits for it; that it does not is no error, power is taken away next.
@@ -381,25 +386,25 @@ impl Site {
         }
         mounts::unmount(&machine.root())?;
         mounts::unmount(&machine.var())?;
-        let trash = self.paths.trash().join(id.as_str());
-        mounts::remove_tree(&trash)?;
+        // A place of its own: what of an earlier machine of this name could not be removed must not hold up this one.
+        let place = |number: u32| self.paths.trash().join(format!("{id}.{number}"));
+        let trash = (0..).map(place).find(|place| !place.exists()).expect("no folder has so many entries");
         // From here on the machine is not listed any more, also when removing its files is cut off.
         std::fs::rename(machine.dir(), &trash).map_err(LocalError::file("discard", machine.dir()))?;
         mounts::remove_tree(&trash)
     }
 
-    /// Removes what a process before this one had discarded and did not live to remove.
+    /// Removes what a process before this one had discarded and did not live to remove; what can be, whatever else cannot.
     pub(crate) fn empty_trash(&self) -> Result<(), LocalError> {
         let trash = self.paths.trash();
         let entries = std::fs::read_dir(&trash).map_err(LocalError::file("list", &trash))?;
-        entries.flatten().try_for_each(|entry| mounts::remove_tree(&entry.path()))
+        entries.flatten().fold(Ok(()), |all, entry| all.and(mounts::remove_tree(&entry.path())))
     }
 
     /// Removes a machine whose lock is held.
     pub(crate) fn remove(&self, record: MachineRecord, until: Instant) -> Result<(), LocalError> {
-        let id = record.id().clone();
-        self.switch_off(record, Power::Fenced, PowerOff::Hard, until)?;
-        self.discard(&id)
+        self.clear(&record, until)?;
+        self.discard(record.id())
     }
 
     /// All machines.
