@@ -4,10 +4,11 @@
 //! Which server a connection goes to, and when it leaves one, is for `keelson-balancer`; here is who listens, and how a
 //! server is asked. A new list of servers touches no connection that stands.
 
+use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use keelson_balancer::{Ask, CHECK_TIMEOUT, Checks, Targets, carry};
 use keelson_host::Host;
@@ -21,6 +22,8 @@ use tracing::{info, warn};
 const CONNECTIONS_MAX: usize = 1024;
 /// Wait after `accept` failed, for want of file descriptors.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+/// Connections that are not taken are told this often.
+const REFUSED_TOLD_EVERY: Duration = Duration::from_secs(60);
 /// Limit of a probe itself, in milliseconds. The checks end it earlier, and so know silence from a bad answer.
 const PROBE_TIMEOUT_MS: u32 = 2 * CHECK_TIMEOUT.as_millis() as u32;
 
@@ -127,17 +130,18 @@ fn probe(check: &BalancerCheck, address: SocketAddr) -> ProbeSpec {
 
 async fn accept(listener: TcpListener, servers: Arc<Targets>) {
     let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let mut refused = Refused::default();
     loop {
         let client = match listener.accept().await {
             Ok((client, _)) => client,
             Err(error) => {
-                warn!(%error, "the balancer could not take a connection");
+                refused.note(&error);
                 tokio::time::sleep(ACCEPT_RETRY).await;
                 continue;
             }
         };
         let Ok(permit) = Arc::clone(&room).try_acquire_owned() else {
-            warn!(CONNECTIONS_MAX, "the balancer has no room for another connection");
+            refused.note(&format_args!("there are {CONNECTIONS_MAX} already"));
             continue;
         };
         let servers = Arc::clone(&servers);
@@ -145,6 +149,23 @@ async fn accept(listener: TcpListener, servers: Arc<Targets>) {
             carry(client, &servers, TcpStream::connect).await;
             drop(permit);
         });
+    }
+}
+
+/// Connections that were not taken. A client that tries again and again must not fill the log.
+#[derive(Default)]
+struct Refused {
+    since_told: u64,
+    told: Option<Instant>,
+}
+
+impl Refused {
+    fn note(&mut self, why: &dyn fmt::Display) {
+        self.since_told += 1;
+        if self.told.is_none_or(|told| told.elapsed() >= REFUSED_TOLD_EVERY) {
+            warn!(count = self.since_told, %why, "the balancer took no more connections");
+            *self = Self { since_told: 0, told: Some(Instant::now()) };
+        }
     }
 }
 

@@ -30,8 +30,8 @@ use keelson_api::types::{
 use keelson_api::{Code, Fleet, Problem};
 use keelson_coordinator_core::{Cluster, ClusterState, CommandError, CreateCluster, Now, ScalePool};
 use keelson_model::{
-    ClusterSpec, DrainSpec, FleetEvent, MachinePhase, Operation, OperationId, OperationState, Plan, PlanName,
-    PlanReport, Severity, WaitingOn,
+    ClusterSpec, DrainSpec, FleetEvent, MachinePhase, Observed, Operation, OperationId, OperationState, Plan,
+    PlanName, PlanReport, Severity, WaitingOn,
 };
 use keelson_pki::{admin_certificate, new_cluster_material};
 use keelson_planner::node::{ADMIN_GROUP, admin_kubeconfig};
@@ -313,9 +313,16 @@ impl Fleet for CoordinatorFleet {
                 .flat_map(|cluster| chosen_machines(shell, cluster, &query, now))
                 .collect();
             planned.sort_by_key(|(_, id)| (*id).clone());
-            let view = |(cluster, id): &(&Cluster, &MachineId)| view_machine(shell, cluster, id, now);
-            let page = Page::upwards(&planned, &query.page, |(_, id)| id.to_string(), view);
-            Ok(Page { items: page.items.into_iter().flatten().collect(), next: page.next, total: page.total })
+            let page = Page::upwards(&planned, &query.page, |(_, id)| id.to_string(), |row| *row);
+            // What is seen of a cluster takes all of its machines, and is the same for each row.
+            let mut seen: BTreeMap<&ClusterName, Seen> = BTreeMap::new();
+            let mut items = Vec::with_capacity(page.items.len());
+            for (cluster, id) in page.items {
+                let name = &cluster.row.spec.name;
+                let seen = seen.entry(name).or_insert_with(|| Seen::of(shell, name, now));
+                items.extend(view_machine(cluster, id, seen));
+            }
+            Ok(Page { items, next: page.next, total: page.total })
         }))
     }
 
@@ -325,7 +332,8 @@ impl Fleet for CoordinatorFleet {
             let cluster =
                 shell.core.clusters().find(|cluster| cluster.row.blueprint.machines.contains_key(&id));
             let cluster = cluster.ok_or_else(|| Problem::machine_not_found(&id))?;
-            view_machine(shell, cluster, &id, now).ok_or_else(|| Problem::machine_not_found(&id))
+            let seen = Seen::of(shell, &cluster.row.spec.name, now);
+            view_machine(cluster, &id, &seen).ok_or_else(|| Problem::machine_not_found(&id))
         }))
     }
 
@@ -495,7 +503,8 @@ impl Fleet for CoordinatorFleet {
     }
 
     fn events(&self, query: EventQuery) -> Answer<'_, EventBatch> {
-        Box::pin(self.change(move |shell| events(shell, &query).map(Ok)))
+        let unreadable = |error| Problem::new(Code::StoreUnavailable, chain(&error));
+        Box::pin(self.ask(move |shell| events(shell, &query).map_err(unreadable)))
     }
 }
 
@@ -638,18 +647,22 @@ fn state_view(state: ClusterState) -> keelson_api::types::ClusterState {
     }
 }
 
-fn view_machine(shell: &Shell, cluster: &Cluster, id: &MachineId, now: Now) -> Option<MachineView> {
-    let name = &cluster.row.spec.name;
-    let machine = cluster.row.blueprint.machines.get(id)?;
-    let observed = shell.core.observed(name, now);
-    let waiting = shell.core.waiting(name, now);
-    Some(machine_view(
-        (&cluster.row.blueprint, cluster.row.spec.drain),
-        machine,
-        &observed,
-        &waiting,
-        cluster.row.created,
-    ))
+/// What is seen of a cluster now.
+struct Seen {
+    observed: Observed,
+    waiting: Vec<WaitingOn>,
+}
+
+impl Seen {
+    fn of(shell: &Shell, name: &ClusterName, now: Now) -> Self {
+        Self { observed: shell.core.observed(name, now), waiting: shell.core.waiting(name, now) }
+    }
+}
+
+fn view_machine(cluster: &Cluster, id: &MachineId, seen: &Seen) -> Option<MachineView> {
+    let (blueprint, spec) = (&cluster.row.blueprint, &cluster.row.spec);
+    let machine = blueprint.machines.get(id)?;
+    Some(machine_view((blueprint, spec.drain), machine, &seen.observed, &seen.waiting, cluster.row.created))
 }
 
 fn view_operation(shell: &Shell, operation: &Operation, now: Now) -> OperationView {

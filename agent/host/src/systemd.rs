@@ -82,7 +82,9 @@ impl Systemd {
         }
         let at: u64 = self.property(path, "ExecMainExitTimestampMonotonic").await?;
         let words = self.last_words(unit, at).await;
-        Ok((if words.is_empty() { how } else { format!("{how}: {words}") }, false))
+        // The kernel may have taken a part of it, upon which the rest ended by itself.
+        let killed = result == "oom-kill";
+        Ok((if words.is_empty() { how } else { format!("{how}: {words}") }, killed))
     }
 
     async fn last_words(&self, unit: &str, at: u64) -> String {

@@ -319,7 +319,7 @@ catalogue! {
         "It takes no new work; work in progress goes on when it runs again.",
         "Try again when it runs.",
         "keelson status";
-    StoreUnavailable, "KEEL-3003", 503, Failed, "the coordinator cannot write its store",
+    StoreUnavailable, "KEEL-3003", 503, Failed, "the coordinator cannot use its store",
         "Its disk is full or broken. Nothing new is accepted, because it could be forgotten.",
         "Free space on the disk of the coordinator's state directory.",
         "keelson status";

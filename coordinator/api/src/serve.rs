@@ -1,7 +1,7 @@
 //! Serves the router over TLS.
 //!
-//! HTTP/1.1 and HTTP/2, chosen by ALPN. A connection that does not finish its handshake or its request head in time is
-//! closed, so that nobody can hold the server with idle connections.
+//! HTTP/1.1 and HTTP/2, chosen by ALPN. A connection that does not finish its handshake, says nothing, or does not finish
+//! its request head in time is closed, so that nobody can hold the server with idle connections.
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -15,6 +15,7 @@ use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use hyper_util::service::TowerToHyperService;
 use rustls::ServerConfig;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio_rustls::TlsAcceptor;
@@ -22,7 +23,7 @@ use tokio_rustls::TlsAcceptor;
 /// Most connections at a time. A web page holds one, a command one or two; each costs some 50 KB.
 pub const CONNECTIONS_MAX: usize = 1_024;
 
-/// How long a TLS handshake may take: two round trips around the world with one loss each.
+/// How long a TLS handshake and the first byte of a request may take: three round trips around the world with one loss each.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long the head of a request may take, and how long a kept-alive connection may idle.
@@ -100,7 +101,15 @@ async fn connection(stream: TcpStream, peer: Peer, acceptor: TlsAcceptor, router
     let Peer(address) = peer;
     // Answers are small and somebody waits for each; errors mean that the connection is gone already.
     let _ = stream.set_nodelay(true);
-    let stream = match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
+    // Which HTTP it speaks is told by its first byte, and hyper waits for that without end.
+    let begun = async {
+        let mut stream = acceptor.accept(stream).await?;
+        let mut first = Vec::with_capacity(1);
+        (&mut stream).take(1).read_to_end(&mut first).await?;
+        let (reader, writer) = tokio::io::split(stream);
+        Ok::<_, std::io::Error>(tokio::io::join(std::io::Cursor::new(first).chain(reader), writer))
+    };
+    let stream = match tokio::time::timeout(HANDSHAKE_TIMEOUT, begun).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => {
             tracing::debug!(%address, %error, "TLS handshake with a client failed");

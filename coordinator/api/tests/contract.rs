@@ -21,6 +21,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use serde_json::{Value, json};
 use support::World;
+use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 
 fn new_cluster(name: &str) -> String {
@@ -709,14 +710,8 @@ async fn every_described_path_is_served() {
     }
 }
 
-#[tokio::test]
-async fn http_2_is_spoken_and_shutdown_ends_streams() {
-    let world = World::new().await;
-    world.fleet.add_events("demo", 1);
-    let sse = [("accept", "text/event-stream"), ("last-event-id", "0")];
-    let stream = world.raw("GET", "/v1/events", &sse, "").await;
-    assert_eq!(read_events(stream, 1).await.len(), 1);
-
+/// A connection that speaks HTTP/2, before its first word.
+async fn connect_h2(world: &World) -> tokio_rustls::client::TlsStream<TcpStream> {
     let mut roots = rustls::RootCertStore::empty();
     roots.add(CertificateDer::from_pem_slice(world.server.ca_pem.as_bytes()).unwrap()).unwrap();
     let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -730,6 +725,27 @@ async fn http_2_is_spoken_and_shutdown_ends_streams() {
     let name = ServerName::try_from("localhost").unwrap();
     let stream = tokio_rustls::TlsConnector::from(Arc::new(tls)).connect(name, stream).await.unwrap();
     assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
+    stream
+}
+
+#[tokio::test]
+async fn a_connection_that_says_nothing_is_closed() {
+    let world = World::new().await;
+    let mut silent = connect_h2(&world).await;
+    // How it is closed does not matter.
+    let closed = tokio::time::timeout(Duration::from_secs(60), silent.read_to_end(&mut Vec::new())).await;
+    assert!(closed.is_ok(), "it stands");
+}
+
+#[tokio::test]
+async fn http_2_is_spoken_and_shutdown_ends_streams() {
+    let world = World::new().await;
+    world.fleet.add_events("demo", 1);
+    let sse = [("accept", "text/event-stream"), ("last-event-id", "0")];
+    let stream = world.raw("GET", "/v1/events", &sse, "").await;
+    assert_eq!(read_events(stream, 1).await.len(), 1);
+
+    let stream = connect_h2(&world).await;
     let executor = hyper_util::rt::TokioExecutor::new();
     let (mut sender, connection) =
         hyper::client::conn::http2::handshake(executor, TokioIo::new(stream)).await.unwrap();

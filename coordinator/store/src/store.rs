@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use keelson_coordinator_core::{Counter, PauseNote, Row, Saved};
 use keelson_model::{ClusterMaterial, FleetEvent, Severity};
 use keelson_pki::SealingKey;
+use keelson_protocol::errors::chain;
 use keelson_protocol::{ClusterName, MachineId};
 use rusqlite::{Connection, ErrorCode, OptionalExtension, Transaction, params};
 use serde::Serialize;
@@ -145,8 +146,14 @@ impl Store {
                 |row| Ok((row.get::<_, i64>(0)?.to_string(), row.get::<_, String>(1)?)),
             )
             .map_err(failed)?;
-        let rows = rows.map(|row| parse("events", row.map_err(failed)?));
-        let mut events: Vec<FleetEvent> = rows.collect::<Result<_, _>>()?;
+        let mut events: Vec<FleetEvent> = Vec::new();
+        for row in rows {
+            match parse::<FleetEvent>("events", row.map_err(failed)?) {
+                Ok(event) => events.push(event),
+                // Of a damaged record, or one of a newer version, the others are still worth reading.
+                Err(error) => tracing::warn!(error = chain(&error), "an event is left out"),
+            }
+        }
         events.sort_by_key(|event| event.id);
         Ok(events)
     }

@@ -253,6 +253,27 @@ fn events_are_filtered_and_ordered() {
 }
 
 #[test]
+fn an_event_that_cannot_be_read_does_not_keep_the_others() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("keelson.db");
+    let mut store = Store::open(&path, key()).unwrap();
+    let rows: Vec<Row> = (1..=3).map(|id| Row::Event(Box::new(event(id, Severity::Info)))).collect();
+    store.apply(&rows).unwrap();
+    let connection = rusqlite::Connection::open(&path).unwrap();
+    connection.execute("UPDATE events SET row = '{}' WHERE id = 2", []).unwrap();
+    let filter = EventFilter {
+        range: EventRange::After(0),
+        severity_min: Severity::Info,
+        cluster: None,
+        machine: None,
+        incident: OfIncident::Whatever,
+        count_max: 10,
+    };
+    let ids: Vec<u64> = store.events(&filter).unwrap().iter().map(|event| event.id).collect();
+    assert_eq!(ids, [1, 3]);
+}
+
+#[test]
 fn events_of_an_incident_are_found_also_in_a_file_of_the_second_version() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("keelson.db");

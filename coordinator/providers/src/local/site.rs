@@ -398,7 +398,8 @@ impl Site {
     pub(crate) fn empty_trash(&self) -> Result<(), LocalError> {
         let trash = self.paths.trash();
         let entries = std::fs::read_dir(&trash).map_err(LocalError::file("list", &trash))?;
-        entries.flatten().fold(Ok(()), |all, entry| all.and(mounts::remove_tree(&entry.path())))
+        let removed: Vec<_> = entries.flatten().map(|entry| mounts::remove_tree(&entry.path())).collect();
+        removed.into_iter().collect()
     }
 
     /// Removes a machine whose lock is held.
