@@ -26,8 +26,11 @@ use crate::world::{Ix, SimEvent, World};
 /// How long systemd waits before it starts an agent again, in milliseconds (`RestartSec`).
 const AGENT_AGAIN_MS: u64 = 1_000;
 
-/// How long a peer is waited for, in milliseconds.
-const PEER_TIMEOUT_MS: u64 = 1_000;
+/// How long a peer is waited for, how often it is pinged meanwhile, and the time between two pings, in milliseconds: as the
+/// agent does.
+const PEER_TIMEOUT_MS: u64 = 400;
+const PINGS_MAX: u64 = 3;
+const PING_EVERY_MS: u64 = 100;
 
 /// Whether a machine runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -230,6 +233,8 @@ impl World {
     /// long as others are.
     fn voucher(&self, ix: Ix) -> Option<Voucher> {
         let machine = &self.machines[ix];
+        // Where answers take longer than they are waited for, no peer can tell.
+        let peers_tell = !self.stormy || self.weather.jitter_ms < PEER_TIMEOUT_MS;
         let (mut silent, mut heard) = (false, false);
         for other in self.by_id.values().copied().filter(|other| *other != ix && self.works(ix)) {
             let Machine { cluster, zone, .. } = &self.machines[other];
@@ -238,7 +243,7 @@ impl World {
                 continue;
             }
             let (is_heard, connects) = (self.is_well(other), self.connects(ix, other));
-            if peer && is_heard && connects {
+            if peer && is_heard && connects && peers_tell {
                 return Some(Voucher::Peer);
             }
             let may_be_heard = is_heard || self.may_be_heard(other);
@@ -485,13 +490,30 @@ impl World {
     fn probe_peers(&mut self, ix: Ix, id: u64, channel: &PeerChannel, targets: Vec<PeerTarget>) {
         let mut all = true;
         let mut ask = |target: PeerTarget| {
-            let said = self.ask_peer(ix, channel, &target);
+            let said = match self.ping_comes(ix) {
+                true => self.ask_peer(ix, channel, &target),
+                false => PeerSaid::Silent,
+            };
             all &= said != PeerSaid::Silent;
             PeerAnswer { machine: target.machine, said }
         };
         let answers = targets.into_iter().map(&mut ask).collect();
         let wait = if all { self.machines[ix].random.between(1, 4) } else { PEER_TIMEOUT_MS };
         self.answer(ix, wait, Event::PeersProbed { id, answers });
+    }
+
+    /// Whether the weather lets one of a peer's pings arrive, and its answer come back in time.
+    fn ping_comes(&mut self, ix: Ix) -> bool {
+        if !self.stormy {
+            return true;
+        }
+        let (jitter, loss) = (self.weather.jitter_ms, self.weather.loss_permille);
+        let net = &mut self.machines[ix].net;
+        let mut way = || (!net.chance(loss)).then(|| net.below(jitter + 1));
+        (0..PINGS_MAX).any(|ping| {
+            let (there, back) = (way(), way());
+            there.zip(back).is_some_and(|(there, back)| ping * PING_EVERY_MS + there + back < PEER_TIMEOUT_MS)
+        })
     }
 
     fn ask_peer(&self, ix: Ix, channel: &PeerChannel, target: &PeerTarget) -> PeerSaid {
