@@ -88,7 +88,8 @@ impl LinkTask {
             let kept = self.on_disk(files, |files, _, _| files.coordinators()).await;
             if !kept.is_empty() && self.load(files).await.is_ok() {
                 warn!(error = chain(&error), ?kept, "the coordinators are looked for where they were last");
-                tokio::spawn(correct(self.paths.clone(), kept.clone(), self.inputs.clone()));
+                let me = (self.machine.clone(), self.incarnation);
+                tokio::spawn(correct(self.paths.clone(), me, kept.clone(), self.inputs.clone()));
                 return Ok(kept);
             }
             self.tell(LinkNews::Enrolling { why: chain(&error), retry_in: METADATA_EVERY }).await?;
@@ -98,10 +99,13 @@ impl LinkTask {
             let why = format!("the metadata names {} incarnation {}", metadata.machine, metadata.incarnation);
             self.send(Input::Restart(why)).await?;
         }
-        let told = metadata.coordinators.clone();
-        if let Err(error) = self.on_disk(files, move |files, _, _| files.keep_coordinators(&told)).await {
-            warn!(error = chain(&error), "where the coordinators are could not be written");
-        }
+        let (files, told) = (files.clone(), metadata.coordinators.clone());
+        // Not waited for: on a disk that hangs it is not kept, and the machine is heard all the same.
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = files.keep_coordinators(&told) {
+                warn!(error = chain(&error), "where the coordinators are could not be written");
+            }
+        });
         Ok(metadata.coordinators)
     }
 
@@ -251,10 +255,16 @@ impl Failure {
     }
 }
 
-/// Begins anew when the metadata is there at last and names other coordinators.
-async fn correct(paths: Paths, kept: Vec<SocketAddr>, inputs: mpsc::Sender<Input>) {
-    if wait_for_metadata(&paths).await.coordinators != kept {
-        let why = "the metadata names other coordinators than those that were kept".to_owned();
+/// Begins anew when the metadata is there at last and names another machine, or other coordinators.
+async fn correct(
+    paths: Paths,
+    me: (MachineId, Incarnation),
+    kept: Vec<SocketAddr>,
+    inputs: mpsc::Sender<Input>,
+) {
+    let metadata = wait_for_metadata(&paths).await;
+    if (metadata.machine, metadata.incarnation, metadata.coordinators) != (me.0, me.1, kept) {
+        let why = "the metadata names another machine, or other coordinators, than were known".to_owned();
         // The shell may have gone.
         let _ = inputs.send(Input::Restart(why)).await;
     }
@@ -264,7 +274,10 @@ async fn correct(paths: Paths, kept: Vec<SocketAddr>, inputs: mpsc::Sender<Input
 pub(crate) async fn wait_for_metadata(paths: &Paths) -> Metadata {
     const TOLD_EVERY: u32 = 60;
     for attempt in 0_u32.. {
-        match Metadata::read(&paths.metadata) {
+        let path = paths.metadata.clone();
+        // Beside the loop: what it comes from may hang.
+        let read = tokio::task::spawn_blocking(move || Metadata::read(&path)).await;
+        match read.expect("what reads the metadata does not panic, and nobody gives it up") {
             Ok(metadata) => return metadata,
             Err(error) if attempt % TOLD_EVERY == 0 => {
                 warn!(error = chain(&error), "waiting for the metadata")

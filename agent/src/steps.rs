@@ -3,14 +3,15 @@
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use keelson_agent_core::{Event, Step, StepOutput};
+use keelson_agent_core::{Event, Step, StepOutput, Validity};
 use keelson_host::Host;
 use keelson_protocol::errors::chain;
-use keelson_protocol::{Incarnation, MachineId, SecretBytes};
+use keelson_protocol::{Incarnation, MachineId, SecretBytes, WallTime};
 use keelson_transport::{Identity, key_request_of, make_key_request};
 use tokio::sync::mpsc;
 
 use crate::balancer::Balancer;
+use crate::clock;
 use crate::identity::{self, IdentityFiles};
 use crate::peers::{Me, Responder};
 use crate::shell::Input;
@@ -34,6 +35,7 @@ impl Steps {
                 machine,
                 incarnation,
                 key: Arc::default(),
+                unwritten: Arc::default(),
                 writing: Arc::default(),
             },
             responder: Arc::new(tokio::sync::Mutex::new(responder)),
@@ -78,7 +80,7 @@ impl Steps {
                     Ok(StepOutput::Done)
                 }
                 Step::MakeLinkKey => link.make_key(),
-                Step::InstallLink { chain } => link.install(chain, &inputs).await,
+                Step::InstallLink { chain } => link.install(chain, clock::wall(), &inputs).await,
                 other => host.run(other).await.map_err(|error| error.chain()),
             }
         }
@@ -94,6 +96,8 @@ struct NextLink {
     /// Its key, until it is on disk. In memory only: the old certificate still holds. A new one for each try would make the
     /// coordinator forget the one that the machine has.
     key: Arc<Mutex<Option<SecretBytes>>>,
+    /// How long the one is valid that is used and that the disk has not taken.
+    unwritten: Arc<Mutex<Option<Validity>>>,
     /// Held by the one that writes: on a disk that hangs the next try waits here, and takes no other thread.
     writing: Arc<tokio::sync::Mutex<()>>,
 }
@@ -116,13 +120,17 @@ impl NextLink {
     async fn install(
         self,
         certificates: Vec<Vec<u8>>,
+        now: WallTime,
         inputs: &mpsc::Sender<Input>,
     ) -> Result<StepOutput, String> {
         let key = self.key().clone().ok_or("no key is kept for the link certificate")?;
         let identity = Identity { chain: certificates, key };
-        identity::check(&identity, &self.machine, self.incarnation).map_err(|error| chain(&error))?;
-        // When the loop has ended, nobody has a link any more.
-        let _ = inputs.send(Input::NewIdentity(identity.clone())).await;
+        let validity = identity::check(&identity, &self.machine, self.incarnation);
+        let validity = validity.map_err(|error| chain(&error))?;
+        if self.is_used(validity, now) {
+            // When the loop has ended, nobody has a link any more.
+            let _ = inputs.send(Input::NewIdentity(identity.clone())).await;
+        }
         let turn = Arc::clone(&self.writing).lock_owned().await;
         let link = self.clone();
         let write = move || {
@@ -134,7 +142,20 @@ impl NextLink {
         let written = tokio::task::spawn_blocking(write).await;
         let validity = written.map_err(|_| "the work was given up".to_owned())??;
         *self.key() = None;
+        *self.unwritten.lock().expect("no holder of this lock panics") = None;
         Ok(StepOutput::Installed(validity))
+    }
+
+    /// Whether a new certificate is to be used at once. To change it moves the session, which ends the shell of whoever looks
+    /// after the disk: not while the last one that could not be written has half its life before it.
+    fn is_used(&self, new: Validity, now: WallTime) -> bool {
+        let mut unwritten = self.unwritten.lock().expect("no holder of this lock panics");
+        let half = new.not_after.since(now) / 2;
+        let fresh = unwritten.is_some_and(|used| used.not_after.since(now) > half);
+        if !fresh {
+            *unwritten = Some(new);
+        }
+        !fresh
     }
 }
 
@@ -144,7 +165,6 @@ mod tests {
 
     use std::time::Duration;
 
-    use keelson_protocol::WallTime;
     use keelson_transport::LinkCa;
 
     use super::*;
@@ -160,6 +180,7 @@ mod tests {
             machine: MachineId::new("demo-worker-1").unwrap(),
             incarnation: Incarnation(1),
             key: Arc::default(),
+            unwritten: Arc::default(),
             writing: Arc::default(),
         };
         // Nothing can be made where a folder would have to be.
@@ -167,19 +188,28 @@ mod tests {
         let ca = LinkCa::generate("test", NOW, 100 * HOUR).unwrap();
         let (inputs, mut told) = mpsc::channel(8);
         let mut keys = Vec::new();
-        for disk_takes_it in [false, true] {
+        let minute = Duration::from_secs(60);
+        for (later, is_used, disk_takes_it) in
+            [(0, true, false), (1, false, false), (40, true, false), (41, false, true), (42, true, true)]
+        {
             if disk_takes_it {
-                std::fs::remove_file(root.path().join("link")).unwrap();
+                let _ = std::fs::remove_file(root.path().join("link"));
             }
             let StepOutput::SigningRequest(request) = link.make_key().unwrap() else { panic!("no request") };
-            let chain = ca.sign_machine(&request, &link.machine, Incarnation(1), NOW, HOUR).unwrap();
-            let installed = link.clone().install(chain.clone(), &inputs).await;
-            assert_eq!(installed.is_ok(), disk_takes_it, "{installed:?}");
-            let Some(Input::NewIdentity(identity)) = told.recv().await else { panic!("it is not used") };
-            assert_eq!(identity.chain, chain);
-            keys.push(identity.key);
+            let now = NOW.plus(later * minute);
+            let chain = ca.sign_machine(&request, &link.machine, Incarnation(1), now, HOUR).unwrap();
+            let installed = link.clone().install(chain.clone(), now, &inputs).await;
+            assert_eq!(installed.is_ok(), disk_takes_it, "{later}: {installed:?}");
+            assert_eq!(link.key().is_none(), disk_takes_it);
+            match told.try_recv() {
+                Ok(Input::NewIdentity(identity)) if is_used => {
+                    assert_eq!(identity.chain, chain);
+                    keys.push(identity.key);
+                }
+                Err(_) if !is_used => {}
+                _ => panic!("{later} minutes later"),
+            }
         }
-        assert_eq!(keys[0], keys[1]);
-        assert_eq!(*link.key(), None);
+        assert!(keys[0] == keys[1] && keys[1] != keys[2]);
     }
 }

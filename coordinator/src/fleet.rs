@@ -503,7 +503,10 @@ impl Fleet for CoordinatorFleet {
     }
 
     fn events(&self, query: EventQuery) -> Answer<'_, EventBatch> {
-        let unreadable = |error| Problem::new(Code::StoreUnavailable, chain(&error));
+        let unreadable = |error| {
+            Problem::new(Code::StoreUnavailable, format!("the events cannot be read: {}", chain(&error)))
+                .remedy("look at the coordinator's disk and its log; clusters are looked after meanwhile")
+        };
         Box::pin(self.ask(move |shell| events(shell, &query).map_err(unreadable)))
     }
 }

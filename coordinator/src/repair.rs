@@ -1,7 +1,8 @@
 //! Repair for the API: the core's answers made into documents and problems.
 
 use keelson_api::care::{
-    NotNow, not_well_view, pause_view, repair_held, repair_options_view, repair_status_view, repair_view,
+    NotNow, member_moves, not_well_view, pause_view, repair_held, repair_options_view, repair_status_view,
+    repair_view,
 };
 use keelson_api::fleet::{Against, Pause, RepairWish};
 use keelson_api::types::{NotWellView, PauseView, RepairOptionsView, RepairStatusView, RepairView};
@@ -9,6 +10,7 @@ use keelson_api::{Code, Problem};
 use keelson_coordinator_core::{
     CommandError, CoordinatorCore, Effect, Now, Override, PauseRequest, PauseScope, RepairRequest,
 };
+use keelson_model::Hold;
 use keelson_protocol::{ClusterName, MachineId};
 use keelson_store::StoreError;
 
@@ -129,6 +131,12 @@ fn request(machine: MachineId, wish: &RepairWish, caller: String) -> RepairReque
 
 fn repair_problem(shell: &Shell, wish: &RepairWish, error: &CommandError) -> Problem {
     let CommandError::Held { machine, hold, .. } = error else { return fleet::problem(error) };
+    // Whoever accepts what it costs the cluster is asked for that alone.
+    if !hold.costs_cluster()
+        && let Some(Hold::Busy { machine: other }) = shell.core.plan_hold(machine, wish.action)
+    {
+        return member_moves(machine, &other);
+    }
     match shell.core.machine(machine) {
         Some(found) => repair_held(machine, &found.row.cluster, wish, hold),
         None => Problem::machine_not_found(machine),

@@ -7,6 +7,7 @@ use std::path::Path;
 
 use keelson_agent_core::{CertificateFiles, CertificateSeen, Validity};
 use keelson_protocol::{SecretBytes, WallTime};
+use nix::errno::Errno;
 use rcgen::{CertificateParams, DistinguishedName, KeyPair, PublicKeyData};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
@@ -106,11 +107,17 @@ pub(crate) fn look(
     all
 }
 
-/// `None` when a disk that fails, or the want of file descriptors, keeps it from being read.
+/// `None` when it cannot be read for a want that has nothing to do with it.
 fn look_at(files: &CertificateFiles) -> Option<CertificateSeen> {
     let missing = |why: &str| Some(CertificateSeen::Missing { why: why.to_owned() });
-    let Some(chain) = read_if_there(&files.certificate_path)? else { return missing("it is not there") };
-    let Some(key) = read_if_there(&files.key_path)? else { return missing("its key is not there") };
+    let chain = match read(&files.certificate_path, "it is not there")? {
+        Ok(chain) => chain,
+        Err(why) => return missing(&why),
+    };
+    let key = match read(&files.key_path, "its key is not there")? {
+        Ok(key) => key,
+        Err(why) => return missing(&why),
+    };
     let Ok(chain) = chain_from_pem(&chain) else { return missing("it is not readable") };
     let Ok(pair) = KeyPair::from_pem(&key) else { return missing("its key is not readable") };
     match x509_parser::parse_x509_certificate(&chain[0]) {
@@ -122,17 +129,22 @@ fn look_at(files: &CertificateFiles) -> Option<CertificateSeen> {
     }
 }
 
-/// The text of a file, and whether it is there; `None` when that cannot be told.
-fn read_if_there(path: &str) -> Option<Option<String>> {
+/// The text of a file, or why there is none; `None` when that cannot be told. A sector that cannot be read, or a folder in its
+/// place, is as good as no file: another one is written beside it.
+fn read(path: &str, missing: &str) -> Option<Result<String, String>> {
     match std::fs::read(path) {
         // Whatever it is that is no text, it is no certificate.
-        Ok(bytes) => Some(Some(String::from_utf8(bytes).unwrap_or_default())),
-        // What is in its place, or in that of its folder, is not it.
-        Err(error) => match error.kind() {
-            ErrorKind::NotFound | ErrorKind::NotADirectory | ErrorKind::IsADirectory => Some(None),
-            _ => None,
-        },
+        Ok(bytes) => Some(Ok(String::from_utf8(bytes).unwrap_or_default())),
+        Err(error) if says_nothing(&error) => None,
+        Err(error) if error.kind() == ErrorKind::NotFound => Some(Err(missing.to_owned())),
+        Err(error) => Some(Err(format!("{missing}: {error}"))),
     }
+}
+
+/// Whether an error tells of the want of something else than the file: of descriptors, or memory.
+fn says_nothing(error: &std::io::Error) -> bool {
+    let wants = [Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM, Errno::EINTR];
+    wants.iter().any(|want| error.raw_os_error() == Some(*want as i32))
 }
 
 /// Validity of a certificate (DER).
@@ -250,18 +262,14 @@ mod tests {
     }
 
     #[test]
-    fn of_what_cannot_be_read_nothing_is_known() {
+    fn a_file_that_cannot_be_read_is_missing_and_a_want_of_descriptors_says_nothing() {
         let root = tempfile::tempdir().unwrap();
         let files = files(root.path());
-        for path in [&files.certificate_path, &files.key_path] {
-            let parent = Path::new(path).parent().unwrap();
-            std::fs::create_dir_all(parent).unwrap();
-            std::os::unix::fs::symlink(path, path).unwrap();
-        }
-        let mut cache = BTreeMap::new();
-        assert_eq!(look(std::slice::from_ref(&files), &mut cache), BTreeMap::new());
-        std::fs::remove_file(&files.certificate_path).unwrap();
-        let seen = look(std::slice::from_ref(&files), &mut cache);
-        assert_eq!(seen[&files.name], CertificateSeen::Missing { why: "it is not there".to_owned() });
+        std::fs::create_dir_all(Path::new(&files.certificate_path).parent().unwrap()).unwrap();
+        std::os::unix::fs::symlink(&files.certificate_path, &files.certificate_path).unwrap();
+        let Some(CertificateSeen::Missing { why }) = look_at(&files) else { panic!("it is held") };
+        assert!(why.starts_with("it is not there: Too many levels"), "{why}");
+        let of = |errno: Errno| says_nothing(&std::io::Error::from(errno));
+        assert!(of(Errno::EMFILE) && of(Errno::ENFILE) && !of(Errno::EIO) && !of(Errno::ENOENT));
     }
 }

@@ -321,6 +321,17 @@ fn others(hold: &Hold) -> String {
     }
 }
 
+/// The answer to whoever wants an etcd machine made anew while another member joins or leaves: no override goes before that.
+#[must_use]
+pub fn member_moves(machine: &MachineId, other: &MachineId) -> Problem {
+    Problem::new(
+        crate::Code::RepairHeld,
+        format!("recreate of machine `{machine}` is held back: {other} joins etcd, or leaves it"),
+    )
+    .because("etcd members are replaced one at a time, and no override goes before that")
+    .remedy(format!("wait for that, or mend the other machine first: keelson why {other}"))
+}
+
 /// A guard holds a repair: says what ends that, and with which flags it would go on all the same.
 #[must_use]
 pub fn repair_held(machine: &MachineId, cluster: &ClusterName, wish: &RepairWish, hold: &Hold) -> Problem {
@@ -334,13 +345,6 @@ pub fn repair_held(machine: &MachineId, cluster: &ClusterName, wish: &RepairWish
         return problem.remedy(format!(
             "wait for that, then ask again: keelson machine repair {machine} --action {action}"
         ));
-    }
-    if let Hold::Busy { machine: other } = hold
-        && wish.against != Against::Nothing
-    {
-        return problem
-            .because("etcd members are replaced one at a time: no override goes before that")
-            .remedy(format!("wait for that, or mend the other machine first: keelson why {other}"));
     }
     if override_is_enough(hold) {
         let again = format!("keelson machine repair {machine} --action {action} --override");
@@ -405,15 +409,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_override_is_not_advised_to_whom_it_was_refused() {
+    fn an_override_is_advised_only_where_it_is_of_use() {
         let id = |name: &str| -> MachineId { name.parse().unwrap() };
-        let remedy = |against: Against| {
-            let wish = RepairWish { action: RepairAction::Recreate, against };
-            let hold = Hold::Busy { machine: id("prod-etcd-4") };
-            repair_held(&id("prod-etcd-2"), &"prod".parse().unwrap(), &wish, &hold).view().remedy
-        };
-        assert!(remedy(Against::Nothing).contains("--override"));
-        let refused = remedy(Against::Guards);
-        assert!(!refused.contains("--override") && refused.contains("keelson why prod-etcd-4"), "{refused}");
+        let (machine, other) = (id("prod-etcd-2"), id("prod-etcd-4"));
+        let wish = RepairWish { action: RepairAction::Recreate, against: Against::Nothing };
+        let hold = Hold::Busy { machine: other.clone() };
+        let held = repair_held(&machine, &"prod".parse().unwrap(), &wish, &hold).view().remedy;
+        assert!(held.contains("--override"), "{held}");
+        let moves = member_moves(&machine, &other).view().remedy;
+        assert!(!moves.contains("--override") && moves.contains("keelson why prod-etcd-4"), "{moves}");
     }
 }

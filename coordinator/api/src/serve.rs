@@ -23,7 +23,10 @@ use tokio_rustls::TlsAcceptor;
 /// Most connections at a time. A web page holds one, a command one or two; each costs some 50 KB.
 pub const CONNECTIONS_MAX: usize = 1_024;
 
-/// How long a TLS handshake and the first byte of a request may take: three round trips around the world with one loss each.
+/// How a connection begins that speaks HTTP/2 (RFC 9113, section 3.4).
+const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// How long a TLS handshake and the first bytes of a request may take: three round trips around the world with one loss each.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long the head of a request may take, and how long a kept-alive connection may idle.
@@ -101,11 +104,15 @@ async fn connection(stream: TcpStream, peer: Peer, acceptor: TlsAcceptor, router
     let Peer(address) = peer;
     // Answers are small and somebody waits for each; errors mean that the connection is gone already.
     let _ = stream.set_nodelay(true);
-    // Which HTTP it speaks is told by its first byte, and hyper waits for that without end.
+    // Which HTTP it speaks is told by its first bytes, and hyper waits for those without end.
     let begun = async {
         let mut stream = acceptor.accept(stream).await?;
-        let mut first = Vec::with_capacity(1);
-        (&mut stream).take(1).read_to_end(&mut first).await?;
+        let mut first = Vec::with_capacity(HTTP2_PREFACE.len());
+        while first.len() < HTTP2_PREFACE.len() && HTTP2_PREFACE.starts_with(&first) {
+            if stream.read_buf(&mut first).await? == 0 {
+                break;
+            }
+        }
         let (reader, writer) = tokio::io::split(stream);
         Ok::<_, std::io::Error>(tokio::io::join(std::io::Cursor::new(first).chain(reader), writer))
     };

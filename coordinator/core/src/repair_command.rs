@@ -253,6 +253,12 @@ impl CoordinatorCore {
         })
     }
 
+    /// What keeps the plan from carrying a repair out, whoever goes against the guards.
+    #[must_use]
+    pub fn plan_hold(&self, id: &MachineId, action: RepairAction) -> Option<Hold> {
+        self.plan_allows(id, action).err()
+    }
+
     /// The plan of a machine that nothing is being done to.
     fn free_for_repair(&self, machine: &Machine) -> Result<&BlueprintMachine, CommandError> {
         let id = &machine.row.id;

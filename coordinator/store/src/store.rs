@@ -130,24 +130,26 @@ impl Store {
         let (incident, of_incident) = match filter.incident {
             OfIncident::Whatever => (0, ""),
             OfIncident::Any => (0, "AND incident IS NOT NULL"),
-            OfIncident::Number(number) => (number, "AND incident = ?6"),
+            OfIncident::Number(number) => (number, "AND incident = ?5"),
         };
         let query = format!(
             "SELECT id, row FROM events WHERE id > ?1 AND severity >= ?2 AND (?3 IS NULL OR cluster = ?3)
-             AND (?4 IS NULL OR machine = ?4) {of_incident} AND ?6 IS NOT NULL ORDER BY id {order} LIMIT ?5"
+             AND (?4 IS NULL OR machine = ?4) {of_incident} AND ?5 IS NOT NULL ORDER BY id {order}"
         );
         let mut statement = self.connection.prepare_cached(&query).map_err(failed)?;
         let cluster = filter.cluster.as_ref().map(ClusterName::as_str);
         let machine = filter.machine.as_ref().map(MachineId::as_str);
         let severity = rank(filter.severity_min);
         let rows = statement
-            .query_map(
-                params![after as i64, severity, cluster, machine, filter.count_max, incident as i64],
-                |row| Ok((row.get::<_, i64>(0)?.to_string(), row.get::<_, String>(1)?)),
-            )
+            .query_map(params![after as i64, severity, cluster, machine, incident as i64], |row| {
+                Ok((row.get::<_, i64>(0)?.to_string(), row.get::<_, String>(1)?))
+            })
             .map_err(failed)?;
         let mut events: Vec<FleetEvent> = Vec::new();
         for row in rows {
+            if events.len() >= filter.count_max as usize {
+                break;
+            }
             match parse::<FleetEvent>("events", row.map_err(failed)?) {
                 Ok(event) => events.push(event),
                 // Of a damaged record, or one of a newer version, the others are still worth reading.

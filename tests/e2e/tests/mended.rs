@@ -37,6 +37,7 @@ fn programs_that_hang_are_begun_anew() -> Result<()> {
     installation.wait_ready("demo")?;
     let hung = [
         (WORKERS[0], "kubelet.service"),
+        (MASTER, "containerd.service"),
         (WORKERS[1], "kube-proxy.service"),
         (MASTER, "kube-apiserver.service"),
     ];
@@ -65,10 +66,18 @@ fn an_agent_that_starts_without_its_metadata_finds_its_coordinator() -> Result<(
     let installation = Installation::open()?;
     installation.wait_ready("demo")?;
     let before = main_process(&installation, WORKERS[0], AGENT)?;
+    // Told over the link, which is what has to come about.
+    let starts = || -> Result<usize> {
+        let events = installation.keelson_json(&["events", "--machine", WORKERS[0]])?;
+        let items = events["items"].as_array().context("the list of events has no items")?;
+        Ok(items.iter().filter(|event| event["reason"] == "AgentStarted").count())
+    };
+    let told = starts()?;
     installation.on_machine(WORKERS[0], &["mount", "--bind", "/dev/null", METADATA])?;
     installation.on_machine(WORKERS[0], &["systemctl", "restart", "--no-block", AGENT])?;
-    wait_for("another agent to answer", || {
+    wait_for("another agent to speak", || {
         ensure!(main_process(&installation, WORKERS[0], AGENT)? != before, "it is still the one before");
+        ensure!(starts()? > told, "it has not spoken");
         Ok(())
     })?;
     ensure!(installation.on_machine(WORKERS[0], &["cat", METADATA])?.is_empty(), "it has its metadata");

@@ -1,4 +1,5 @@
-//! Every pool of a live cluster gets another size and its old one again, while a client writes; and a worker that may not go.
+//! Every pool of a live cluster gets another size and its old one again, and machines of its control plane are made anew, while
+//! a client writes; and a worker that may not go.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,17 +9,16 @@ use anyhow::{Context, Result, ensure};
 use keelson_e2e::{Installation, wait_for};
 use serde_json::{Value, json};
 
-/// Sizes one after the other; the last one of each pool is the first one again.
-const SIZES: [(&str, u16); 8] = [
-    ("etcd", 3),
-    ("master", 3),
-    ("etcd", 5),
-    ("master", 5),
-    ("worker", 3),
-    ("master", 1),
-    ("etcd", 1),
-    ("worker", 2),
-];
+/// Sizes one after the other.
+const GROW: [(&str, u16); 5] = [("etcd", 3), ("master", 3), ("etcd", 5), ("master", 5), ("worker", 3)];
+/// The first ones of each pool again.
+const SHRINK: [(&str, u16); 3] = [("master", 1), ("etcd", 1), ("worker", 2)];
+/// Made anew, with blank disks, in between.
+const REPLACED: [&str; 2] = ["demo-etcd-2", "demo-master-2"];
+/// The member that goes first, because its zone has two and its number is the highest.
+const FIRST_TO_GO: &str = "demo-etcd-5";
+/// Keys and certificates of a machine.
+const PKI: &str = "/var/lib/keelson/pki";
 /// Zones of the local provider.
 const ZONES: usize = 3;
 /// How often the client writes.
@@ -33,7 +33,7 @@ fn etcd_masters_and_workers_grow_and_shrink_while_a_client_writes() -> Result<()
     let over = AtomicBool::new(false);
     let (scaled, written) = std::thread::scope(|scope| {
         let client = scope.spawn(|| write_until(&installation, &over));
-        let scaled = SIZES.iter().try_for_each(|(pool, count)| scale(&installation, pool, *count));
+        let scaled = grow_and_shrink(&installation);
         over.store(true, Ordering::Relaxed);
         (scaled, client.join())
     });
@@ -46,6 +46,52 @@ fn etcd_masters_and_workers_grow_and_shrink_while_a_client_writes() -> Result<()
     let all: Vec<&str> = found.iter().map(String::as_str).collect();
     installation.kubectl(&[&["delete", "--wait=false"], all.as_slice()].concat())?;
     installation.wait_ready("demo")
+}
+
+fn grow_and_shrink(installation: &Installation) -> Result<()> {
+    GROW.iter().try_for_each(|(pool, count)| scale(installation, pool, *count))?;
+    REPLACED.iter().try_for_each(|machine| make_anew(installation, machine))?;
+    make_leader(installation, FIRST_TO_GO)?;
+    SHRINK.iter().try_for_each(|(pool, count)| scale(installation, pool, *count))?;
+    // It has not left without handing over.
+    let events = installation.keelson_json(&["events", "--cluster", "demo", "--limit", "500"])?;
+    let items = events["items"].as_array().context("the list of events has no items")?;
+    let goes = |event: &Value| event["reason"] == "EtcdMemberRemoved" && event["machine"] == FIRST_TO_GO;
+    let gone = items.iter().rposition(goes).with_context(|| format!("it has not left etcd: {events}"))?;
+    let moved = items[..gone].iter().any(|event| event["reason"] == "EtcdLeaderMoved");
+    ensure!(moved, "{FIRST_TO_GO} led and has not handed over: {events}");
+    Ok(())
+}
+
+fn make_anew(installation: &Installation, machine: &str) -> Result<()> {
+    let incarnation = || -> Result<u64> {
+        let shown = installation.keelson_json(&["machine", "show", machine])?;
+        shown["incarnation"].as_u64().with_context(|| format!("no incarnation: {shown}"))
+    };
+    let before = incarnation()?;
+    let words = ["machine", "repair", machine, "--action", "recreate", "--yes", "--wait"];
+    let output = installation.keelson(&words)?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{machine} was not made anew: {said}");
+    ensure!(incarnation()? > before, "{machine} is the same as before");
+    installation.wait_ready("demo")
+}
+
+/// Lets an etcd member lead, with etcd's own client on its machine.
+fn make_leader(installation: &Installation, machine: &str) -> Result<()> {
+    let etcdctl = |words: &str| {
+        let tls =
+            format!("--cacert={PKI}/etcd-ca.crt --cert={PKI}/etcd-server.crt --key={PKI}/etcd-server.key");
+        let client = "$(echo /opt/keelson/releases/*/bin/etcdctl)";
+        installation.on_machine(machine, &["sh", "-c", &format!("{client} {tls} {words}")])
+    };
+    // Id, state, name, address for peers, address for clients, whether it learns.
+    let list = etcdctl("member list")?;
+    let members: Vec<Vec<&str>> = list.lines().map(|line| line.split(", ").collect()).collect();
+    let all: Vec<&str> = members.iter().filter_map(|fields| fields.get(4).copied()).collect();
+    let own = members.iter().find(|fields| fields.get(2).is_some_and(|name| name.starts_with(machine)));
+    let own = own.with_context(|| format!("{machine} is no member: {list}"))?[0];
+    etcdctl(&format!("--endpoints={} move-leader {own}", all.join(","))).map(drop)
 }
 
 fn scale(installation: &Installation, pool: &str, count: u16) -> Result<()> {

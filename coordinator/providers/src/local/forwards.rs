@@ -297,7 +297,8 @@ fn carry_out(
     match (done, found) {
         (Ok(()), Some(status)) => Ok(status),
         (Err(LocalError::Late { what, waited }), _) => {
-            if let Some(pid) = forwarder(paths)? {
+            // One that only takes long, on a slow or full disk, may serve users meanwhile.
+            if let Some(pid) = forwarder(paths)?.filter(|pid| is_stopped(*pid)) {
                 end_hanging(pid)?;
             }
             let said = files::tail(&paths.forwarder_log(), LOG_BYTES_QUOTED)?;
