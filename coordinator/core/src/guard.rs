@@ -15,7 +15,7 @@ use crate::limits::{
     DISRUPTED_PERCENT_MAX, LIST_LAG_MAX, RECREATES_PER_HOUR_MAX,
 };
 use crate::repair::is_under_way;
-use crate::replan::Serves;
+use crate::replan::{Serves, said_that_its_member_serves};
 use crate::row::{Act, MachineRow};
 use crate::state::{Cluster, CoordinatorCore, Machine, Now};
 
@@ -203,7 +203,8 @@ impl CoordinatorCore {
         };
         let begins = |machine: &Machine| {
             let lately = last_repair(machine).is_some_and(|act| now.wall.since(act.at) < DISRUPTED_MAX);
-            let taken = machine.row.fenced.is_some() || machine.call.is_some() || !knows(machine);
+            let row = &machine.row;
+            let taken = row.fenced.is_some() || row.powering || machine.call.is_some() || !knows(machine);
             is_under_way(machine) && (lately || taken)
         };
         self.machines.get(&planned.id).is_some_and(|machine| {
@@ -304,7 +305,7 @@ impl CoordinatorCore {
         let known = self.quorum_with(cluster, &perhaps);
         // No member works without a quorum: where those that say so, or have not had the time to say anything, make none, one
         // that is taken for dead serves with them, or one that has just been seen to fail.
-        let one_serves = known.has_any() && !known.holds();
+        let one_serves = (known.has_any() || self.served_last(cluster)) && !known.holds();
         if one_serves {
             perhaps.extend(fail.into_iter().map(|planned| planned.id.clone()));
         }
@@ -332,6 +333,17 @@ impl CoordinatorCore {
         }
         let quorum = self.quorum_with(cluster, &perhaps);
         quorum.holds() && perhaps.contains(id)
+    }
+
+    /// Whether a member that is only silent, and perhaps only for a moment, has said last that it serves.
+    fn served_last(&self, cluster: &Cluster) -> bool {
+        let dead = |machine: &Machine| {
+            let powerless = matches!(machine.verdict, Verdict::Hung | Verdict::Off | Verdict::Missing);
+            powerless || machine.row.fenced.is_some() || self.forgot_itself(machine).is_some()
+        };
+        let mut members =
+            cluster.row.blueprint.with_role(Role::Etcd).filter_map(|planned| self.made(planned));
+        members.any(|machine| !machine.is_heard() && !dead(machine) && said_that_its_member_serves(machine))
     }
 
     /// The etcd cluster as far as it is known, without members that are about to lose their power. Members that founded it vote

@@ -361,6 +361,11 @@ fn is_powerless(machine: &Machine) -> bool {
     never_there || machine.row.fenced.is_some()
 }
 
+/// Whether a machine's last report says that its etcd member serves, however old that is.
+pub(crate) fn said_that_its_member_serves(machine: &Machine) -> bool {
+    machine.health.as_deref().is_some_and(|report| state_of(report, ETCD_UNIT) == Some(&UnitState::Healthy))
+}
+
 fn state_of<'a>(report: &'a HealthReport, name: &str) -> Option<&'a UnitState> {
     report.units.iter().find(|unit| unit.name == name).map(|unit| &unit.state)
 }

@@ -7,7 +7,7 @@ mod common;
 use common::World;
 use common::demo::*;
 use keelson_coordinator_core::{
-    ClusterState, EnrolId, Input, Override, PauseRequest, PauseScope, RepairRequest,
+    ClusterState, DISRUPTED_MAX, EnrolId, Input, Override, PauseRequest, PauseScope, RepairRequest,
 };
 use keelson_model::{FleetEvent, MachinePhase, RepairAction, Verdict};
 use keelson_protocol::SecretBytes;
@@ -318,5 +318,25 @@ fn machines_that_return_while_a_coordinator_reads_what_it_missed_are_counted_on_
         world.run(80);
         let asked = request("etcd-1", RepairAction::Recreate, Override::None);
         assert_eq!(world.core.check_repair(world.now(), &asked).map_err(|held| held.to_string()), Ok(()));
+    }
+}
+
+#[test]
+fn a_machine_that_waits_long_for_its_power_is_worked_on_until_it_has_it() {
+    let mut world = ready("ha");
+    refuse_fences(&mut world);
+    let effects =
+        world.core.repair_machine(world.now(), &request("worker-2", RepairAction::Rebuild, Override::None));
+    world.carry_out(effects.unwrap());
+    world.run(2 * u32::try_from(DISRUPTED_MAX.as_secs()).unwrap());
+    world.refuse_rebuild = world.refuse_fence.take();
+    while !machine(&world, "worker-2").row.powering {
+        world.step();
+    }
+    for _ in 0..2 {
+        let held = refusal(&world, "worker-1", RepairAction::PowerCycle, Override::None).to_string();
+        assert!(held.contains("demo-worker-2 is being worked on"), "{held}");
+        // Its answer comes, and it is asked for again later.
+        world.step();
     }
 }

@@ -392,6 +392,22 @@ fn a_member_that_has_just_come_back_may_have_a_quorum_with_one_that_hangs() {
     is_held_for_the_quorum(&world, "etcd-1");
 }
 
+#[test]
+fn a_member_that_falls_silent_may_still_serve_with_one_that_hangs() {
+    let mut world = two_members_left();
+    world.tell_unit(&id("etcd-2"), ETCD, UnitState::Healthy);
+    freeze(&mut world, "etcd-1");
+    world.run(60);
+    assert_eq!(verdict(&world, "etcd-1"), Verdict::Hung);
+    is_held_for_the_quorum(&world, "etcd-1");
+    world.peers_answer = false;
+    freeze(&mut world, "etcd-2");
+    while !machine(&world, "etcd-2").silent {
+        world.step();
+    }
+    is_held_for_the_quorum(&world, "etcd-1");
+}
+
 /// Their probes are not asked in the same moment.
 #[test]
 fn a_member_that_has_just_been_seen_to_fail_may_be_what_another_one_serves_with() {
