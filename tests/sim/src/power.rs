@@ -246,7 +246,16 @@ impl World {
         let (Some(data), Some(etcd)) = (machine.host.disk.etcd, self.etcds.get(&machine.cluster)) else {
             return true;
         };
-        etcd.voters().filter(|voter| voter.id != data && self.has_data(voter)).count() >= etcd.needed()
+        // The disk of a machine that is being made anew is as good as gone: that it goes may have been decided a moment ago.
+        let keeps = |other: &Ix| {
+            let Machine { id, incarnation, .. } = &self.machines[*other];
+            let renewed = self.store.machines.get(id).is_some_and(|row| row.renew);
+            self.store.planned(id, *incarnation).is_some() && !renewed
+        };
+        let stays = |address| self.by_address.get(address).is_some_and(keeps);
+        let kept =
+            etcd.voters().filter(|voter| voter.id != data && self.has_data(voter) && stays(&voter.address));
+        kept.count() >= etcd.needed()
     }
 
     /// The infrastructure loses a machine with its disk, and nobody is told.
