@@ -29,10 +29,7 @@ use crate::args::{Arguments, Command};
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let result = match &arguments.command {
-        Command::Serve(serve) => {
-            forwarder::raise_open_files();
-            serve::run(serve)
-        }
+        Command::Serve(serve) => serve::run(serve),
         Command::LocalForwarder { state_dir } => {
             serve::start_logging(false);
             forwarder::run(state_dir).map_err(anyhow::Error::from)

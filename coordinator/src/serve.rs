@@ -11,7 +11,7 @@ use keelson_coordinator_core::{CoordinatorCore, Settings};
 use keelson_model::Plan;
 use keelson_planner::Place;
 use keelson_providers::Provider;
-use keelson_providers::local::{LocalConfig, LocalProvider, missing, preflight};
+use keelson_providers::local::{LocalConfig, LocalProvider, forwarder, missing, preflight};
 use keelson_store::Store;
 use keelson_transport::{LEAF_LIFE, LinkCa, LinkServer, ServerConfig};
 use tokio::net::TcpListener;
@@ -30,6 +30,7 @@ use crate::state_dir::StateDir;
 /// Runs the coordinator until it is told to stop.
 pub(crate) fn run(arguments: &Serve) -> Result<()> {
     start_logging(arguments.log_json);
+    forwarder::raise_open_files();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let result = runtime.block_on(serve(arguments));
     // A call of the provider may wait for a disk without end. Whatever it was doing outlives a kill, so nobody waits for it.

@@ -49,8 +49,8 @@ pub(crate) struct ChaosArgs {
     #[arg(long, conflicts_with_all = ["minutes", "kinds", "plan"])]
     fixed: bool,
     /// Only faults of these kinds, with commas between them: kill, power-off, freeze, hang, cut-coordinator, cut-one-way,
-    /// cut-all, cut-zone, kill-unit, stop-unit, corrupt-file, delete-file, kill-coordinator, kill-forwarder, vanish, fill-disk,
-    /// old-logs, many-logs, kill-shim.
+    /// cut-all, cut-zone, isolate-zone, kill-unit, stop-unit, corrupt-file, delete-file, kill-coordinator, kill-forwarder, vanish,
+    /// fill-disk, old-logs, many-logs, kill-shim.
     #[arg(long)]
     kinds: Option<String>,
     /// Give machines disks in memory of so many bytes, so that `fill-disk`, `old-logs` and `many-logs` come too. Filled ones take that

@@ -341,7 +341,10 @@ fn cut(fault: &Fault) -> Result<Option<Cut>> {
             cut(Side::Machine(machine(id)?), Side::Coordinator, Ways::OneWay)
         }
         (Target::Machine(id), Kind::CutAll) => cut(Side::Machine(machine(id)?), Side::Rest, Ways::Both),
-        (Target::Zone(zone), _) => cut(Side::Zone(zone.clone()), Side::Coordinator, Ways::Both),
+        (Target::Zone(zone), kind) => {
+            let others = if kind == Kind::IsolateZone { Side::Rest } else { Side::Coordinator };
+            cut(Side::Zone(zone.clone()), others, Ways::Both)
+        }
         _ => Ok(None),
     }
 }
@@ -428,8 +431,13 @@ LISTEN 0 0 *:6443 *:* cubic";
         let machine = || Target::Machine("chaos-etcd-1".to_owned());
         let made = cut(&fault(Kind::CutOneWay, machine())).unwrap().unwrap();
         assert_eq!((made.to, made.ways), (Side::Coordinator, Ways::OneWay));
-        let made = cut(&fault(Kind::CutZone, Target::Zone("zone-a".to_owned()))).unwrap().unwrap();
-        assert_eq!((made.from, made.ways), (Side::Zone("zone-a".to_owned()), Ways::Both));
+        for (kind, others) in [(Kind::CutZone, Side::Coordinator), (Kind::IsolateZone, Side::Rest)] {
+            let made = cut(&fault(kind, Target::Zone("zone-a".to_owned()))).unwrap().unwrap();
+            assert_eq!(
+                (made.from, made.to, made.ways),
+                (Side::Zone("zone-a".to_owned()), others, Ways::Both)
+            );
+        }
         assert_eq!(cut(&fault(Kind::Kill, machine())).unwrap(), None);
     }
 }

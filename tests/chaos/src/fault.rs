@@ -40,6 +40,8 @@ pub(crate) enum Kind {
     CutAll,
     /// A zone and the coordinator do not hear each other for 20 seconds.
     CutZone,
+    /// A zone and all others, the coordinator and the other zones, do not hear each other for 20 seconds.
+    IsolateZone,
     /// The main process of a unit is killed.
     KillUnit,
     /// The main process of a unit is stopped.
@@ -70,7 +72,7 @@ impl Kind {
     pub(crate) fn lasts_s(self) -> Option<u64> {
         match self {
             Self::Freeze | Self::CutCoordinator | Self::CutOneWay | Self::CutAll | Self::FillDisk => Some(30),
-            Self::CutZone => Some(20),
+            Self::CutZone | Self::IsolateZone => Some(20),
             _ => None,
         }
     }
@@ -81,6 +83,7 @@ impl Kind {
             Self::CutCoordinator
             | Self::CutOneWay
             | Self::CutZone
+            | Self::IsolateZone
             | Self::KillUnit
             | Self::CorruptFile
             | Self::DeleteFile
@@ -263,7 +266,7 @@ impl Draw {
         if !others.is_empty() {
             let second = self.fault(&others);
             // A whole zone beside a machine is more than two machines.
-            step.extend((second.kind != Kind::CutZone).then_some(second));
+            step.extend((!matches!(second.target, Target::Zone(_))).then_some(second));
         }
         step
     }
@@ -310,7 +313,7 @@ impl Draw {
                 Target::Machine(id)
             }
             Kind::KillShim => Target::Machine(self.victim(&runs_pods, kind).id),
-            Kind::CutZone => Target::Zone(self.victim(machines, kind).zone),
+            Kind::CutZone | Kind::IsolateZone => Target::Zone(self.victim(machines, kind).zone),
             Kind::KillUnit | Kind::StopUnit => {
                 let victim = self.victim(machines, kind);
                 Target::Unit(victim.id, self.one_of(&units(&victim.role)))

@@ -1,5 +1,5 @@
 //! Every pool of a live cluster gets another size and its old one again, and machines of its control plane are made anew, while
-//! a client writes; and a worker that may not go.
+//! a client writes; a worker that may not go; and two people who ask at once.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -208,6 +208,37 @@ fn leaves_only_when_it_may(installation: &Installation, worker: &str, count: usi
     ensure!(pods.lines().count() == 1, "the pod was taken although its budget holds it: {pods:?}");
     ensure!(workers(installation)?.contains(worker), "the worker went although a budget holds its pod");
     Ok(())
+}
+
+#[test]
+fn of_two_people_who_scale_at_once_one_is_granted_and_the_other_told() -> Result<()> {
+    let installation = Installation::open()?;
+    installation.wait_ready("demo")?;
+    let before = u16::try_from(workers(&installation)?.len())?;
+    let ask = |count: u16| {
+        let size = count.to_string();
+        let words = ["cluster", "scale", "demo", "--pool", "worker", "--count", &size, "--yes"];
+        Ok::<_, anyhow::Error>((count, installation.keelson(&words)?))
+    };
+    let answers = std::thread::scope(|scope| {
+        let asked = [before + 1, before + 2].map(|count| scope.spawn(move || ask(count)));
+        asked.map(|asked| asked.join().map_err(|_| anyhow::anyhow!("a client panicked"))?)
+    });
+    let mut granted = BTreeSet::new();
+    for answer in answers {
+        let (count, output) = answer?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        // One that came when the other had been granted has seen its size, and asked for another one.
+        ensure!(output.status.success() || said.contains("KEEL-2011"), "{count} workers: {said}");
+        granted.extend(output.status.success().then_some(usize::from(count)));
+    }
+    wait_for("a size that was granted", || {
+        let now = workers(&installation)?.len();
+        ensure!(granted.contains(&now), "{now} workers, and granted was {granted:?}");
+        Ok(())
+    })?;
+    installation.wait_ready("demo")?;
+    scale(&installation, "worker", before)
 }
 
 /// Names of the cluster's workers.

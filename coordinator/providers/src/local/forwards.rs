@@ -329,9 +329,16 @@ fn is_stopped(pid: Pid) -> bool {
 /// Ends a forwarder that does not do its work: another one can.
 fn end_hanging(pid: Pid) -> Result<(), LocalError> {
     tracing::warn!(%pid, "the forwarder hangs, and is ended");
-    match kill(pid, Signal::SIGKILL) {
+    end(pid, Signal::SIGKILL)
+}
+
+/// Sends a signal that ends the forwarder. One that is gone already is as wanted.
+fn end(pid: Pid, signal: Signal) -> Result<(), LocalError> {
+    match kill(pid, signal) {
         Ok(()) | Err(Errno::ESRCH) => Ok(()),
-        Err(source) => Err(LocalError::Kernel { doing: format!("end process {pid}"), source }),
+        Err(source) => {
+            Err(LocalError::Kernel { doing: format!("end the forwarder (process {pid})"), source })
+        }
     }
 }
 
@@ -365,15 +372,7 @@ fn start(paths: &Paths, program: &Path) -> Result<(), LocalError> {
 pub(crate) fn stop(paths: &Paths) -> Result<(), LocalError> {
     for signal in [Signal::SIGTERM, Signal::SIGKILL] {
         let Some(pid) = forwarder(paths)? else { return Ok(()) };
-        match kill(pid, signal) {
-            Ok(()) | Err(Errno::ESRCH) => {}
-            Err(source) => {
-                return Err(LocalError::Kernel {
-                    doing: format!("end the forwarder (process {pid})"),
-                    source,
-                });
-            }
-        }
+        end(pid, signal)?;
         let gone = || Ok(forwarder(paths)? != Some(pid));
         match wait_until(|| format!("the end of process {pid}"), Instant::now() + STOP_WAIT, gone) {
             Err(LocalError::Late { .. }) if signal == Signal::SIGTERM => {}
