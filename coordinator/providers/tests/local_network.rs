@@ -107,6 +107,28 @@ async fn machines_reach_the_coordinators_link() {
 }
 
 #[tokio::test]
+async fn the_coordinator_is_where_it_was_when_others_have_gone() {
+    let host = Host::new().await;
+    let made = machines(&host, 3).await;
+    let link = host.provider().bind_link(7443).unwrap();
+    link.set_nonblocking(false).unwrap();
+    link.set_read_timeout(Some(PACKET_WAIT)).unwrap();
+    let stays = udp_of(&host, &made[0]);
+    assert!(arrives(&stays, &link));
+    // A neighbour goes on sending to where it found somebody: that must not be another machine's end of a cable.
+    let table = inside(&host.netns(&made[0].key.machine), || {
+        std::fs::read_to_string("/proc/thread-self/net/arp").unwrap()
+    });
+    assert!(table.contains("02:4b:0a:d2:00:01"), "{table}");
+    let bench = FaultBench::open(&host.state_dir()).unwrap();
+    for other in &made[1..] {
+        bench.power_off(&other.key.machine, PowerOff::Hard).unwrap();
+        assert!(arrives(&stays, &link), "after {} has gone", other.key.machine);
+    }
+    host.destroy();
+}
+
+#[tokio::test]
 async fn forwards_reach_machines_and_survive_what_dies() {
     let mut host = Host::new().await;
     let made = machines(&host, 2).await;

@@ -52,6 +52,14 @@ impl Network {
     }
 }
 
+/// The MAC address of whoever has `address`. The same address always has the same one, so that neighbours need not learn it
+/// again after a reboot.
+pub(crate) fn mac(address: Ipv4Addr) -> String {
+    let [a, b, c, d] = address.octets();
+    // 02 is the bit for locally administered addresses (IEEE 802).
+    format!("02:4b:{a:02x}:{b:02x}:{c:02x}:{d:02x}")
+}
+
 /// Makes the LAN unless it is there.
 pub(crate) fn ensure(paths: &Paths, network: Network, until: Instant) -> Result<(), LocalError> {
     if netns::exists(&paths.lan()) {
@@ -59,13 +67,15 @@ pub(crate) fn ensure(paths: &Paths, network: Network, until: Instant) -> Result<
     }
     let draft = paths.lan_draft();
     netns::create(&draft)?;
+    let (address, prefix) = (network.coordinator(), network.prefix);
+    // With an address of its own: else the bridge has that of one of its ports, another one each time that machine's cable is
+    // pulled, and until they notice nobody reaches the coordinator any more.
+    let mac = mac(address);
     let script = format!(
         "link set lo up\n\
-         link add {BRIDGE} mtu {MTU_BYTES} type bridge stp_state 0 forward_delay 0\n\
-         addr add {}/{} dev {BRIDGE}\n\
+         link add {BRIDGE} mtu {MTU_BYTES} address {mac} type bridge stp_state 0 forward_delay 0\n\
+         addr add {address}/{prefix} dev {BRIDGE}\n\
          link set {BRIDGE} up\n",
-        network.coordinator(),
-        network.prefix,
     );
     netns::inside(&draft, || {
         // A new namespace copies the host's forwarding; this one has nowhere to forward to and must not try.
@@ -92,7 +102,7 @@ pub(crate) fn plug(
     until: Instant,
 ) -> Result<(), LocalError> {
     netns::create(&machine.netns())?;
-    let (port, mac) = (record.port(), record.mac());
+    let (port, mac) = (record.port(), mac(record.address));
     let cable = format!(
         "link add name {port} mtu {MTU_BYTES} type veth peer name eth0 mtu {MTU_BYTES} address {mac} netns ./{NETNS}\n\
          link set {port} master {BRIDGE} alias {} up\n",
@@ -137,6 +147,11 @@ fn ip(dir: &Path, script: &str, until: Instant) -> Result<(), LocalError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_address_has_one_mac_address() {
+        assert_eq!(mac(Ipv4Addr::new(10, 210, 0, 17)), "02:4b:0a:d2:00:11");
+    }
 
     #[test]
     fn networks_must_be_aligned_and_roomy() {

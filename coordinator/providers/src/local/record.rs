@@ -70,13 +70,6 @@ impl MachineRecord {
     pub(crate) fn port(&self) -> String {
         format!("m{:08x}", self.address.to_bits())
     }
-
-    /// The same address always has the same MAC address, so that neighbours need not learn it again after a reboot.
-    pub(crate) fn mac(&self) -> String {
-        let [a, b, c, d] = self.address.octets();
-        // 02 is the bit for locally administered addresses (IEEE 802).
-        format!("02:4b:{a:02x}:{b:02x}:{c:02x}:{d:02x}")
-    }
 }
 
 /// The record of a machine; `None` when there is no such machine.
@@ -163,7 +156,7 @@ mod tests {
     use keelson_protocol::{ClusterName, Incarnation};
 
     #[test]
-    fn ports_and_macs_follow_the_address() {
+    fn ports_follow_the_address() {
         let record = MachineRecord {
             version: STATE_VERSION,
             key: ObjectKey {
@@ -181,6 +174,5 @@ mod tests {
             power: Power::On,
         };
         assert_eq!(record.port(), "m0ad20011");
-        assert_eq!(record.mac(), "02:4b:0a:d2:00:11");
     }
 }
