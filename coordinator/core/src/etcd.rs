@@ -36,6 +36,8 @@ pub struct EtcdWatch {
     after: Option<MonoTime>,
     /// Since when members that leave have been the only ones that a master may know.
     pub(crate) in_use_since: Option<MonoTime>,
+    /// When a member that served said last that it does no more.
+    pub(crate) fell: Option<MonoTime>,
 }
 
 /// Calls to etcd that all fail.

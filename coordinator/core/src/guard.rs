@@ -12,7 +12,7 @@ use crate::detect::Census;
 use crate::leave::has_begun;
 use crate::limits::{
     ACTS_PER_HOUR_MAX, BROKEN_PERCENT_MAX, COOL_DOWN_MAX, COOL_DOWN_MIN, DISRUPTED_MAX,
-    DISRUPTED_PERCENT_MAX, LIST_LAG_MAX, RECREATES_PER_HOUR_MAX,
+    DISRUPTED_PERCENT_MAX, LIST_LAG_MAX, MEMBER_BACK_MAX, RECREATES_PER_HOUR_MAX,
 };
 use crate::repair::is_under_way;
 use crate::replan::{Serves, said_that_its_member_serves};
@@ -335,8 +335,12 @@ impl CoordinatorCore {
         quorum.holds() && perhaps.contains(id)
     }
 
-    /// Whether a member that is only silent, and perhaps only for a moment, has said last that it serves.
+    /// Whether a member has served until a moment ago, or one that is only silent, and perhaps only for a moment, has said last that
+    /// it serves.
     fn served_last(&self, cluster: &Cluster) -> bool {
+        if cluster.etcd.fell.is_some_and(|fell| self.last_look.mono.since(fell) < MEMBER_BACK_MAX) {
+            return true;
+        }
         let dead = |machine: &Machine| {
             let powerless = matches!(machine.verdict, Verdict::Hung | Verdict::Off | Verdict::Missing);
             powerless || machine.row.fenced.is_some() || self.forgot_itself(machine).is_some()

@@ -127,6 +127,9 @@ pub const ETCD_FAILING_TOLD_AFTER: Duration = Duration::from_secs(60);
 pub const REFUSALS_TOLD_MAX: usize = 1_024;
 /// A wall clock that runs ahead of the monotonic one by so much between two looks was set: no clock drifts like that.
 pub const CLOCK_STEP_MIN: Duration = Duration::from_secs(2);
+/// A member of etcd that ended is started again by its agent, and serves again with what others are left, within this time. Until
+/// then those that are taken for dead may be the ones that it needs.
+pub const MEMBER_BACK_MAX: Duration = Duration::from_secs(30);
 /// How long after the last repair a machine that does not work yet counts as disrupted by us: longer than one needs to
 /// boot, and no longer, so that one that is not mended does not hold up the others for ever.
 pub const DISRUPTED_MAX: Duration = Duration::from_secs(120);

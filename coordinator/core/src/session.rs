@@ -17,6 +17,7 @@ use crate::limits::{
     RENEWED_KEYS_MAX, SECOND_HOLDER_AFTER, TICK_GAP_MAX, WARM_UP,
 };
 use crate::metrics::AgentRepair;
+use crate::replan::said_that_its_member_serves;
 use crate::row::MachineRow;
 use crate::state::{CoordinatorCore, Machine, Now, Voice};
 
@@ -241,7 +242,13 @@ impl CoordinatorCore {
             }
             ToCoordinator::Health(report) => {
                 if let Some(machine) = self.machines.get_mut(&id) {
+                    let served = said_that_its_member_serves(machine);
                     machine.health = Some(Arc::new(*report));
+                    let fell = served && !said_that_its_member_serves(machine);
+                    let cluster = self.clusters.get_mut(&machine.row.cluster).filter(|_| fell);
+                    if let Some(cluster) = cluster {
+                        cluster.etcd.fell = Some(now.mono);
+                    }
                 }
                 self.touch(&id);
             }

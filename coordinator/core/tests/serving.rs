@@ -6,7 +6,7 @@ mod common;
 
 use common::demo::*;
 use common::{World, named};
-use keelson_coordinator_core::{CommandError, Input, Override, ProviderFailure, Remedy};
+use keelson_coordinator_core::{CommandError, Input, MEMBER_BACK_MAX, Override, ProviderFailure, Remedy};
 use keelson_model::{Hold, RepairAction, Verdict};
 use keelson_protocol::health::{Heartbeat, NodeState, UnitState};
 use keelson_protocol::message::ToAgent;
@@ -406,6 +406,23 @@ fn a_member_that_falls_silent_may_still_serve_with_one_that_hangs() {
         world.step();
     }
     is_held_for_the_quorum(&world, "etcd-1");
+}
+
+#[test]
+fn a_member_that_ended_a_moment_ago_will_need_one_that_hangs() {
+    let mut world = two_members_left();
+    world.tell_unit(&id("etcd-2"), ETCD, UnitState::Healthy);
+    freeze(&mut world, "etcd-1");
+    world.run(60);
+    assert_eq!(verdict(&world, "etcd-1"), Verdict::Hung);
+    world.tell_unit(&id("etcd-2"), ETCD, down());
+    is_held_for_the_quorum(&world, "etcd-1");
+    world.step();
+    is_held_for_the_quorum(&world, "etcd-1");
+    assert_eq!(acts(&world, "etcd-1"), []);
+    // It does not come back, so nothing is left to lose.
+    world.run(2 * u32::try_from(MEMBER_BACK_MAX.as_secs()).unwrap());
+    assert_eq!(acts(&world, "etcd-1"), [RepairAction::PowerCycle]);
 }
 
 /// Their probes are not asked in the same moment.

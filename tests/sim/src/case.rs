@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use keelson_model::RepairAction;
+use keelson_model::{DrainSpec, Plan, RepairAction};
 use keelson_protocol::{ClusterName, MachineId};
 use serde::{Deserialize, Serialize};
 
@@ -434,6 +434,14 @@ pub enum Wish {
         pool: String,
         /// How many machines it shall have.
         count: u16,
+        /// How pods leave machines that go; as before when absent.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        drain: Option<DrainSpec>,
+    },
+    /// A plan of their own, new or changed.
+    Plan {
+        /// What it shall be.
+        plan: Box<Plan>,
     },
     /// No cluster of that name any more.
     Delete {
@@ -449,7 +457,16 @@ impl fmt::Display for Wish {
             Self::Create { cluster, plan, workers: Some(workers) } => {
                 write!(f, "create {cluster} plan={plan} workers={workers}")
             }
-            Self::Scale { cluster, pool, count } => write!(f, "scale {cluster} {pool} to {count}"),
+            Self::Scale { cluster, pool, count, drain: None } => {
+                write!(f, "scale {cluster} {pool} to {count}")
+            }
+            Self::Scale { cluster, pool, count, drain: Some(drain) } => {
+                let (seconds, then) = (drain.timeout_s, drain.then);
+                write!(f, "scale {cluster} {pool} to {count}, drains have {seconds} s, then {then:?}")
+            }
+            Self::Plan { plan } => {
+                write!(f, "apply plan {}: {}", plan.name, plan.differences(None).join("; "))
+            }
             Self::Delete { cluster } => write!(f, "delete {cluster}"),
         }
     }

@@ -3,7 +3,7 @@
 use keelson_coordinator_core::Asked;
 use keelson_model::etcd::EtcdCall;
 use keelson_model::kubernetes::{DrainForce, KubeCall};
-use keelson_model::{BlueprintMachine, Role};
+use keelson_model::{BlueprintMachine, DrainThen, Role};
 use keelson_protocol::{ClusterName, MachineId};
 
 use crate::check::{
@@ -123,17 +123,16 @@ impl World {
         machines.filter(|planned| self.taken.get(&planned.id).is_some_and(|at| at + TAKEN_FOR_MS > self.now))
     }
 
-    /// Pods are only forced away when the time for the drain is over.
+    /// Pods are only forced away when the time for the drain is over, and the cluster's owner wants it then.
     fn check_force(&mut self, name: &ClusterName, node: &MachineId, force: DrainForce) {
-        let timeout = self.store.clusters.get(name).map(|row| row.spec.drain.timeout()).unwrap_or_default();
+        let spec = self.store.clusters.get(name).map(|row| row.spec.drain).unwrap_or_default();
         let Some(incarnation) = self.store.machines.get(node).map(|row| row.incarnation) else { return };
         let begun = *self.drains.entry((node.clone(), incarnation)).or_insert(self.now);
-        let late = u128::from(self.now - begun) >= timeout.as_millis();
-        if force != DrainForce::Never && !late {
-            self.violate(
-                Checker::Disruption,
-                format!("pods are forced away from {node} before its time is over"),
-            );
+        let late = u128::from(self.now - begun) >= spec.timeout().as_millis();
+        if force != DrainForce::Never && !(late && spec.then == DrainThen::Force) {
+            let what =
+                format!("pods are forced away from {node}, which drains since {begun} ms, with {spec:?}");
+            self.violate(Checker::Disruption, what);
         }
     }
 

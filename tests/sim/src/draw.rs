@@ -1,7 +1,7 @@
 //! What a seed stands for: a fleet, what its users ask for, and what goes wrong. Swarm style: each seed draws first which
 //! kinds of faults exist at all and how often, so that some runs have much of few kinds and others little of many.
 
-use keelson_model::RepairAction;
+use keelson_model::{DrainSpec, DrainThen, Plan, PlanName, PoolName, RepairAction, Role, Taint, TaintEffect};
 use keelson_protocol::ClusterName;
 
 use crate::case::{Case, Fault, FaultKind, Side, Target, Timed, Way, Weather, Wish};
@@ -25,6 +25,9 @@ const TOGETHER_MS: u64 = 500;
 const WORKERS_MAX: u64 = 8;
 /// Shortest and longest mean time between two wishes about a cluster, in milliseconds.
 const WISH_PAUSE_MS: (u64, u64) = (5 * 60_000, 30 * 60_000);
+
+/// Shortest and longest time that a drain is given, in seconds.
+const DRAIN_S: (u64, u64) = (30, 1_200);
 
 /// What a run is drawn for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -197,10 +200,22 @@ fn wishes(tree: &Tree, fleet: Fleet) -> Vec<Timed<Wish>> {
         let cluster: ClusterName = format!("c{number}").parse().expect("that is a name");
         let workers = grows.then(|| u16::try_from(workers).unwrap_or(1));
         let at_ms = random.below(fleet.duration_ms / 10);
+        let first = wishes.len();
         let wish = Wish::Create { cluster: cluster.clone(), plan: plan.to_owned(), workers };
         wishes.push(Timed { at_ms, what: wish });
         if grows && fleet.faults {
             changes(&mut random, &cluster, (plan, workers), at_ms, fleet.duration_ms, &mut wishes);
+            drains(&mut tree.child(&number.to_string()).child("drains").stream(), &mut wishes[first..]);
+            let random = &mut tree.child(&number.to_string()).child("plan").stream();
+            if random.chance(500) {
+                let own = own_plan(random, plan, &cluster, at_ms, fleet.duration_ms);
+                for wish in &mut wishes[first..] {
+                    if let Wish::Create { plan, .. } = &mut wish.what {
+                        plan.clone_from(&own.0);
+                    }
+                }
+                wishes.splice(first..first, own.1);
+            }
         }
     }
     wishes.sort_by_key(|wish| wish.at_ms);
@@ -220,8 +235,12 @@ fn changes(
     while at_ms < duration_ms {
         let odd = *random.pick(&[1, 3, 5]).unwrap_or(&3);
         let size = u16::try_from(random.between(1, WORKERS_MAX)).unwrap_or(1);
-        let scale =
-            |pool: &str, count| Wish::Scale { cluster: cluster.clone(), pool: pool.to_owned(), count };
+        let scale = |pool: &str, count| Wish::Scale {
+            cluster: cluster.clone(),
+            pool: pool.to_owned(),
+            count,
+            drain: None,
+        };
         let wish = match random.below(10) {
             0 => Wish::Delete { cluster: cluster.clone() },
             1 | 2 if plan != "ha-stacked" => scale("etcd", odd),
@@ -240,5 +259,76 @@ fn changes(
             return;
         }
         at_ms += 1 + random.below(2 * pause_ms);
+    }
+}
+
+/// What users say of drains when they ask for another size, if anything.
+fn drains(random: &mut Stream, wishes: &mut [Timed<Wish>]) {
+    for wish in wishes {
+        let Wish::Scale { drain, .. } = &mut wish.what else { continue };
+        let timeout_s = u32::try_from(random.between(DRAIN_S.0, DRAIN_S.1)).unwrap_or(0);
+        let then = if random.chance(500) { DrainThen::Wait } else { DrainThen::Force };
+        *drain = random.chance(250).then_some(DrainSpec { timeout_s, then });
+    }
+}
+
+/// A plan of a cluster's own, and how it changes: its name, and what is wished of it.
+fn own_plan(
+    random: &mut Stream,
+    base: &str,
+    cluster: &ClusterName,
+    created_ms: u64,
+    duration_ms: u64,
+) -> (String, Vec<Timed<Wish>>) {
+    let built_in = Plan::built_in().into_iter().find(|plan| plan.name.0 == base);
+    let mut plan = Plan { name: PlanName(cluster.to_string()), ..built_in.expect("that plan is built in") };
+    let wish = |at_ms, plan: &Plan| Timed { at_ms, what: Wish::Plan { plan: Box::new(plan.clone()) } };
+    let mut wishes = vec![wish(created_ms, &plan)];
+    let pause_ms = random.between(WISH_PAUSE_MS.0, WISH_PAUSE_MS.1);
+    let mut at_ms = created_ms + random.below(2 * pause_ms);
+    while at_ms < duration_ms {
+        change_plan(random, &mut plan);
+        wishes.push(wish(at_ms, &plan));
+        at_ms += 1 + random.below(2 * pause_ms);
+    }
+    (plan.name.0, wishes)
+}
+
+/// One change of a plan, perhaps one that is refused.
+fn change_plan(random: &mut Stream, plan: &mut Plan) {
+    let extra = PoolName("extra".to_owned());
+    let change = random.below(6);
+    if change == 0 {
+        let worker = plan.worker_pool().cloned();
+        match (plan.pools.iter().position(|pool| pool.name == extra), worker) {
+            (Some(index), _) => drop(plan.pools.remove(index)),
+            (None, Some(mut pool)) => {
+                pool.name = extra;
+                pool.count = u16::try_from(random.between(1, 3)).unwrap_or(1);
+                plan.pools.push(pool);
+            }
+            (None, None) => {}
+        }
+        return;
+    }
+    let index = usize::try_from(random.below(plan.pools.len() as u64)).unwrap_or(0);
+    let pool = &mut plan.pools[index];
+    match change {
+        // With fewer zones a larger etcd would be refused, for good: users do not contradict themselves.
+        1 if !pool.roles.contains(&Role::Etcd) => {
+            pool.zones = settings().place.zones;
+            pool.zones.retain(|_| random.chance(600));
+        }
+        1 | 2 => pool.size.cpu_millis = Some(1_000 * u32::try_from(random.between(1, 8)).unwrap_or(1)),
+        3 => drop(pool.labels.insert("drawn".to_owned(), random.below(100).to_string())),
+        4 if pool.taints.is_empty() && pool.has_nodes() => {
+            let effect = TaintEffect::NoSchedule;
+            pool.taints.push(Taint { key: "drawn".to_owned(), value: String::new(), effect });
+        }
+        4 => pool.taints.clear(),
+        _ if pool.roles.iter().all(|role| *role == Role::Worker) => {
+            pool.count = u16::try_from(random.between(1, WORKERS_MAX)).unwrap_or(1);
+        }
+        _ => pool.count = *random.pick(&[1, 3, 5]).unwrap_or(&3),
     }
 }

@@ -196,8 +196,11 @@ impl World {
         self.boot(ix);
     }
 
-    /// A machine loses its power, and nobody is told.
+    /// A machine loses its power, and nobody is told. If a repair took it before, that is over.
     pub(crate) fn lose_power(&mut self, ix: Ix) {
+        if !self.machines[ix].is_off() && !self.was_taken_away(ix) {
+            self.taken.remove(&self.machines[ix].id);
+        }
         self.seen_as(ix, MachineState::Off);
         self.power_off(ix);
     }

@@ -3,8 +3,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use keelson_coordinator_core::ClusterState;
-use keelson_model::{BlueprintMachine, ClusterSpec, Role};
+use keelson_coordinator_core::{ClusterState, CoordinatorCore};
+use keelson_model::{Blueprint, BlueprintMachine, ClusterSpec, Role};
 use keelson_protocol::{ClusterName, Generation, Incarnation, MachineId};
 use keelson_providers::MachineState;
 use serde::Serialize;
@@ -158,8 +158,11 @@ impl World {
                         let wait = waits.first().map(ToString::to_string).unwrap_or_default();
                         return Some(format!("{name} is {state:?}: {} {wait}", whom.unwrap_or_default()));
                     }
-                    if let Some(why) = self.size_differs(name, &cluster.row.spec) {
-                        return Some(why);
+                    let differs = self
+                        .size_differs(name, &cluster.row.spec)
+                        .or_else(|| plan_differs(core, &cluster.row.spec, &cluster.row.blueprint));
+                    if differs.is_some() {
+                        return differs;
                     }
                 }
             }
@@ -283,4 +286,16 @@ impl World {
             out.next().map(|machine| format!("node {} is out of service", machine.id))
         })
     }
+}
+
+/// Whether a cluster has other pools, or pools of other sizes, than its plan.
+fn plan_differs(core: &CoordinatorCore, spec: &ClusterSpec, blueprint: &Blueprint) -> Option<String> {
+    let Some(plan) = core.plan(&spec.plan) else { return Some(format!("{} has no plan", spec.name)) };
+    let planned: BTreeMap<_, _> =
+        plan.pools.iter().map(|pool| (&pool.name, usize::from(spec.count(plan, pool)))).collect();
+    let mut there: BTreeMap<_, usize> = planned.keys().map(|pool| (*pool, 0)).collect();
+    for machine in blueprint.machines.values() {
+        *there.entry(&machine.pool).or_default() += 1;
+    }
+    (planned != there).then(|| format!("{} has {there:?}, and its plan {planned:?}", spec.name))
 }

@@ -100,7 +100,7 @@ impl Player {
             ["scale", name, pool, count] => {
                 let count = count.parse().map_err(|_| "a count is a number".to_owned())?;
                 let pool = (*pool).to_owned();
-                self.world.wishes_for(&Wish::Scale { cluster: cluster(name)?, pool, count });
+                self.world.wishes_for(&Wish::Scale { cluster: cluster(name)?, pool, count, drain: None });
             }
             ["delete", name] => self.world.wishes_for(&Wish::Delete { cluster: cluster(name)? }),
             ["run", "until", "converged", "within", limit] => self.converge(duration(limit)?),

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use keelson_coordinator_core::{
-    Accepted, Asked, CommandError, CoordinatorCore, CreateCluster, Machine, Override, RepairRequest,
-    ScalePool,
+    Accepted, Asked, CommandError, CoordinatorCore, CreateCluster, Machine, Override, PlanRefused,
+    RepairRequest, ScalePool,
 };
-use keelson_model::{ClusterSpec, Hold, PlanName, PoolName, RepairAction, Verdict};
+use keelson_model::{ClusterSpec, DrainSpec, Hold, Plan, PlanName, PoolName, RepairAction, Verdict};
 use keelson_protocol::{ClusterName, MachineId};
 
 use crate::case::Wish;
@@ -26,6 +26,10 @@ pub(crate) struct Users {
     pub(crate) wanted: BTreeMap<ClusterName, Option<Wanted>>,
     /// Why a wish was refused for good, by cluster.
     pub(crate) refused: BTreeMap<ClusterName, String>,
+    /// Plans of their own, as they shall be.
+    plans: BTreeMap<PlanName, Plan>,
+    /// Why one of these was refused last.
+    plans_refused: BTreeMap<PlanName, String>,
 }
 
 /// A cluster that somebody wants.
@@ -33,6 +37,7 @@ pub(crate) struct Users {
 pub(crate) struct Wanted {
     spec: ClusterSpec,
     pub(crate) pools: BTreeMap<PoolName, u16>,
+    drain: Option<DrainSpec>,
 }
 
 impl World {
@@ -52,14 +57,20 @@ impl World {
                 .expect("that is a spec");
                 spec.plan = PlanName(plan.clone());
                 spec.workers = *workers;
-                self.users.wanted.insert(cluster.clone(), Some(Wanted { spec, pools: BTreeMap::new() }));
+                let wanted = Wanted { spec, pools: BTreeMap::new(), drain: None };
+                self.users.wanted.insert(cluster.clone(), Some(wanted));
                 cluster
             }
-            Wish::Scale { cluster, pool, count } => {
+            Wish::Scale { cluster, pool, count, drain } => {
                 if let Some(Some(wanted)) = self.users.wanted.get_mut(cluster) {
                     wanted.pools.insert(PoolName(pool.clone()), *count);
+                    wanted.drain = drain.or(wanted.drain);
                 }
                 cluster
+            }
+            Wish::Plan { plan } => {
+                self.users.plans.insert(plan.name.clone(), (**plan).clone());
+                return self.apply_plans();
             }
             Wish::Delete { cluster } => {
                 self.users.wanted.insert(cluster.clone(), None);
@@ -71,6 +82,7 @@ impl World {
 
     pub(crate) fn users_look(&mut self) {
         self.queue.push(self.now + USER_EVERY_MS, SimEvent::Users);
+        self.apply_plans();
         let names: Vec<ClusterName> = self.users.wanted.keys().cloned().collect();
         names.iter().for_each(|name| self.ask_again(name));
         self.resume_repair();
@@ -173,10 +185,40 @@ impl World {
                 let mut open =
                     wanted.pools.into_iter().filter(|(pool, count)| spec.pools.get(pool) != Some(count));
                 let Some((pool, count)) = open.next() else { return };
-                core.scale_pool(now, &ScalePool { cluster: name.clone(), pool, count, drain: None })
+                core.scale_pool(now, &ScalePool { cluster: name.clone(), pool, count, drain: wanted.drain })
             }
         };
         self.take_answer(name, answer);
+    }
+
+    /// Asks for whatever plan is not as it shall be.
+    fn apply_plans(&mut self) {
+        if self.coordinator.frozen_until > self.now {
+            return;
+        }
+        let now = self.coordinator_now();
+        for (name, plan) in self.users.plans.clone() {
+            let Some(core) = &mut self.coordinator.core else { return };
+            if core.plan(&name) == Some(&plan) {
+                continue;
+            }
+            match core.apply_plan(now, plan, "a user") {
+                Ok((_, effects)) => {
+                    self.users.plans_refused.remove(&name);
+                    self.carry_out(effects);
+                }
+                Err(error) => {
+                    let why = match &error {
+                        PlanRefused::Harms { harms, .. } => format!("{error}: {}", harms[0]),
+                        _ => error.to_string(),
+                    };
+                    if self.users.plans_refused.get(&name) != Some(&why) {
+                        self.note(Decision::User(format!("plan {name}: refused: {why}")));
+                        self.users.plans_refused.insert(name, why);
+                    }
+                }
+            }
+        }
     }
 
     fn take_answer(&mut self, name: &ClusterName, answer: Result<Accepted, CommandError>) {
