@@ -10,7 +10,7 @@ use crate::programs::workspace_root;
 use crate::state::StateArgs;
 use crate::{cargo, check, down, host, sim, up};
 
-/// Seeds that the simulator plays: an hour of thirty machines each, two minutes on two cores.
+/// Seeds that the simulator plays: an hour of thirty machines each, two to four minutes on two cores.
 const SIM_SEEDS: u32 = 200;
 
 /// What to run.
