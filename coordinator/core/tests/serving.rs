@@ -373,6 +373,16 @@ fn two_members_left() -> World {
     world
 }
 
+/// And the third one says so, while the other one is taken for hung.
+fn one_serves_beside_one_that_hangs() -> World {
+    let mut world = two_members_left();
+    world.tell_unit(&id("etcd-2"), ETCD, UnitState::Healthy);
+    freeze(&mut world, "etcd-1");
+    world.run(60);
+    assert_eq!(verdict(&world, "etcd-1"), Verdict::Hung);
+    world
+}
+
 fn is_held_for_the_quorum(world: &World, name: &str) {
     let held = refusal(world, name, RepairAction::PowerCycle, Override::Guards);
     assert!(
@@ -394,11 +404,7 @@ fn a_member_that_has_just_come_back_may_have_a_quorum_with_one_that_hangs() {
 
 #[test]
 fn a_member_that_falls_silent_may_still_serve_with_one_that_hangs() {
-    let mut world = two_members_left();
-    world.tell_unit(&id("etcd-2"), ETCD, UnitState::Healthy);
-    freeze(&mut world, "etcd-1");
-    world.run(60);
-    assert_eq!(verdict(&world, "etcd-1"), Verdict::Hung);
+    let mut world = one_serves_beside_one_that_hangs();
     is_held_for_the_quorum(&world, "etcd-1");
     world.peers_answer = false;
     freeze(&mut world, "etcd-2");
@@ -410,11 +416,7 @@ fn a_member_that_falls_silent_may_still_serve_with_one_that_hangs() {
 
 #[test]
 fn a_member_that_ended_a_moment_ago_will_need_one_that_hangs() {
-    let mut world = two_members_left();
-    world.tell_unit(&id("etcd-2"), ETCD, UnitState::Healthy);
-    freeze(&mut world, "etcd-1");
-    world.run(60);
-    assert_eq!(verdict(&world, "etcd-1"), Verdict::Hung);
+    let mut world = one_serves_beside_one_that_hangs();
     world.tell_unit(&id("etcd-2"), ETCD, down());
     is_held_for_the_quorum(&world, "etcd-1");
     world.step();

@@ -43,6 +43,14 @@ fn udp_of(host: &Host, machine: &MachineRequest) -> UdpSocket {
     socket
 }
 
+/// Where the coordinator listens for agents.
+fn link_of(host: &Host) -> UdpSocket {
+    let link = host.provider().bind_link(7443).unwrap();
+    link.set_nonblocking(false).unwrap();
+    link.set_read_timeout(Some(PACKET_WAIT)).unwrap();
+    link
+}
+
 /// Whether a packet gets from one socket to the other.
 fn arrives(from: &UdpSocket, to: &UdpSocket) -> bool {
     from.send_to(b"keelson", to.local_addr().unwrap()).unwrap();
@@ -96,9 +104,7 @@ async fn machines(host: &Host, count: u8) -> Vec<MachineRequest> {
 async fn machines_reach_the_coordinators_link() {
     let host = Host::new().await;
     let made = machines(&host, 2).await;
-    let link = host.provider().bind_link(7443).unwrap();
-    link.set_nonblocking(false).unwrap();
-    link.set_read_timeout(Some(PACKET_WAIT)).unwrap();
+    let link = link_of(&host);
     assert_eq!(link.local_addr().unwrap(), SocketAddr::from((Ipv4Addr::new(10, 210, 0, 1), 7443)));
     let (a, b) = (udp_of(&host, &made[0]), udp_of(&host, &made[1]));
     assert!(arrives(&a, &link) && arrives(&link, &a) && arrives(&a, &b) && arrives(&b, &a));
@@ -110,9 +116,7 @@ async fn machines_reach_the_coordinators_link() {
 async fn the_coordinator_is_where_it_was_when_others_have_gone() {
     let host = Host::new().await;
     let made = machines(&host, 3).await;
-    let link = host.provider().bind_link(7443).unwrap();
-    link.set_nonblocking(false).unwrap();
-    link.set_read_timeout(Some(PACKET_WAIT)).unwrap();
+    let link = link_of(&host);
     let stays = udp_of(&host, &made[0]);
     assert!(arrives(&stays, &link));
     // A neighbour goes on sending to where it found somebody: that must not be another machine's end of a cable.
@@ -281,9 +285,7 @@ async fn links_are_cut_one_way_both_ways_and_by_zone() {
     let host = Host::new().await;
     // Machines 0 and 3 are in zone-a, 1 in zone-b.
     let made = machines(&host, 4).await;
-    let link = host.provider().bind_link(7443).unwrap();
-    link.set_nonblocking(false).unwrap();
-    link.set_read_timeout(Some(PACKET_WAIT)).unwrap();
+    let link = link_of(&host);
     let sockets: Vec<_> = made.iter().map(|machine| udp_of(&host, machine)).collect();
     let (a, b, a2) = (&sockets[0], &sockets[1], &sockets[3]);
     let bench = FaultBench::open(&host.state_dir()).unwrap();
